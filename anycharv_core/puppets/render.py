@@ -1,0 +1,209 @@
+"""Renders puppets: video, mask, pose and optical flow that agree exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from anycharv_core.puppets.character import Character
+from anycharv_core.puppets.draw import Layer, Shape, composite, ellipse, rasterise, to_subpixels
+from anycharv_core.puppets.motion import Motion, standing_motion
+from anycharv_core.puppets.props import Prop, prop_matrices, prop_shapes
+from anycharv_core.puppets.rig import BONES, bone_matrices, build_rig, drawing_order
+from anycharv_core.puppets.scene import Scene, build_scene, camera_matrices, paint_backdrop, sample_backdrop
+from anycharv_core.puppets.seeds import generator
+
+_SHADOW_OPACITY = 0.2
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A rendered performance of F frames, W x H pixels.
+
+    Attributes:
+        frames: uint8 [F,H,W,3] RGB.
+        mask: uint8 [F,H,W], 255 on every pixel that the character touches visibly, 0 elsewhere.
+        keypoints: float32 [F,18,3], OpenPose-18 x, y in pixels (pixel i covers i..i+1) and score: 1 inside
+            the frame, occluded or not; all three are 0 outside.
+        boxes: int64 [F,4] x0, y0, x1, y1 around the mask, x1 and y1 exclusive; zeros where the mask is empty.
+        flow: float32 [F-1,H,W,2], displacement x, y in pixels of what is seen at a pixel centre of frame t to
+            its place at t+1, visible there or not; None unless asked for.
+    """
+
+    frames: np.ndarray
+    mask: np.ndarray
+    keypoints: np.ndarray
+    boxes: np.ndarray
+    flow: np.ndarray | None
+
+    def pose(self, t: int) -> dict:
+        """Returns frame `t` as an OpenPose POSE_KEYPOINT dictionary."""
+        height, width = self.mask.shape[1:]
+        person = {
+            "pose_keypoints_2d": [float(value) for value in self.keypoints[t].ravel()],
+            "face_keypoints_2d": None,
+            "hand_left_keypoints_2d": None,
+            "hand_right_keypoints_2d": None,
+        }
+        return {"canvas_width": width, "canvas_height": height, "people": [person]}
+
+    def poses(self) -> list[dict]:
+        """Returns all frames as OpenPose POSE_KEYPOINT dictionaries."""
+        return [self.pose(t) for t in range(len(self.keypoints))]
+
+
+def render(
+    character: Character, motion: Motion, scene: Scene, size: tuple[int, int] = (128, 128), flow: bool = False
+) -> Clip:
+    """Renders `character` performing `motion` in `scene`; `size` is (width, height) in pixels.
+
+    Two characters rendered with the same motion and scene are each other's exact swap: joints, camera and
+    objects are the same, and pixels outside the union of both masks are equal bit for bit.
+    """
+    width, height = size
+    count = len(motion.scale)
+    view = np.array([[height, 0, width / 2], [0, height, 0]], dtype=float)
+    camera = _chain(view, camera_matrices(scene, count))
+
+    picture, to_picture = paint_backdrop(scene, size)
+    from_picture = cv2.invertAffineTransform(to_picture)
+    bones = _chain(camera[:, None], bone_matrices(motion))
+    rig = build_rig(character, motion)
+    shadow = _shadow(motion, camera)
+    movers, behind = _props(scene.movers, camera)
+    occluders, in_front = _props(scene.occluders, camera)
+
+    frames = np.empty((count, height, width, 3), np.uint8)
+    mask = np.zeros((count, height, width), np.uint8)
+    labels = np.zeros((count, height, width), np.uint8) if flow else None
+    for t in range(count):
+        frame = sample_backdrop(picture, _chain(camera[t], from_picture), size)
+        order = drawing_order(rig, tuple(motion.arm_front[t]), bool(motion.right_leg_front[t]))
+        rear = _paint(movers, behind[t], size, flow)
+        body = _paint(order, bones[t], size, flow)
+        front = _paint(occluders, in_front[t], size, flow)
+        if rear is not None:
+            composite(frame, rear)
+        shade = rasterise([shadow[t]], [(0, 0, 0)], [0], size)
+        if shade is not None:
+            composite(frame, replace(shade, rgba=(shade.rgba * _SHADOW_OPACITY).astype(np.uint8)))
+        if body is not None:
+            composite(frame, body)
+            _window(mask[t], body)[:] = (body.rgba[..., 3] > 0) * np.uint8(255)
+        if front is not None:
+            composite(frame, front)
+            _window(mask[t], front)[front.rgba[..., 3] == 255] = 0
+        frames[t] = frame
+        if labels is not None:
+            first = len(scene.movers)
+            _stack_labels(labels[t], ((rear, 0), (body, first), (front, first + len(BONES))))
+
+    projected = _apply(camera[:, None], motion.joints.astype(float))
+    inside = ((projected >= 0) & (projected < size)).all(-1, keepdims=True)
+    keypoints = np.where(inside, np.concatenate([projected, inside], axis=-1), 0).astype(np.float32)
+    tracks = np.concatenate([camera[:, None], behind, bones, in_front], axis=1)
+    return Clip(
+        frames=frames,
+        mask=mask,
+        keypoints=keypoints,
+        boxes=np.array([_box(m) for m in mask]),
+        flow=None if labels is None else _flow(labels, tracks),
+    )
+
+
+def render_reference(
+    character: Character, seed: int, size: tuple[int, int], split: str = "train"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Renders `character` standing at ease in its own proportions before a random backdrop.
+
+    `size` is (width, height) in pixels. Returns the picture uint8 [H,W,3] RGB and its mask uint8 [H,W] 0/255.
+
+    Raises:
+        KeyError: `split` is unknown.
+        ValueError: `seed` is negative.
+    """
+    rng = generator(split, "reference", seed)
+    held_up = character.held in ("balloon", "umbrella")
+    tall = rng.uniform(0.66, 0.70) if held_up else rng.uniform(0.82, 0.90)
+    tall *= min(1.0, 1.5 * size[0] / size[1])
+    motion = standing_motion(rng, character.proportions, tall, character.side if held_up else None)
+    still = ((1.0, 0.0, 0.0),) * 2
+    scene = replace(build_scene(rng), camera=still, shake=(0.0, 1.0, 0.0), movers=(), occluders=())
+    clip = render(character, motion, scene, size)
+    return clip.frames[0], clip.mask[0]
+
+
+def _chain(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Composes affine maps [...,2,3]: `inner` first."""
+    linear = outer[..., :2] @ inner[..., :2]
+    offset = outer[..., :2] @ inner[..., 2:] + outer[..., 2:]
+    return np.concatenate([linear, offset], axis=-1)
+
+
+def _apply(matrices: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Maps points [...,2] by affine maps [...,2,3]."""
+    return (matrices[..., :2] @ points[..., None])[..., 0] + matrices[..., 2]
+
+
+def _props(props: Sequence[Prop], camera: np.ndarray) -> tuple[list[Shape], np.ndarray]:
+    """Returns all shapes, with one bone per prop, and the bones' maps to pixels [F,P,2,3]."""
+    shapes = [shape for i, prop in enumerate(props) for shape in prop_shapes(prop, i)]
+    matrices = np.empty((len(camera), len(props), 2, 3))
+    for i, prop in enumerate(props):
+        matrices[:, i] = _chain(camera, prop_matrices(prop, len(camera)))
+    return shapes, matrices
+
+
+def _shadow(motion: Motion, camera: np.ndarray) -> list[np.ndarray]:
+    """Polygons of the shadow on the ground.
+
+    It follows the motion alone, so that swapping the character leaves it untouched.
+    """
+    blob = Shape(ellipse(0, 0, 0.17, 0.026), (0, 0, 0))
+    scale = motion.scale.astype(float)
+    place = np.zeros((len(scale), 1, 2, 3))
+    place[:, 0, 0, 0] = place[:, 0, 1, 1] = scale
+    place[:, 0, :, 2] = motion.ground
+    return [polygons[0] for polygons in to_subpixels([blob], _chain(camera[:, None], place))]
+
+
+def _paint(
+    shapes: Sequence[Shape], matrices: np.ndarray, size: tuple[int, int], labels: bool
+) -> Layer | None:
+    polygons = to_subpixels(shapes, matrices[None])[0]
+    colours, bones = [shape.colour for shape in shapes], [shape.bone for shape in shapes]
+    return rasterise(polygons, colours, bones, size, labels)
+
+
+def _window(image: np.ndarray, layer: Layer) -> np.ndarray:
+    height, width = layer.rgba.shape[:2]
+    return image[layer.y : layer.y + height, layer.x : layer.x + width]
+
+
+def _stack_labels(labels: np.ndarray, layers: Sequence[tuple[Layer | None, int]]) -> None:
+    """Writes the topmost label at each pixel, every layer's own numbers raised by its offset."""
+    for layer, offset in layers:
+        if layer is not None and layer.labels is not None:
+            seen = layer.labels > 0
+            _window(labels, layer)[seen] = layer.labels[seen] + np.uint8(offset)
+
+
+def _flow(labels: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Optical flow [F-1,H,W,2] of labelled pixels from the labels' maps to pixels [F,L,2,3]."""
+    height, width = labels.shape[1:]
+    centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
+    flow = np.empty((len(labels) - 1, height, width, 2), np.float32)
+    for t in range(len(flow)):
+        steps = np.zeros((matrices.shape[1], 2, 3))
+        for label in np.unique(labels[t]):
+            steps[label] = _chain(matrices[t + 1, label], cv2.invertAffineTransform(matrices[t, label]))
+        flow[t] = _apply(steps[labels[t]], centres) - centres
+    return flow
+
+
+def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

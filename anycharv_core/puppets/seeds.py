@@ -1,0 +1,16 @@
+"""Seeds: one independent random stream per split, kind of sample and number."""
+
+import numpy as np
+
+SPLIT_ID = {"train": 0, "heldout": 1}
+DOMAIN_ID = {"character": 0, "motion": 1, "scene": 2, "reference": 3}
+
+
+def generator(split: str, domain: str, seed: int) -> np.random.Generator:
+    """Returns the random generator of sample `seed` (>= 0) of `domain` in `split`.
+
+    Raises:
+        KeyError: `split` or `domain` is unknown.
+        ValueError: `seed` is negative.
+    """
+    return np.random.default_rng([SPLIT_ID[split], DOMAIN_ID[domain], seed])

@@ -1,0 +1,244 @@
+"""Reading video and masks: exact frames, upright, with exact timestamps, a few frames at a time."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+
+from anycharv_core.errors import UserError
+
+# The same pixels on every machine: no fast paths that round differently, chroma at full resolution.
+EXACT = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its luma and chroma
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a clip holds, as measured by decoding it.
+
+    `width` and `height` are in pixels after rotation; `frames` is the number of displayed frames;
+    `timestamps` holds the time of each in units of `time_base` seconds, strictly rising; `rate` is the
+    average in frames per second; `rotation` is the angle in degrees, counter-clockwise, by which the
+    stored picture is turned for display; `sample_aspect` is the width of a displayed pixel over its
+    height.
+    """
+
+    width: int
+    height: int
+    frames: int
+    time_base: Fraction
+    timestamps: tuple[int, ...]
+    rate: Fraction
+    rotation: int
+    has_audio: bool
+    sample_aspect: Fraction
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Decode the whole clip, keeping no pixels, and say what it holds.
+
+    Frames without a timestamp, or with one that does not rise, get the next free one.
+
+    Raises UserError if the file is missing, is not a video, has no frames or cannot be decoded.
+    """
+    timestamps: list[int] = []
+    with open_input(path) as container:
+        stream = container.streams.best("video")
+        time_base = stream.time_base
+        nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        step = max(1, round(1 / (nominal * time_base)))
+        for frame in _decoded(path, container):
+            if not timestamps:
+                height, width = _oriented(np.empty((frame.height, frame.width), np.bool_), frame).shape
+                turned = _matrix(frame)[0] == 0
+                rotation = frame.rotation
+            earliest = timestamps[-1] + 1 if timestamps else None
+            pts = frame.pts
+            if pts is None:
+                pts = timestamps[-1] + step if timestamps else 0
+            timestamps.append(pts if earliest is None else max(pts, earliest))
+        return VideoInfo(
+            width=width,
+            height=height,
+            frames=len(timestamps),
+            time_base=time_base,
+            timestamps=tuple(timestamps),
+            rate=average_rate(timestamps, time_base) or nominal,
+            rotation=rotation,
+            has_audio=bool(container.streams.audio),
+            sample_aspect=1 / aspect if turned else aspect,
+        )
+
+
+def read_frames(path: Path | str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Yield displayed frames `start` to `stop` (exclusive) as uint8 RGB [H, W, 3], turned upright.
+
+    Frames are counted exactly, so those before `start` are decoded and dropped. The stream's own
+    colour matrix and range are used; where it names no matrix, BT.709 is taken for pictures over 576
+    rows or 1024 columns and BT.601 for smaller ones, as players do. HDR is not tone-mapped.
+
+    Raises UserError, on the first step or at the frame concerned, as `probe` does.
+    """
+    reformatter = VideoReformatter()
+    with open_input(path) as container:
+        for frame in itertools.islice(_decoded(path, container), start, stop):
+            yield _oriented(_rgb(path, frame, reformatter), frame)
+
+
+def read_gray(path: Path | str) -> Iterator[np.ndarray]:
+    """Yield masks as uint8 [H, W], 0 to 255, from a video, a folder of PNGs or one image.
+
+    Gray sources come back bit for bit (16-bit ones scaled to 8), coloured ones as the BT.601 luma of
+    their RGB. PNGs are taken in the order of the numbers in their names.
+
+    Raises UserError as `probe` does, if a folder holds no PNGs, or if their sizes differ.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        yield from _gray_frames(path)
+        return
+    images = sorted(
+        (file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.is_file()),
+        key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)],
+    )
+    if not images:
+        raise UserError(f"{path} holds no PNG files; give a folder of PNG masks or a mask video.")
+    first: tuple[int, ...] | None = None
+    for image in images:
+        for mask in _gray_frames(image):
+            first = first or mask.shape
+            if mask.shape != first:
+                raise UserError(
+                    f"{image} is {_size(mask.shape)} but the first PNG in its folder is {_size(first)}; "
+                    "give masks of one size."
+                )
+            yield mask
+
+
+def average_rate(timestamps: Sequence[int], time_base: Fraction) -> Fraction | None:
+    if len(timestamps) < 2:
+        return None
+    return (len(timestamps) - 1) / ((timestamps[-1] - timestamps[0]) * time_base)
+
+
+@contextmanager
+def open_input(path: Path | str, kind: str = "video") -> Iterator[InputContainer]:
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not there or is not a file; check the path.")
+    try:
+        # The prefix keeps a colon in a file name from being read as the name of a protocol.
+        container = av.open(f"file:{path}", metadata_errors="replace")
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read; change its permissions.") from error
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{path} is not a video that can be read ({error.strerror}); give a complete video file."
+        ) from error
+    with container:
+        if kind == "video":
+            stream = container.streams.best("video")
+            # FFmpeg shows plain text as pictures of a terminal.
+            cover = stream and stream.disposition & Disposition.attached_pic
+            if stream is None or cover or container.format.name == "tty":
+                raise UserError(f"{path} holds no video; give a video file.")
+            if stream.codec_context is None:
+                raise UserError(f"{path} has a video format that cannot be decoded; convert it to H.264.")
+        yield container
+
+
+def _decoded(path: Path | str, container: InputContainer) -> Iterator[av.VideoFrame]:
+    stream = container.streams.best("video")
+    stream.thread_type = "AUTO"
+    stored = Path(path).stat().st_size
+    for index, entry in enumerate(stream.index_entries):
+        if entry.pos + entry.size > stored:
+            raise UserError(f"{path} is cut short at frame {index}; give a complete copy.")
+    frames = container.decode(stream)
+    size: tuple[int, int] | None = None
+    for index in itertools.count():
+        try:
+            frame = next(frames, None)
+        except av.FFmpegError as error:
+            raise UserError(
+                f"{path} cannot be decoded at frame {index} ({error.strerror}), so it is damaged or cut "
+                "short; give a complete copy."
+            ) from error
+        if frame is None:
+            break
+        size = size or (frame.height, frame.width)
+        if (frame.height, frame.width) != size:
+            raise UserError(
+                f"{path} changes from {_size(size)} to {_size((frame.height, frame.width))} at frame "
+                f"{index}; give a clip of one size."
+            )
+        yield frame
+    if size is None:
+        raise UserError(f"{path} holds no frames; give a complete video file.")
+
+
+def _rgb(path: Path | str, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    matrix = None
+    if frame.colorspace == _UNSPECIFIED:
+        matrix = Colorspace.ITU709 if frame.height > 576 or frame.width > 1024 else Colorspace.ITU601
+    try:
+        return reformatter.reformat(
+            frame, format="rgb24", src_colorspace=matrix, interpolation=EXACT
+        ).to_ndarray()
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{path} has colours that cannot be converted ({frame.format.name}); convert it to H.264."
+        ) from error
+
+
+def _gray_frames(path: Path | str) -> Iterator[np.ndarray]:
+    reformatter = VideoReformatter()
+    with open_input(path) as container:
+        for frame in _decoded(path, container):
+            if re.fullmatch(r"gray(\d+[lb]e)?", frame.format.name):
+                gray = frame.to_ndarray()
+                top = 2 ** frame.format.components[0].bits - 1
+                if top > 255:
+                    gray = ((gray.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+            else:
+                # Integer weights that add up to one, so that gray stays exactly what it is.
+                weighted = _rgb(path, frame, reformatter) @ np.array([19595, 38470, 7471], np.uint32)
+                gray = ((weighted + 0x8000) >> 16).astype(np.uint8)
+            yield _oriented(gray, frame)
+
+
+def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return a, b, c, d, each -1, 0 or 1: a stored (x, y) is shown at (a x + c y, b x + d y)."""
+    stored = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if stored is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return (-1 if a < 0 else 1), 0, 0, (-1 if d < 0 else 1)
+    return 0, (-1 if b < 0 else 1), (-1 if c < 0 else 1), 0
+
+
+def _oriented(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    a, b, c, d = _matrix(frame)
+    if a == 0:
+        picture = picture.swapaxes(0, 1)
+    return np.ascontiguousarray(picture[:: b + d, :: a + c])
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,220 @@
+"""Skeletons: official drawing, pixel for pixel, and the files they come in."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anycharv_core.errors import UserError
+from anycharv_core.pose import body_points, clean_pose, draw_pose, read_poses, scale_pose, write_poses
+
+PARITY = Path(__file__).parents[2] / "shared" / "parity" / "pose_drawing"
+COUNTS = {
+    "pose_keypoints_2d": 18,
+    "face_keypoints_2d": 68,
+    "hand_left_keypoints_2d": 21,
+    "hand_right_keypoints_2d": 21,
+}
+
+
+def make_frame(seed, width=320, height=256, people=1, step=0.0, face=68):
+    """People with points all over the canvas, some of them unseen; on a grid of `step` pixels.
+
+    None leave it: OpenCV 4 and 5 cut strokes at the border in slightly different ways.
+    """
+    rng = random.Random(seed)
+
+    def points(count):
+        flat = []
+        for _ in range(count):
+            x, y = rng.uniform(0.05, 0.95) * width, rng.uniform(0.05, 0.95) * height
+            if step:
+                x, y = x // step * step, y // step * step
+            flat += [x, y, rng.choice([0.0, 0.3, 0.301, 0.6, 0.9, 1.0])]
+        return flat
+
+    counts = {**COUNTS, "face_keypoints_2d": face}
+    return {
+        "canvas_width": width,
+        "canvas_height": height,
+        "people": [{part: points(count) for part, count in counts.items()} for _ in range(people)],
+    }
+
+
+def body_only(points, width=64, height=64):
+    person = {"pose_keypoints_2d": [float(v) for point in points for v in point]}
+    return {"canvas_width": width, "canvas_height": height, "people": [person]}
+
+
+@pytest.mark.skipif(
+    not PARITY.is_dir(), reason="the recorded official drawings are not beside the repository"
+)
+def test_drawing_equals_the_recorded_official_ones():
+    for index, frame in enumerate(json.loads((PARITY / "poses.json").read_text())):
+        recorded = cv2.imread(str(PARITY / f"{index:02d}.png"))[..., ::-1]
+        assert np.array_equal(draw_pose(frame), recorded), index
+
+
+# Each digest was taken of the official code's drawing, run beside ours on the same frame.
+@pytest.mark.parametrize(
+    ("frame", "digest"),
+    [
+        (make_frame(1), "3696e89c41cd76a4f19a71ff5fac02be812b6a526cdaec3705ea18e7813ed68a"),
+        # Whole pixels, where dividing by the canvas and multiplying back falls below the number.
+        (
+            make_frame(2, 333, 517, people=3, step=1.0),
+            "2d685dcd27f665f1caa3bf40abab68c105c729c7e00ea6cdd7b99bb8b74831ce",
+        ),
+        (
+            make_frame(3, 320, 576, people=2, step=0.5, face=70),
+            "1deb3bad95b6fabbaf6f5a8fbf031809b578a7656df9b7d83e1569e1772f27a1",
+        ),
+        # First rows and columns, where hands and faces are left out and bodies are not.
+        (
+            make_frame(4, 96, 96, people=2, step=12.0),
+            "ec646d4b9af4c93dfcdb95c9de02c88a5fdf2cd27ef0c0a1ef66de277f49e5b1",
+        ),
+    ],
+)
+def test_drawing_equals_the_official_code(frame, digest):
+    assert hashlib.sha256(draw_pose(frame).tobytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(
+    "people",
+    [
+        None,
+        [],
+        [{}],
+        [{"pose_keypoints_2d": None, "face_keypoints_2d": []}],
+        [{"pose_keypoints_2d": [0] * 54}],
+    ],
+)
+def test_nobody_seen_is_a_black_picture(people):
+    picture = draw_pose({"canvas_width": 48, "canvas_height": 32, "people": people})
+    assert picture.shape == (32, 48, 3) and picture.dtype == np.uint8 and not picture.any()
+
+
+def test_score_of_exactly_the_limit_is_not_drawn():
+    unseen, seen = [[20, 20, 0.3]] * 18, [[20, 20, 0.31]] * 18
+    assert not draw_pose(body_only(unseen)).any()
+    assert draw_pose(body_only(seen)).any()
+
+
+def test_all_bodies_lie_under_all_hands_and_faces():
+    frame = make_frame(5, people=1)
+    body = {"pose_keypoints_2d": frame["people"][0].pop("pose_keypoints_2d")}
+    rest = frame["people"][0]
+    drawn = [
+        draw_pose({**frame, "people": people}) for people in ([body, rest], [rest, body], [{**body, **rest}])
+    ]
+    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+
+
+def test_fractions_of_the_canvas_become_pixels():
+    frame = make_frame(6, 512, 256)
+    fractions = json.loads(json.dumps(frame))
+    for flat in fractions["people"][0].values():
+        flat[0::3] = [x / 512 for x in flat[0::3]]
+        flat[1::3] = [y / 256 for y in flat[1::3]]
+    assert clean_pose(fractions) == clean_pose(frame)
+    assert np.array_equal(draw_pose(fractions), draw_pose(frame))
+
+
+@given(st.integers(0, 10**6), st.integers(16, 700), st.integers(16, 700))
+def test_scaled_pose_scales_back(seed, width, height):
+    frame = clean_pose(make_frame(seed))
+    scaled = scale_pose(frame, width, height)
+    assert draw_pose(scaled).shape == (height, width, 3)
+    points = body_points(frame)
+    np.testing.assert_allclose(body_points(scaled), points * [width / 320, height / 256, 1], rtol=1e-5)
+    np.testing.assert_allclose(body_points(scale_pose(scaled, 320, 256)), points, rtol=1e-5)
+    assert scale_pose(frame, 320, 256) == frame
+
+
+def test_body_points_are_zero_for_a_missing_body():
+    points = body_points(make_frame(7, people=2), person=1)
+    assert points.shape == (18, 3) and points.dtype == np.float32 and points.any()
+    assert not body_points(make_frame(7), person=1).any()
+    assert not body_points({"canvas_width": 8, "canvas_height": 8, "people": [{}]}).any()
+
+
+def test_poses_survive_writing_and_reading(tmp_path):
+    frames = [clean_pose(make_frame(seed, people=seed)) for seed in range(4)]
+    write_poses(tmp_path / "poses.json", frames)
+    assert read_poses(tmp_path / "poses.json") == frames
+    assert [path.name for path in tmp_path.iterdir()] == ["poses.json"]
+
+
+def test_a_single_frame_is_a_clip_of_one(tmp_path):
+    (tmp_path / "one.json").write_text("\ufeff" + json.dumps(make_frame(8)), encoding="utf-8")
+    assert read_poses(tmp_path / "one.json") == [clean_pose(make_frame(8))]
+
+
+def test_a_folder_of_openpose_files_needs_the_canvas(tmp_path):
+    frame = make_frame(9, people=1)
+    body = np.reshape(frame["people"][0]["pose_keypoints_2d"], (18, 3))
+    body_25 = np.concatenate([body[:8], [[7.0, 7.0, 1.0]], body[8:], np.full((6, 3), 9.0)])
+    openpose = {
+        "version": 1.3,
+        "people": [{**frame["people"][0], "pose_keypoints_2d": body_25.ravel().tolist()}],
+    }
+    for index, content in enumerate([openpose, {"people": []}]):
+        (tmp_path / f"clip_{index:012d}_keypoints.json").write_text(json.dumps(content))
+    first, second = read_poses(tmp_path, canvas=(320, 256))
+    assert first == clean_pose(frame) and second == {**first, "people": []}
+    with pytest.raises(UserError, match="canvas size"):
+        read_poses(tmp_path)
+
+
+def body_of(*values):
+    return [{**make_frame(0), "people": [{"pose_keypoints_2d": list(values)}]}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "no pose frames"),
+        ("[3]", "frame 0: A pose frame must be an object"),
+        ('[{"people": []}]', "canvas size"),
+        ('[{"canvas_width": 8.5, "canvas_height": 8}]', "canvas size"),
+        ('[{"canvas_width": 8, "canvas_height": 8, "people": {"a": 1}}]', "people must be a list"),
+        (json.dumps([make_frame(0), make_frame(0, 64, 64)]), "frame 1: its canvas is 64x64"),
+        (json.dumps(body_of(*[1.0] * 53)), "18 or 25 points"),
+        (json.dumps(body_of(*[1.0] * 51)), "not 51 numbers"),
+        (json.dumps(body_of(*[1.0] * 53, None)), "flat list of numbers"),
+        (json.dumps(body_of(*[[1.0, 1.0, 1.0]] * 18)), "flat list of numbers"),
+        (json.dumps(body_of([1.0], *[[1.0, 1.0, 1.0]] * 17)), "flat list of numbers"),
+        (json.dumps(body_of(*[1.0] * 53, float("nan"))), "finite"),
+        (json.dumps(body_of(*[1.0] * 53, 1e9)), "finite"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_sentence(tmp_path, content, message):
+    path = tmp_path / "poses.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_poses(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_nothing_to_read_is_said(tmp_path):
+    with pytest.raises(UserError, match="no pose frames"):
+        read_poses(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_poses(tmp_path / "missing.json")
+
+
+def test_a_bad_pose_leaves_the_old_file(tmp_path):
+    path = tmp_path / "poses.json"
+    write_poses(path, [make_frame(1)])
+    old = path.read_bytes()
+    with pytest.raises(UserError, match="Frame 1"):
+        write_poses(path, [make_frame(1), {"people": 3}])
+    assert path.read_bytes() == old

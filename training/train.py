@@ -1,0 +1,235 @@
+"""Trains the embedded model on the puppet world by the paper's stages (section 3.4 and A.2).
+
+    python training/train.py training/configs/embedded.yaml --state DIR [--device cuda] [--minutes 9]
+
+Phases, in order, each resumed or skipped by what DIR holds: `codec` (autoencoder), `compose` (stage 1 on
+frames: all networks, fine mask), `pairs` and `boost` (stage 2 on frames: UNet only, box mask, generated
+driving frames), `clip_pairs`, `motion` (motion modules only) and `boost_clips` (whole UNet) on clips.
+DIR/model_<phase>.safetensors is written after every phase, ready for Pipeline.from_pretrained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anycharv_core.checkpoint import Checkpoint, Networks, library_part, write_single
+from anycharv_core.files import atomic_path
+from anycharv_core.imaging import to_unit
+from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from training.data import PuppetClips, loader
+from training.loop import Batch, Schedule, Unfinished, fit
+from training.objective import Objective, encode, loss
+from training.pairs import PairSettings, make_pairs, pair_batches
+
+TRAINED = {
+    "compose": ("denoising_unet", "reference_unet", "pose_guider", "image_encoder"),
+    "boost": ("denoising_unet",),
+    "motion": ("denoising_unet",),
+    "boost_clips": ("denoising_unet",),
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`clips` of `frames` per batch; `pairs` names the phase whose generated clips are the scene."""
+
+    schedule: Schedule
+    frames: int
+    clips: int
+    pairs: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """The YAML file: network configs, picture size, seed, and settings of each phase."""
+
+    size: int
+    seed: int
+    networks: dict[str, dict[str, Any]]
+    codec: Schedule
+    phases: dict[str, Phase]
+    pairs: dict[str, PairSettings]
+    objective: Objective
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Config:
+        raw = yaml.safe_load(path.read_text())
+        phases = {
+            name: Phase(
+                Schedule(batch=p["clips"], **p.pop("schedule")), **p
+            )
+            for name, p in raw.pop("phases").items()
+        }
+        return cls(
+            codec=Schedule(**raw.pop("codec")),
+            phases=phases,
+            pairs={name: PairSettings(**p) for name, p in raw.pop("pairs").items()},
+            objective=Objective(**raw.pop("objective")),
+            **raw,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the state lives, on what, and until when (time.monotonic() seconds)."""
+
+    state: Path
+    device: str
+    workers: int
+    deadline: float
+
+
+def new_networks(cfg: Config, device: str) -> Networks:
+    """Untrained networks; motion modules and the pose guider start as no-ops (zero last layer)."""
+    torch.manual_seed(cfg.seed)
+    built: dict[str, nn.Module] = {
+        "denoising_unet": DenoisingUNet(UNetConfig.from_dict(cfg.networks["denoising_unet"])),
+        "reference_unet": ReferenceNet(UNetConfig.from_dict(cfg.networks["reference_unet"])),
+        "pose_guider": PoseGuider(PoseGuiderConfig.from_dict(cfg.networks["pose_guider"])),
+        "vae": library_part("vae", cfg.networks["vae"]),
+        "image_encoder": library_part("image_encoder", cfg.networks["image_encoder"]),
+    }
+    for name, module in built["denoising_unet"].named_modules():
+        if name.endswith("temporal_transformer.proj_out"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    for module in built.values():
+        module.to(device).requires_grad_(False)
+    return Networks(**built)
+
+
+def codec_loss(vae: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """L1 on pixels and on their gradients, which keeps edges, with a slight pull to a unit Gaussian."""
+    unit = to_unit(torch.cat([batch["frames"].flatten(0, 1), batch["reference"]]))
+    posterior = vae.encode(unit * 2 - 1).latent_dist
+    output = vae.decode(posterior.sample(generator)).sample.float() / 2 + 0.5
+    pixels = (output - unit).abs().mean()
+    edges = sum((output.diff(dim=d) - unit.diff(dim=d)).abs().mean() for d in (-1, -2))
+    squares = (output - unit).square().mean()
+    total = pixels + edges + 4 * squares + 1e-6 * posterior.kl().mean()
+    return {"loss": total, "psnr": -10 * squares.detach().log10()}
+
+
+def train_codec(cfg: Config, nets: Networks, run: Run) -> None:
+    nets.vae.requires_grad_(True)
+    data = PuppetClips(cfg.size, 3, cfg.seed, "fine")
+    fit(
+        {"vae": nets.vae},
+        lambda batch, generator: codec_loss(nets.vae, batch, generator),
+        lambda first, last: loader(data, cfg.codec.batch // 4, first, last, run.workers),
+        cfg.codec, run.state / "codec", cfg.seed, run.deadline,
+    )
+    nets.vae.requires_grad_(False)
+    # Makes the scaled latents' standard deviation 1, as 0.18215 does for Stable Diffusion's autoencoder.
+    batch = next(iter(loader(data, 32, 10**6, 10**6 + 1, 0)))
+    latents = encode(nets.vae, to_unit(batch["frames"].flatten(0, 1)).to(run.device))
+    nets.vae.register_to_config(scaling_factor=round(nets.vae.config.scaling_factor / latents.std().item(), 5))
+
+
+def choose_trained(nets: Networks, phase: str) -> dict[str, nn.Module]:
+    """Turns gradients on for what `phase` trains and off for the rest."""
+    for name, net in vars(nets).items():
+        net.requires_grad_(name in TRAINED[phase])
+    for name, p in nets.denoising_unet.named_parameters():
+        p.requires_grad_(phase == "boost_clips" or ("motion_modules" in name) == (phase == "motion"))
+    return {name: getattr(nets, name) for name in TRAINED[phase]}
+
+
+def train_phase(cfg: Config, nets: Networks, name: str, run: Run) -> None:
+    phase = cfg.phases[name]
+    trained = choose_trained(nets, name)
+    data = PuppetClips(cfg.size, phase.frames, cfg.seed, mask="box" if phase.pairs else "fine")
+
+    def batches(first: int, last: int) -> Iterable[Batch]:
+        if phase.pairs is None:
+            return loader(data, phase.clips, first, last, run.workers)
+        return pair_batches(data, run.state / phase.pairs, phase.clips, first, last, run.workers)
+
+    fit(
+        trained,
+        lambda batch, generator: loss(nets, batch, batch.get("scene"), cfg.objective, generator),
+        batches, phase.schedule, run.state / name, cfg.seed, run.deadline,
+    )
+
+
+def store(nets: Networks, path: Path) -> None:
+    """All weights, float32, for the next phase to start from."""
+    weights = {f"{part}.{key}": value.contiguous() for part, net in vars(nets).items()
+               for key, value in net.state_dict().items()}
+    with atomic_path(path) as tmp:
+        save_file(weights, tmp, {"scaling_factor": str(nets.vae.config.scaling_factor)})
+
+
+def restore(nets: Networks, path: Path) -> None:
+    weights = load_file(path)
+    for part, net in vars(nets).items():
+        own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{part}.")}
+        net.load_state_dict(own)
+    with safe_open(path, "pt") as file:
+        nets.vae.register_to_config(scaling_factor=float(file.metadata()["scaling_factor"]))
+
+
+def export(cfg: Config, nets: Networks, path: Path) -> None:
+    """The trained model as `Pipeline.from_pretrained` reads it, in half precision."""
+    vae = cfg.networks["vae"] | {"scaling_factor": nets.vae.config.scaling_factor}
+    checkpoint = Checkpoint(
+        configs=cfg.networks | {"vae": vae},
+        weights={part: net.state_dict() for part, net in vars(nets).items()},
+        settings=cfg.settings,
+    )
+    write_single(checkpoint, path, torch.float16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--state", type=Path, required=True, help="folder of checkpoints, logs and pairs")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop, state saved, after this long")
+    parser.add_argument("--until", help="stop after this phase")
+    args = parser.parse_args()
+    run = Run(args.state, args.device, args.workers, time.monotonic() + 60 * args.minutes)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+    cfg = Config.read(args.config)
+    nets = new_networks(cfg, args.device)
+    args.state.mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("codec", "compose", "pairs", "boost", "clip_pairs", "motion", "boost_clips"):
+            done = args.state / f"{name}.safetensors"
+            if name in cfg.pairs:
+                first_stage = copy.deepcopy(nets)
+                restore(first_stage, args.state / "compose.safetensors")
+                folder = args.state / name
+                make_pairs(first_stage, cfg.size, cfg.seed, cfg.pairs[name], folder, run.workers, run.deadline)
+            elif done.exists():
+                restore(nets, done)
+            else:
+                train_codec(cfg, nets, run) if name == "codec" else train_phase(cfg, nets, name, run)
+                store(nets, done)
+                export(cfg, nets, args.state / f"model_{name}.safetensors")
+            if name == args.until:
+                break
+    except Unfinished as stopped:
+        print(stopped)
+
+
+if __name__ == "__main__":
+    main()
