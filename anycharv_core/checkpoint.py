@@ -6,7 +6,6 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
-from .files import atomic_path
+from .files import atomic_path, read_json
 from .models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
@@ -67,8 +66,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises UserError naming the file when it is missing, torn, incomplete, holds NaN, or is another model's.
     """
     if str(path) == EMBEDDED:
-        path = resources.files("anycharv_core") / "weights" / "embedded.safetensors"
-    path = Path(str(path))
+        path = Path(__file__).parent / "weights" / "embedded.safetensors"
+    path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     if path.is_file():
@@ -131,9 +130,12 @@ def build_networks(
             modules[part] = library_part(part, checkpoint.configs[part])
             _check_keys(part, modules[part], checkpoint.weights[part])
     for part, module in modules.items():
-        weights = {k: v.to(device, dtype) for k, v in checkpoint.weights[part].items()}
+        weights = {
+            key: value.to(device, dtype if value.is_floating_point() else None)
+            for key, value in checkpoint.weights[part].items()
+        }
         module.load_state_dict(weights, assign=True)
-        module.to(device, dtype).requires_grad_(False).train(False)
+        module.to(device).requires_grad_(False).train(False)
     return Networks(**modules)
 
 
@@ -149,25 +151,25 @@ def library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of a `vae` or `image_encoder` folder, through the library that defines them.
+    """Config and weights of a `vae` or `image_encoder` folder in their libraries' layout."""
+    config, path = folder / "config.json", weights_file(folder)
+    if path is None or not config.is_file():
+        lacking = "config.json" if path else "weights (.safetensors, .bin or .pth)"
+        raise UserError(f"{folder} has no {lacking}: give the folder of the {part.replace('_', ' ')}.")
+    if part == "image_encoder":
+        # Files of older transformers carry this index table, which newer ones rebuild.
+        weights = {k: v for k, v in read_weights(path).items() if not k.endswith("position_ids")}
+        return read_json(config), weights
+    from diffusers import AutoencoderKL
 
-    The library renames the keys of older files, such as those of sd-vae-ft-mse.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: give the folder of the {part.replace('_', ' ')}.")
-    if part == "vae":
-        from diffusers import AutoencoderKL as Library
-    else:
-        from transformers import CLIPVisionModelWithProjection as Library
     try:
-        module = Library.from_pretrained(folder, local_files_only=True)
+        # The library renames the attention keys of older files, such as those of sd-vae-ft-mse.
+        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder} can't be read as the {part.replace('_', ' ')}: {reason}") from None
-    config = dict(module.config) if part == "vae" else module.config.to_dict()
-    weights = module.state_dict()
-    _check_finite(folder, weights)
-    return {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}, weights
+        raise UserError(f"{folder} can't be read as the vae: {str(error).splitlines()[0]}") from None
+    _check_finite(path, vae.state_dict())
+    kept = {k: v for k, v in vae.config.items() if not k.startswith("_") or k == "_class_name"}
+    return kept, vae.state_dict()
 
 
 def _network(part: str, config: Mapping[str, Any], operations: Any) -> nn.Module:
@@ -180,11 +182,11 @@ def _network(part: str, config: Mapping[str, Any], operations: Any) -> nn.Module
 def _read_folder(folder: Path) -> Checkpoint:
     checkpoint = Checkpoint()
     for part in NETWORKS:
-        config, weights = folder / part / "config.json", _weights_file(folder / part)
+        config, weights = folder / part / "config.json", weights_file(folder / part)
         if weights is None or not config.is_file():
             lacking = "config.json" if weights else "weights (.safetensors, .bin or .pth)"
             raise UserError(f"{folder / part} has no {lacking}: {folder} is not a complete AnyCharV folder.")
-        checkpoint.configs[part] = _read_json(config)
+        checkpoint.configs[part] = read_json(config)
         checkpoint.weights[part] = read_weights(weights)
     for part in LIBRARY_PARTS:
         if (folder / part).is_dir():
@@ -214,16 +216,10 @@ def _read_single(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _weights_file(folder: Path) -> Path | None:
+def weights_file(folder: Path) -> Path | None:
+    """The weights in a part's folder, safetensors first; None where there are none."""
     candidates = (folder / (name + suffix) for suffix in SUFFIXES for name in WEIGHT_NAMES)
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -12,16 +12,18 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def resize(picture: np.ndarray, size: tuple[int, int], method: Image.Resampling = Image.Resampling.LANCZOS):
+def resize(
+    picture: np.ndarray, size: tuple[int, int], method: Image.Resampling = Image.Resampling.LANCZOS
+) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3] -> the same at `size` (width, height), antialiased; itself when equal."""
     if (picture.shape[1], picture.shape[0]) == size:
         return picture
-    return np.asarray(Image.fromarray(picture).resize(size, method))
+    return np.array(Image.fromarray(picture).resize(size, method))
 
 
 def to_unit(pictures: np.ndarray | Tensor) -> Tensor:
     """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in 0..1."""
-    return torch.as_tensor(np.asarray(pictures) if not isinstance(pictures, Tensor) else pictures).movedim(-1, -3).float() / 255
+    return torch.as_tensor(pictures).movedim(-1, -3).float() / 255
 
 
 def clip_input(reference: np.ndarray, size: int = 224) -> Tensor:

@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from anycharv_core.errors import UserError
-from anycharv_core.files import atomic_path
+from .errors import UserError
+from .files import atomic_path, read_json
 
 Pose = dict[str, Any]
 
@@ -184,21 +184,6 @@ def write_poses(path: str | Path, frames: Iterable[Pose]) -> None:
     text = json.dumps(_sequence(named, None, path))
     with atomic_path(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: the file cannot be read or is not JSON.
-    """
-    try:
-        # The signature variant: some Windows editors begin the file with a byte order mark.
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from error
 
 
 def _sequence(

@@ -44,8 +44,8 @@ def ddim_timesteps(steps: int) -> list[tuple[int, int]]:
     previous t = t - 1000 // steps as in diffusers, off by one against the next t where `steps` does not
     divide 1000; the released model is used that way.
     """
-    ends = (torch.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps, dtype=torch.float64).round().long() - 1).tolist()
-    return [(t, t - TRAIN_STEPS // steps) for t in ends[:steps]]
+    ends = torch.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps, dtype=torch.float64)[:steps]
+    return [(t, t - TRAIN_STEPS // steps) for t in (ends.round().long() - 1).tolist()]
 
 
 def ddim_step(v: Tensor, x: Tensor, t: int, t_prev: int) -> Tensor:

@@ -17,13 +17,14 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-from anycharv_core.errors import UserError
+from .errors import UserError
 
 # The same pixels on every machine: no fast paths that round differently, chroma at full resolution.
 EXACT = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+_Matrix = tuple[int, int, int, int]
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its luma and chroma
 
 
@@ -63,10 +64,10 @@ def probe(path: Path | str) -> VideoInfo:
         nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         step = max(1, round(1 / (nominal * time_base)))
-        for frame in _decoded(path, container):
+        for frame, matrix in _decoded(path, container):
             if not timestamps:
-                height, width = _oriented(np.empty((frame.height, frame.width), np.bool_), frame).shape
-                turned = _matrix(frame)[0] == 0
+                turned = matrix[0] == 0
+                width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
                 rotation = frame.rotation
             earliest = timestamps[-1] + 1 if timestamps else None
             pts = frame.pts
@@ -97,8 +98,8 @@ def read_frames(path: Path | str, start: int = 0, stop: int | None = None) -> It
     """
     reformatter = VideoReformatter()
     with open_input(path) as container:
-        for frame in itertools.islice(_decoded(path, container), start, stop):
-            yield _oriented(_rgb(path, frame, reformatter), frame)
+        for frame, matrix in itertools.islice(_decoded(path, container), start, stop):
+            yield _oriented(_rgb(path, frame, reformatter), matrix)
 
 
 def read_gray(path: Path | str) -> Iterator[np.ndarray]:
@@ -162,7 +163,7 @@ def open_input(path: Path | str, kind: str = "video") -> Iterator[InputContainer
         yield container
 
 
-def _decoded(path: Path | str, container: InputContainer) -> Iterator[av.VideoFrame]:
+def _decoded(path: Path | str, container: InputContainer) -> Iterator[tuple[av.VideoFrame, _Matrix]]:
     stream = container.streams.best("video")
     stream.thread_type = "AUTO"
     stored = Path(path).stat().st_size
@@ -181,13 +182,17 @@ def _decoded(path: Path | str, container: InputContainer) -> Iterator[av.VideoFr
             ) from error
         if frame is None:
             break
-        size = size or (frame.height, frame.width)
+        if size is None:
+            size = frame.height, frame.width
+            # Asked of one frame only: the answer ties a frame into a reference cycle, and with a cycle
+            # for each the pixels would pile up until the garbage collector happens to run.
+            matrix = _matrix(frame)
         if (frame.height, frame.width) != size:
             raise UserError(
                 f"{path} changes from {_size(size)} to {_size((frame.height, frame.width))} at frame "
                 f"{index}; give a clip of one size."
             )
-        yield frame
+        yield frame, matrix
     if size is None:
         raise UserError(f"{path} holds no frames; give a complete video file.")
 
@@ -209,7 +214,7 @@ def _rgb(path: Path | str, frame: av.VideoFrame, reformatter: VideoReformatter) 
 def _gray_frames(path: Path | str) -> Iterator[np.ndarray]:
     reformatter = VideoReformatter()
     with open_input(path) as container:
-        for frame in _decoded(path, container):
+        for frame, matrix in _decoded(path, container):
             if re.fullmatch(r"gray(\d+[lb]e)?", frame.format.name):
                 gray = frame.to_ndarray()
                 top = 2 ** frame.format.components[0].bits - 1
@@ -219,10 +224,10 @@ def _gray_frames(path: Path | str) -> Iterator[np.ndarray]:
                 # Integer weights that add up to one, so that gray stays exactly what it is.
                 weighted = _rgb(path, frame, reformatter) @ np.array([19595, 38470, 7471], np.uint32)
                 gray = ((weighted + 0x8000) >> 16).astype(np.uint8)
-            yield _oriented(gray, frame)
+            yield _oriented(gray, matrix)
 
 
-def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def _matrix(frame: av.VideoFrame) -> _Matrix:
     """Return a, b, c, d, each -1, 0 or 1: a stored (x, y) is shown at (a x + c y, b x + d y)."""
     stored = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if stored is None:
@@ -233,8 +238,8 @@ def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return 0, (-1 if b < 0 else 1), (-1 if c < 0 else 1), 0
 
 
-def _oriented(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    a, b, c, d = _matrix(frame)
+def _oriented(picture: np.ndarray, matrix: _Matrix) -> np.ndarray:
+    a, b, c, d = matrix
     if a == 0:
         picture = picture.swapaxes(0, 1)
     return np.ascontiguousarray(picture[:: b + d, :: a + c])

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from anycharv_core.imaging import resize
 from anycharv_core.masks import augment_mask, box_masks
-from anycharv_core.pose import draw_pose, scale_pose
 from anycharv_core.puppets import (
     Character,
     Motion,
@@ -24,15 +21,9 @@ from anycharv_core.puppets import (
     sample_motion,
     sample_scene,
 )
+from anycharv_core.puppets.task import pose_pictures
 
-POSE_SCALE = 2  # skeletons are drawn larger and brought down, which keeps joints to a fraction of a pixel
 MOTION_FRAMES = 48
-
-
-def pose_pictures(poses: list[dict[str, Any]], size: int) -> np.ndarray:
-    """POSE_KEYPOINT frames of a square clip -> skeleton pictures uint8 [F, size, size, 3]."""
-    canvas = POSE_SCALE * size
-    return np.stack([resize(draw_pose(scale_pose(pose, canvas, canvas)), (size, size)) for pose in poses])
 
 
 class PuppetClips(Dataset):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from torch import Tensor, nn
 from anycharv_core.files import atomic_path
 
 Batch = dict[str, Tensor]
-Loss = Callable[[Batch, torch.Generator], dict[str, Tensor]]
-"""(batch, generator for every random draw of the step) -> {"loss": scalar to minimise, ...more to log}."""
+Prepare = Callable[[Batch], Any]
+"""What a batch of pictures becomes, once, before it is trained on several times."""
+Loss = Callable[[Any, torch.Generator], dict[str, Tensor]]
+"""(prepared batch, generator of the step's random draws) -> {"loss": scalar to minimise, ...more to log}."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` of `batch` samples at peak rate `lr`: linear warm-up, then cosine to a tenth of it."""
+    """`steps` of `batch` samples at peak rate `lr`: linear warm-up, then cosine to a tenth of it.
+
+    `pool` batches at a time are trained on `passes` times, with fresh noise: where rendering and encoding
+    cost as much as training, that is the better use of a step.
+    """
 
     steps: int
     batch: int
@@ -31,6 +38,8 @@ class Schedule:
     warmup: int = 100
     ema: float = 0.999
     clip: float = 1.0
+    pool: int = 1
+    passes: int = 1
 
     def rate(self, step: int) -> float:
         rising = min(1.0, (step + 1) / self.warmup)
@@ -44,6 +53,7 @@ class Unfinished(Exception):
 
 def fit(
     trained: dict[str, nn.Module],
+    prepare: Prepare,
     loss: Loss,
     batches: Callable[[int, int], Iterable[Batch]],
     schedule: Schedule,
@@ -87,27 +97,27 @@ def fit(
     sums: dict[str, Tensor] = {}
     started = saved = time.monotonic()
     first = step
-    for batch in batches(step, schedule.steps):
+    for example in _pooled(prepare, batches, schedule, step, device, precision):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         with precision:
-            values = loss(batch, generator)
+            values = loss(example, generator)
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         values["norm"] = nn.utils.clip_grad_norm_(parameters, schedule.clip)
         optimizer.step()
         # A short memory at first, so that the average does not carry the random start along.
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(schedule.ema, step / (step + 10)))
+        pace = 1 - min(schedule.ema, step / (step + 10))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], pace)
         step += 1
         for key, value in values.items():
             sums[key] = sums.get(key, 0) + value.detach().float()
         now = time.monotonic()
         if step % 50 == 0 or step == schedule.steps:
             span = min(50, step - first)
-            row: dict[str, Any] = {"step": step, "seconds": round(now - started, 1), "lr": schedule.rate(step)}
-            row |= {key: round(float(value) / span, 5) for key, value in sums.items()}
+            means = {key: round(float(value) / span, 5) for key, value in sums.items()}
+            row = {"step": step, "seconds": round(now - started, 1), "lr": schedule.rate(step), **means}
             sums = {}
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -118,8 +128,31 @@ def fit(
             save()
             saved = now
         if now > deadline and step < schedule.steps:
-            raise Unfinished(f"{folder.name}: stopped at step {step} of {schedule.steps}; run again to go on.")
+            raise Unfinished(f"{folder.name}: stopped at step {step} of {schedule.steps}; run again.")
     save()
     with torch.no_grad():
         for p, mean in zip(parameters, average, strict=True):
             p.copy_(mean)
+
+
+def _pooled(
+    prepare: Prepare,
+    batches: Callable[[int, int], Iterable[Batch]],
+    schedule: Schedule,
+    step: int,
+    device: torch.device,
+    precision: AbstractContextManager[Any],
+) -> Iterator[Any]:
+    """The prepared batch of every step from `step` on; a pure function of the step, whatever came before."""
+    per_pool = schedule.pool * schedule.passes
+    pools = -(-schedule.steps // per_pool)
+    stream = iter(batches(step // per_pool * schedule.pool, pools * schedule.pool))
+    while step < schedule.steps:
+        pool = []
+        for batch in islice(stream, schedule.pool):
+            with torch.no_grad(), precision:
+                pool.append(prepare({key: value.to(device) for key, value in batch.items()}))
+        for index in range(step % per_pool, per_pool):
+            if step < schedule.steps:
+                yield pool[index % schedule.pool]
+                step += 1

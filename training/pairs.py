@@ -18,11 +18,11 @@ from torch import Tensor
 
 from anycharv_core.checkpoint import Networks
 from anycharv_core.files import atomic_path
-from anycharv_core.imaging import latent_mask, to_unit
+from anycharv_core.imaging import to_unit
 from anycharv_core.sampling import Windows, sample
 from training.data import PuppetClips, loader
 from training.loop import Batch, Unfinished
-from training.objective import decode, encode, read_reference, scene_latents
+from training.objective import decode, encode, prepare, read_reference
 
 
 @dataclass(frozen=True)
@@ -44,30 +44,29 @@ def replace_character(
 
     Pixels outside the mask are the clip's own, as in the finished product.
     """
+    example = prepare(nets, batch, reference="partner")
     clips, frames = batch["frames"].shape[:2]
-    unit, masks = to_unit(batch["frames"].flatten(0, 1)), batch["mask"].flatten(0, 1)
-    scene = scene_latents(nets.vae, unit, masks)
-    mask = latent_mask(masks, scene.shape[-2:])
-    pose = nets.pose_guider(to_unit(batch["pose"].flatten(0, 1))).repeat(2, 1, 1, 1)
-    tokens, embeds = read_reference(nets, batch["partner"])
+    pose = nets.pose_guider(to_unit(example.pose)).repeat(2, 1, 1, 1)
+    tokens, embeds = read_reference(nets, example)
     bank = nets.denoising_unet.project_bank(tokens)
     embeds = embeds.repeat_interleave(frames, dim=0)
     embeds = torch.cat([torch.zeros_like(embeds), embeds])
 
     def denoise(x: Tensor, t: int, _: object) -> Tensor:
-        rows = torch.cat([x, scene, mask], dim=1).repeat(2, 1, 1, 1)
-        time_ = torch.full((1,), t, device=x.device)
-        v = nets.denoising_unet(rows, time_, embeds, pose, bank, frames=frames, plain_rows=len(x)).float()
+        rows = torch.cat([x, example.scene, example.mask], dim=1).repeat(2, 1, 1, 1)
+        at = torch.full((1,), t, device=x.device)
+        v = nets.denoising_unet(rows, at, embeds, pose, bank, frames, plain_rows=len(x), motion=False).float()
         plain, guided = v.chunk(2)
         return plain + settings.guidance * (guided - plain)
 
     # One noise for all frames of a clip keeps the frame-wise model from flickering.
-    noise = torch.randn(clips, *scene.shape[1:], generator=generator, device=scene.device)
+    noise = torch.randn(clips, *example.scene.shape[1:], generator=generator, device=example.scene.device)
     noise = noise.repeat_interleave(frames, dim=0)
     everything = Windows((tuple(range(len(noise))),), ((1.0,) * len(noise),))
     made = decode(nets.vae, sample(denoise, noise, settings.steps, everything))
-    inside = (masks >= 128)[:, None]
-    return torch.where(inside, _vary_sharpness(made, clips, generator), unit)
+    inside = (batch["mask"].flatten(0, 1) >= 128)[:, None]
+    own = to_unit(batch["frames"].flatten(0, 1))
+    return torch.where(inside, _vary_sharpness(made, clips, generator), own)
 
 
 def _vary_sharpness(pictures: Tensor, clips: int, generator: torch.Generator) -> Tensor:
@@ -100,7 +99,7 @@ def make_pairs(
         if number % 20 == 0:
             print(f"{folder.name}: batch {number + 1} of {batches}", flush=True)
         if time.monotonic() > deadline:
-            raise Unfinished(f"{folder.name}: stopped at batch {number + 1} of {batches}; run again to go on.")
+            raise Unfinished(f"{folder.name}: stopped after batch {number + 1} of {batches}; run again.")
 
 
 def pair_batches(

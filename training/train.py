@@ -32,7 +32,7 @@ from anycharv_core.imaging import to_unit
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from training.data import PuppetClips, loader
 from training.loop import Batch, Schedule, Unfinished, fit
-from training.objective import Objective, encode, loss
+from training.objective import Objective, encode, loss, prepare
 from training.pairs import PairSettings, make_pairs, pair_batches
 
 TRAINED = {
@@ -45,12 +45,14 @@ TRAINED = {
 
 @dataclass(frozen=True)
 class Phase:
-    """`clips` of `frames` per batch; `pairs` names the phase whose generated clips are the scene."""
+    """`clips` of `frames` per batch; `pairs` names the phase whose generated clips are the scene;
+    frames are independent of each other without `motion`."""
 
     schedule: Schedule
     frames: int
     clips: int
     pairs: str | None = None
+    motion: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Run:
 
 
 def new_networks(cfg: Config, device: str) -> Networks:
-    """Untrained networks; motion modules and the pose guider start as no-ops (zero last layer)."""
+    """Untrained networks; motion modules, pose guider and output start at zero."""
     torch.manual_seed(cfg.seed)
     built: dict[str, nn.Module] = {
         "denoising_unet": DenoisingUNet(UNetConfig.from_dict(cfg.networks["denoising_unet"])),
@@ -104,18 +106,18 @@ def new_networks(cfg: Config, device: str) -> Networks:
         "vae": library_part("vae", cfg.networks["vae"]),
         "image_encoder": library_part("image_encoder", cfg.networks["image_encoder"]),
     }
-    for name, module in built["denoising_unet"].named_modules():
-        if name.endswith("temporal_transformer.proj_out"):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+    unet = built["denoising_unet"]
+    temporal = [m.proj_out for n, m in unet.named_modules() if n.endswith("temporal_transformer")]
+    for module in (*temporal, built["pose_guider"].conv_out, unet.conv_out):
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
     for module in built.values():
         module.to(device).requires_grad_(False)
     return Networks(**built)
 
 
-def codec_loss(vae: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+def codec_loss(vae: nn.Module, unit: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """L1 on pixels and on their gradients, which keeps edges, with a slight pull to a unit Gaussian."""
-    unit = to_unit(torch.cat([batch["frames"].flatten(0, 1), batch["reference"]]))
     posterior = vae.encode(unit * 2 - 1).latent_dist
     output = vae.decode(posterior.sample(generator)).sample.float() / 2 + 0.5
     pixels = (output - unit).abs().mean()
@@ -130,7 +132,8 @@ def train_codec(cfg: Config, nets: Networks, run: Run) -> None:
     data = PuppetClips(cfg.size, 3, cfg.seed, "fine")
     fit(
         {"vae": nets.vae},
-        lambda batch, generator: codec_loss(nets.vae, batch, generator),
+        lambda batch: to_unit(torch.cat([batch["frames"].flatten(0, 1), batch["reference"]])),
+        lambda unit, generator: codec_loss(nets.vae, unit, generator),
         lambda first, last: loader(data, cfg.codec.batch // 4, first, last, run.workers),
         cfg.codec, run.state / "codec", cfg.seed, run.deadline,
     )
@@ -138,7 +141,8 @@ def train_codec(cfg: Config, nets: Networks, run: Run) -> None:
     # Makes the scaled latents' standard deviation 1, as 0.18215 does for Stable Diffusion's autoencoder.
     batch = next(iter(loader(data, 32, 10**6, 10**6 + 1, 0)))
     latents = encode(nets.vae, to_unit(batch["frames"].flatten(0, 1)).to(run.device))
-    nets.vae.register_to_config(scaling_factor=round(nets.vae.config.scaling_factor / latents.std().item(), 5))
+    scale = nets.vae.config.scaling_factor / latents.std().item()
+    nets.vae.register_to_config(scaling_factor=round(scale, 5))
 
 
 def choose_trained(nets: Networks, phase: str) -> dict[str, nn.Module]:
@@ -162,7 +166,8 @@ def train_phase(cfg: Config, nets: Networks, name: str, run: Run) -> None:
 
     fit(
         trained,
-        lambda batch, generator: loss(nets, batch, batch.get("scene"), cfg.objective, generator),
+        lambda batch: prepare(nets, batch, batch.get("scene")),
+        lambda example, generator: loss(nets, example, cfg.objective, phase.motion, generator),
         batches, phase.schedule, run.state / name, cfg.seed, run.deadline,
     )
 
@@ -218,7 +223,8 @@ def main() -> None:
                 first_stage = copy.deepcopy(nets)
                 restore(first_stage, args.state / "compose.safetensors")
                 folder = args.state / name
-                make_pairs(first_stage, cfg.size, cfg.seed, cfg.pairs[name], folder, run.workers, run.deadline)
+                settings = cfg.pairs[name]
+                make_pairs(first_stage, cfg.size, cfg.seed, settings, folder, run.workers, run.deadline)
             elif done.exists():
                 restore(nets, done)
             else:

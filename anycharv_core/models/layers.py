@@ -28,8 +28,8 @@ class Conditions:
 
     time [N or 1, 4*C0]; image [N or 1, D] (zeros = unconditional); `frames` per clip;
     `bank` yields one (key, value) pair of [R, T, C] per spatial attention, R clips or 1, or is None;
-    the first `plain_rows` of the N rows ignore the bank; `tokens` collects the normalised tokens that a
-    ReferenceNet offers as its bank.
+    the first `plain_rows` of the N rows ignore the bank; without `motion` frames stay independent;
+    `tokens` collects the normalised tokens that a ReferenceNet offers as its bank.
     """
 
     time: Tensor
@@ -37,6 +37,7 @@ class Conditions:
     frames: int = 1
     bank: Iterator[KeyValue] | None = None
     plain_rows: int = 0
+    motion: bool = True
     tokens: list[Tensor] = field(default_factory=list)
 
 
@@ -181,12 +182,10 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = operations.GroupNorm(cfg.norm_num_groups, dim, eps=1e-6, **factory)
         self.linear = cfg.use_linear_projection
-        proj = (lambda: operations.Linear(dim, dim, **factory)) if self.linear else (
-            lambda: operations.Conv2d(dim, dim, 1, **factory)
-        )
-        self.proj_in = proj()
+        project, extra = (operations.Linear, ()) if self.linear else (operations.Conv2d, (1,))
+        self.proj_in = project(dim, dim, *extra, **factory)
         self.transformer_blocks = nn.ModuleList([SpatialBlock(dim, heads, cfg, operations, **factory)])
-        self.proj_out = proj()
+        self.proj_out = project(dim, dim, *extra, **factory)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         height = x.shape[2]

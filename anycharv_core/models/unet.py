@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,9 +50,10 @@ class Stage(nn.Module):
 
     def layer(self, index: int, x: Tensor, cond: Conditions) -> Tensor:
         x = self.resnets[index](x, cond)
-        for kind in ("attentions", "motion_modules"):
-            if hasattr(self, kind):
-                x = getattr(self, kind)[index](x, cond)
+        if hasattr(self, "attentions"):
+            x = self.attentions[index](x, cond)
+        if hasattr(self, "motion_modules") and cond.motion:
+            x = self.motion_modules[index](x, cond)
         return x
 
 
@@ -196,20 +198,22 @@ class DenoisingUNet(UNet):
         bank: Sequence[KeyValue] | None,
         frames: int = 1,
         plain_rows: int = 0,
+        motion: bool = True,
     ) -> Tensor:
         """One denoising call on N = clips x frames rows, clip after clip.
 
         x [N, 9, h, w]: noisy latent 4 | scene latent 4 | mask 1; t [N] or [1]: timestep;
         image_embeds [N, D] or [1, D] (zeros = unconditional); pose [N, C0, h, w]: pose guider features;
         bank: `project_bank`'s, or None; the first `plain_rows` rows ignore the bank, as unconditional
-        rows must. Returns v [N, 4, h, w]. Raises UserError when a clip is longer than the motion
+        rows must; without `motion` the frames are independent of each other, as in the frame-wise training
+        phases (A.2). Returns v [N, 4, h, w]. Raises UserError when a clip is longer than the motion
         modules' positional encoding.
         """
-        motion = self.cfg.motion
-        if motion is not None and frames > motion.max_len:
+        positions = self.cfg.motion.max_len if self.cfg.motion else frames
+        if frames > positions:
             raise UserError(
-                f"A window of {frames} frames is longer than the {motion.max_len} positions of the motion "
-                f"modules; use windows of at most {motion.max_len} frames."
+                f"A window of {frames} frames is longer than the {positions} positions of the motion "
+                f"modules; use windows of at most {positions} frames."
             )
         cond = Conditions(
             time=self.embed_time(t, x.dtype),
@@ -217,6 +221,7 @@ class DenoisingUNet(UNet):
             frames=frames,
             bank=iter(bank) if bank is not None else None,
             plain_rows=plain_rows,
+            motion=motion,
         )
         h = self.trunk(self.conv_in(x) + pose, cond)
         return self.conv_out(F.silu(self.conv_norm_out(h)))
@@ -231,7 +236,7 @@ class PoseGuider(nn.Module):
         conv = operations.Conv2d
         self.conv_in = conv(cfg.conditioning_channels, widths[0], 3, padding=1, **factory)
         self.blocks = nn.ModuleList()
-        for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
+        for c_in, c_out in pairwise(widths):
             self.blocks.append(conv(c_in, c_in, 3, padding=1, **factory))
             self.blocks.append(conv(c_in, c_out, 3, padding=1, stride=2, **factory))
         self.conv_out = conv(widths[-1], cfg.embedding_channels, 3, padding=1, **factory)

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from anycharv_core.puppets.draw import Colour, Shape, ellipse, mix, rectangle, shade, smooth, tint
+from .draw import Colour, Shape, ellipse, mix, rectangle, shade, smooth, tint
 
 # Shapes reach this far to both sides, so that every picture format and camera move stays covered.
 REACH = 2.0

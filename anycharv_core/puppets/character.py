@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anycharv_core.puppets.draw import Colour
-from anycharv_core.puppets.seeds import generator
+from .draw import Colour
+from .seeds import generator
 
 SKIN: tuple[Colour, ...] = (
     (255, 222, 196), (247, 200, 162), (226, 170, 124), (188, 128, 86), (142, 90, 60), (100, 64, 48),

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from anycharv_core.puppets.character import Character
-from anycharv_core.puppets.draw import Colour, ellipse, mix, rectangle, shade, smooth, stroke, tint
-from anycharv_core.puppets.motion import (
+from .character import Character
+from .draw import Colour, ellipse, mix, rectangle, shade, smooth, stroke, tint
+from .motion import (
     EAR_HEIGHT,
     EAR_LONGITUDE,
     EYE_HEIGHT,

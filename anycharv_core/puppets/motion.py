@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anycharv_core.puppets.character import Proportions
-from anycharv_core.puppets.seeds import generator
+from .character import Proportions
+from .seeds import generator
 
 KINDS = ("walk", "wave", "dance")
 

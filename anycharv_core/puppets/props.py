@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anycharv_core.puppets.draw import Colour, Shape, ellipse, rectangle, shade, smooth, stroke, tint
+from .draw import Colour, Shape, ellipse, rectangle, shade, smooth, stroke, tint
 
 MOVING = ("cloud", "bird", "car", "ball", "balloon", "kite")
 OCCLUDING = ("pole", "bush", "fence", "ball", "leaf")

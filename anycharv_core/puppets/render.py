@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from anycharv_core.puppets.character import Character
-from anycharv_core.puppets.draw import Layer, Shape, composite, ellipse, rasterise, to_subpixels
-from anycharv_core.puppets.motion import Motion, standing_motion
-from anycharv_core.puppets.props import Prop, prop_matrices, prop_shapes
-from anycharv_core.puppets.rig import BONES, bone_matrices, build_rig, drawing_order
-from anycharv_core.puppets.scene import Scene, build_scene, camera_matrices, paint_backdrop, sample_backdrop
-from anycharv_core.puppets.seeds import generator
+from .character import Character
+from .draw import Layer, Shape, composite, ellipse, rasterise, to_subpixels
+from .motion import Motion, standing_motion
+from .props import Prop, prop_matrices, prop_shapes
+from .rig import BONES, bone_matrices, build_rig, drawing_order
+from .scene import Scene, build_scene, camera_matrices, paint_backdrop, sample_backdrop
+from .seeds import generator
 
 _SHADOW_OPACITY = 0.2
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anycharv_core.puppets.character import Character
-from anycharv_core.puppets.draw import (
+from .character import Character
+from .draw import (
     Colour,
     Shape,
     band,
@@ -17,8 +17,8 @@ from anycharv_core.puppets.draw import (
     stroke,
     tint,
 )
-from anycharv_core.puppets.head import Painted, back_of_head, front_of_head
-from anycharv_core.puppets.motion import ANKLE, ELBOW, HIP, KNEE, NECK, SHOULDER, WRIST, Motion
+from .head import Painted, back_of_head, front_of_head
+from .motion import ANKLE, ELBOW, HIP, KNEE, NECK, SHOULDER, WRIST, Motion
 
 _JOINTS = {"shoulder": SHOULDER, "elbow": ELBOW, "wrist": WRIST, "hip": HIP, "knee": KNEE, "ankle": ANKLE}
 _SEGMENTS = {

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from anycharv_core.puppets.backdrop import BACKDROPS, REACH, Gradient
-from anycharv_core.puppets.character import CLOTH
-from anycharv_core.puppets.draw import Shape, composite, mix, rasterise, tint, to_subpixels
-from anycharv_core.puppets.props import MOVING, Prop
-from anycharv_core.puppets.seeds import generator
+from .backdrop import BACKDROPS, REACH, Gradient
+from .character import CLOTH
+from .draw import Shape, composite, mix, rasterise, tint, to_subpixels
+from .props import MOVING, Prop
+from .seeds import generator
 
 # Backdrops are painted this far above and below the frame and this much finer than it.
 _MARGIN = 0.3

@@ -1,0 +1,24 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/anycharv demo --out out/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+# The same packages as requirements.txt, in the flavours that need neither a screen (libGL) nor a GPU.
+.venv/installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	sed -e 's/^opencv-python$$/opencv-python-headless/' -e 's/^onnxruntime-gpu.*/onnxruntime/' \
+		requirements.txt > .venv/requirements.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -r .venv/requirements.txt -r requirements-dev.txt -e .
+	touch $@
+
+clean:
+	rm -rf .venv out

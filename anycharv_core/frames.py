@@ -1,0 +1,101 @@
+"""Clips as streams: read twice, checked as they pass, never wholly in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+
+import numpy as np
+
+from .errors import UserError
+
+MEMORY = 2**28  # bytes a store keeps in memory before it moves to a temporary file
+
+Frames = np.ndarray | Iterable[np.ndarray]
+"""uint8 [F, H, W(, 3)], or anything that yields uint8 [H, W(, 3)]."""
+
+
+class FrameStore:
+    """Frames of one shape, appended once and read by index; large ones lie in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(MEMORY)  # noqa: SIM115 (closed with the store)
+        self._shape: tuple[int, ...] = ()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, frame: np.ndarray) -> None:
+        self._shape = frame.shape
+        self._file.seek(0, 2)
+        self._file.write(np.ascontiguousarray(frame).tobytes())
+        self._count += 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        size = int(np.prod(self._shape))
+        self._file.seek(index * size)
+        return np.frombuffer(self._file.read(size), np.uint8).reshape(self._shape)
+
+    def take(self, indices: Sequence[int]) -> np.ndarray:
+        """uint8 [len(indices), ...]."""
+        return np.stack([self[index] for index in indices])
+
+
+class Replay:
+    """Lets any source of frames be read twice: a one-shot iterator is spooled while it is first read."""
+
+    def __init__(self, source: Frames):
+        self._source: Frames | None = source
+        self._store: FrameStore | None = FrameStore() if iter(source) is source else None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self._store is None:
+            yield from self._source
+        elif self._source is None:
+            yield from (self._store[index] for index in range(len(self._store)))
+        else:
+            source, self._source = self._source, None
+            for frame in source:
+                self._store.append(frame)
+                yield frame
+
+
+def checked(name: str, frames: Iterable[np.ndarray], channels: int | None) -> Iterator[np.ndarray]:
+    """Passes on uint8 frames [H, W] (channels None) or [H, W, channels], all of one size.
+
+    Raises UserError naming `name` and the frame when one is not.
+    """
+    want = "[H, W]" if channels is None else f"[H, W, {channels}]"
+    first: tuple[int, ...] | None = None
+    for index, frame in enumerate(frames):
+        frame = np.asarray(frame)
+        shaped = frame.ndim == 2 if channels is None else frame.ndim == 3 and frame.shape[2] == channels
+        if frame.dtype != np.uint8 or not shaped or 0 in frame.shape:
+            raise UserError(
+                f"The {name} must be uint8 {want}; frame {index} is {frame.dtype} {list(frame.shape)}."
+            )
+        first = first or frame.shape
+        if frame.shape != first:
+            raise UserError(
+                f"The {name} changes size at frame {index}, from {first[1]}x{first[0]} to "
+                f"{frame.shape[1]}x{frame.shape[0]}; make all its frames one size."
+            )
+        yield frame
+
+
+def together(**streams: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Frames of several streams side by side. Raises UserError when their lengths differ."""
+    end = object()
+    for index, row in enumerate(zip_longest(*streams.values(), fillvalue=end)):
+        short = [name for name, frame in zip(streams, row, strict=True) if frame is end]
+        if short:
+            longer = next(name for name in streams if name not in short)
+            raise UserError(
+                f"The {short[0]} has {index} frames but the {longer} has more; give one {short[0]} frame "
+                f"for every {longer} frame."
+            )
+        yield row
