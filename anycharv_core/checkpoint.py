@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
-from .files import atomic_path, read_json
+from .files import atomic_path, read_json, write_error
 from .models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
@@ -24,6 +26,7 @@ WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin", ".pth")
 FORMAT = "anycharv"
 EMBEDDED = "embedded"
+SETTINGS = "settings.json"
 
 # Key fragments by which a file of another model is recognised.
 STRANGERS = {
@@ -90,14 +93,14 @@ def write_single(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | 
         "configs": json.dumps(checkpoint.configs),
         "settings": json.dumps(checkpoint.settings),
     }
-    with atomic_path(Path(path)) as tmp:
-        save_file(tensors, tmp, metadata)
+    _save(tensors, Path(path), metadata)
 
 
 def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the official layout: one folder per part with its config.json and .safetensors weights.
 
-    dtype None keeps each weight's own.
+    Settings, which the release does not have, go into a settings.json beside them. dtype None keeps each
+    weight's own.
     """
     for part, weights in checkpoint.weights.items():
         target = Path(folder) / part
@@ -105,8 +108,21 @@ def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype 
         name = "model" if part == "image_encoder" else "diffusion_pytorch_model"
         with atomic_path(target / "config.json") as tmp:
             tmp.write_text(json.dumps(checkpoint.configs[part], indent=2) + "\n")
-        with atomic_path(target / f"{name}.safetensors") as tmp:
-            save_file({k: _stored(k, v, dtype) for k, v in weights.items()}, tmp, {"format": "pt"})
+        stored = {k: _stored(k, v, dtype) for k, v in weights.items()}
+        _save(stored, target / f"{name}.safetensors", {"format": "pt"})
+    if checkpoint.settings:
+        with atomic_path(Path(folder) / SETTINGS) as tmp:
+            tmp.write_text(json.dumps(checkpoint.settings, indent=2) + "\n")
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    with atomic_path(path) as tmp:
+        try:
+            save_file(tensors, tmp, metadata)
+        except SafetensorError as error:
+            # Its only word on a full disk is the number in the message.
+            number = int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
+            raise write_error(path, OSError(number, os.strerror(number) if number else str(error))) from None
 
 
 def build_networks(
@@ -162,12 +178,13 @@ def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], dict[str
         return read_json(config), weights
     from diffusers import AutoencoderKL
 
+    dtype = next((v.dtype for v in read_weights(path).values()), None)
     try:
-        # The library renames the attention keys of older files, such as those of sd-vae-ft-mse.
-        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+        # The library renames the attention keys of older files, such as those of sd-vae-ft-mse, and
+        # without a dtype it widens all weights.
+        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} can't be read as the vae: {str(error).splitlines()[0]}") from None
-    _check_finite(path, vae.state_dict())
     kept = {k: v for k, v in vae.config.items() if not k.startswith("_") or k == "_class_name"}
     return kept, vae.state_dict()
 
@@ -191,6 +208,8 @@ def _read_folder(folder: Path) -> Checkpoint:
     for part in LIBRARY_PARTS:
         if (folder / part).is_dir():
             checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, folder / part)
+    if (folder / SETTINGS).is_file():
+        checkpoint.settings = read_json(folder / SETTINGS)
     return checkpoint
 
 

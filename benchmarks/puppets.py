@@ -1,6 +1,6 @@
 """Scores trained models on held-out character swaps, whose truth is exact, beside three baselines.
 
-    python benchmarks/puppets.py --stage1 MODEL --frames MODEL --model MODEL [--clips 64] --out FILE.json
+    python -m benchmarks.puppets --stage1 MODEL --frames MODEL --model MODEL [--clips 64] --out FILE.json
 
 --stage1 is the model after composition, --frames after frame-wise self-boosting, --model the finished one
 (training/train.py leaves all three in its state folder). Prints a Markdown table; FILE.json has it too.
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from anycharv_core import Pipeline
 from anycharv_core.files import atomic_path
 from anycharv_core.masks import box_masks

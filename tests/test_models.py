@@ -86,7 +86,8 @@ def test_unconditional_rows_ignore_the_bank(unet: DenoisingUNet, reference: Refe
 
 def test_a_bank_serves_each_clip_its_own_reference(unet: DenoisingUNet, reference: ReferenceNet) -> None:
     banks = [bank_of(unet, reference, seed) for seed in (1, 2)]
-    both = [tuple(torch.cat(pair) for pair in zip(*layers, strict=True)) for layers in zip(*banks, strict=True)]
+    layers = zip(*banks, strict=True)
+    both = [tuple(torch.cat(pair) for pair in zip(*layer, strict=True)) for layer in layers]
     args = inputs(2 * FRAMES)
     together = unet(**args, bank=both, frames=FRAMES)
     second = {k: v[FRAMES:] if len(v) > 1 else v for k, v in args.items()}

@@ -1,6 +1,7 @@
 """Noise schedule, DDIM and windows, from their definitions."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,9 @@ def test_tables_equal_the_recorded_ones() -> None:
         assert ddim_timesteps(int(steps)) == pairs
     for case in json.loads((PARITY / "context_windows.json").read_text()):
         if (case["context_stride"], case["step"], case["closed_loop"]) == (1, 0, True):
-            made = closed_loop_windows(case["num_frames"], True, case["context_size"], case["context_overlap"])
-            assert [list(window) for window in made.indices] == case["windows"]
+            sizes = case["context_size"], case["context_overlap"]
+            windows = closed_loop_windows(case["num_frames"], True, *sizes)
+            assert [list(window) for window in windows.indices] == case["windows"]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 10])
@@ -72,7 +74,7 @@ def test_linear_windows_cover_evenly(frames: int, size: int, data: st.DataObject
     for index, weight in zip(windows.indices, windows.weights, strict=True):
         assert index == tuple(range(index[0], index[0] + min(size, frames)))
         assert len(weight) == len(index) and min(weight) > 0
-    for before, after in zip(starts, starts[1:], strict=False):
+    for before, after in pairwise(starts):
         assert overlap <= before + size - after < size
     gaps = np.diff(starts)
     assert gaps.size == 0 or gaps.max() - gaps.min() <= 1

@@ -1,6 +1,6 @@
 """Trains the embedded model on the puppet world by the paper's stages (section 3.4 and A.2).
 
-    python training/train.py training/configs/embedded.yaml --state DIR [--device cuda] [--minutes 9]
+    python -m training.train training/configs/embedded.yaml --state DIR [--device cuda] [--minutes 9]
 
 Phases, in order, each resumed or skipped by what DIR holds: `codec` (autoencoder), `compose` (stage 1 on
 frames: all networks, fine mask), `pairs` and `boost` (stage 2 on frames: UNet only, box mask, generated

@@ -1,0 +1,223 @@
+"""The command line: `anycharv demo | generate | doctor | convert`.
+
+Exit codes: 0 done; 1 `doctor` found something missing; 2 something the user can put right, said in one
+sentence on stderr; 130 stopped by Ctrl-C. torch is imported by the commands that need it, not by --help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see '{self.prog} --help'.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    # Their remarks on versions and unused settings are nothing the user can act on.
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    try:
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except UserError as error:
+        return _say(str(error), 2)
+    except KeyboardInterrupt:
+        return _say("stopped; unfinished files were removed.", 130)
+    except ImportError as error:
+        if (error.name or "").startswith("anycharv_core"):
+            raise
+        return _say(f"{error}; 'anycharv doctor' tells what is missing.", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}; check the path and its permissions.", 2)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"anycharv: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="anycharv", description="Puts any character, given as one picture, into any video.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    demo = commands.add_parser("demo", help="make a video with the embedded model, from nothing")
+    add = demo.add_argument
+    add("--out", type=Path, default=Path("out/demo"), metavar="DIR", help="default: %(default)s")
+    add("--clips", type=_count, default=4, metavar="N", help="clips to make (%(default)s)")
+    demo.set_defaults(run=_demo)
+
+    make = commands.add_parser("generate", help="replace the masked person of a video by your character")
+    add = make.add_argument
+    add("--reference", type=Path, required=True, metavar="PNG", help="the character, best cut out")
+    add("--reference-mask", type=Path, metavar="PNG", help="white where the reference shows the character")
+    add("--video", type=Path, required=True, metavar="VIDEO", help="the clip to put the character into")
+    add("--mask", type=Path, required=True, metavar="MASK", help="video, PNG folder or JSON list of boxes")
+    add("--pose", type=Path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors (default: %(default)s)")
+    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
+    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
+    add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
+    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.0)")
+    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
+    add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
+    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    add("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
+    add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
+    make.set_defaults(run=_generate)
+
+    doctor = commands.add_parser("doctor", help="tell what is installed, which weights are found, what to do")
+    doctor.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder with models (default: $ANYCHARV_MODELS and ~/comfy/ComfyUI/models/anycharv)",
+    )
+    doctor.set_defaults(run=_doctor)
+
+    convert = commands.add_parser("convert", help="turn a model folder into a single file, or back")
+    add = convert.add_argument
+    add("source", metavar="SRC", help="model folder, .safetensors file or 'embedded'")
+    add("target", type=Path, metavar="DST", help="a name ending in .safetensors, or else a folder")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), help="default: every weight keeps its own")
+    add("--vae", type=Path, metavar="DIR", help="VAE to put in, in place of the model's own")
+    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder to put in")
+    add("--force", action="store_true", help="replace DST if it exists")
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import run
+
+    with _progress_bar() as progress:
+        run(args.out, args.clips, progress)
+    print("\n".join(str(path) for path in sorted(args.out.iterdir()) if path.is_file()))
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from .generate import Job, generate
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "cfg")}
+    job = Job(**given, guidance_scale=args.cfg)
+    with _progress_bar() as progress:
+        report = generate(job, progress)
+    if report["audio"] not in ("copied", "none in the source"):
+        print(report["audio"])
+    for path in filter(None, (job.out, job.report, job.sheet)):
+        print(path)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    return examine(args.models)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from . import checkpoint as weights
+    from .files import atomic_folder
+    from .generate import DTYPES
+
+    target, single = args.target, args.target.suffix == ".safetensors"
+    _check_target(target, single, args.force)
+    model = weights.read_checkpoint(args.source)
+    for part in weights.LIBRARY_PARTS:
+        if folder := getattr(args, part):
+            model.configs[part], model.weights[part] = weights.read_library_part(part, folder)
+    weights.build_networks(model, "meta")  # raises where the weights don't fit their configs
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    if single:
+        weights.write_single(model, target, dtype)
+    else:
+        with atomic_folder(target) as temporary:
+            try:
+                weights.write_folder(model, temporary, dtype)
+            except UserError as error:
+                raise UserError(str(error).replace(str(temporary), str(target))) from error
+    for path in [target] if single else sorted(p for p in target.rglob("*") if p.is_file()):
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _check_target(target: Path, single: bool, force: bool) -> None:
+    """Raises UserError unless `target` may be written; a folder is only ever replaced by `force` if it
+    holds nothing but a model."""
+    if target.suffix in (".bin", ".ckpt", ".pt", ".pth"):
+        raise UserError(f"{target} would be a folder; let a single file end in .safetensors.")
+    if single or not target.is_dir():
+        if target.exists() and not force:
+            raise UserError(f"{target} exists; choose another name, or add --force to replace it.")
+        if target.exists() and target.is_file() != single:
+            raise UserError(f"{target} is not a {'file' if single else 'folder'}; choose another name.")
+        return
+    from .checkpoint import LIBRARY_PARTS, NETWORKS
+
+    names = {path.name for path in target.iterdir()}
+    others = sorted(names.difference(NETWORKS, LIBRARY_PARTS, ("settings.json",)))
+    if others:
+        raise UserError(f"{target} also holds {others[0]}, which is no part of a model; choose a new folder.")
+    if names and not force:
+        raise UserError(f"{target} exists; choose another name, or add --force to replace it.")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Any]:
+    """progress(done, total), drawn on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc="denoising", unit="call", disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < min(size) <= max(size) <= 16384:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size; write it like 512x768")
+    return size
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1000):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 1000")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1000:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1000")
+    return value

@@ -1,0 +1,85 @@
+"""What several test files share: a model small enough to run in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+UNET: dict[str, Any] = {
+    "in_channels": 9,
+    "out_channels": 4,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
+    "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "cross_attention_dim": 16,
+    "norm_num_groups": 16,
+    "norm_eps": 1e-5,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "use_inflated_groupnorm": True,
+    "use_motion_module": True,
+    "motion_module_resolutions": [1, 2],
+    "motion_module_mid_block": True,
+    "motion_module_decoder_only": False,
+    "motion_module_kwargs": {
+        "attention_block_types": ["Temporal_Self", "Temporal_Self"],
+        "num_attention_heads": 4,
+        "num_transformer_block": 1,
+        "temporal_position_encoding": True,
+        "temporal_position_encoding_max_len": 32,
+    },
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "denoising_unet": UNET,
+    "reference_unet": UNET | {"in_channels": 4, "use_motion_module": False},
+    "pose_guider": {
+        "conditioning_channels": 3,
+        "conditioning_embedding_channels": 32,
+        "block_out_channels": [8, 16],
+    },
+    "vae": {
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "scaling_factor": 0.5,
+    },
+    "image_encoder": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "projection_dim": 16,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the official layout with random weights for every part, its VAE halving pictures."""
+    import torch
+
+    from anycharv_core.checkpoint import Checkpoint, library_part, write_folder
+    from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+
+    torch.manual_seed(0)
+    modules = {
+        "denoising_unet": DenoisingUNet(UNetConfig.from_dict(CONFIGS["denoising_unet"])),
+        "reference_unet": ReferenceNet(UNetConfig.from_dict(CONFIGS["reference_unet"])),
+        "pose_guider": PoseGuider(PoseGuiderConfig.from_dict(CONFIGS["pose_guider"])),
+        "vae": library_part("vae", CONFIGS["vae"]),
+        "image_encoder": library_part("image_encoder", CONFIGS["image_encoder"]),
+    }
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    write_folder(Checkpoint(CONFIGS, {part: module.state_dict() for part, module in modules.items()}), folder)
+    return folder
