@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,11 +42,12 @@ def add_noise(clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def ddim_timesteps(steps: int) -> list[tuple[int, int]]:
     """Trailing (t, previous t) pairs; the previous t is negative at the last step.
 
-    previous t = t - 1000 // steps as in diffusers, off by one against the next t where `steps` does not
-    divide 1000; the released model is used that way.
+    As in diffusers, with which the released model is used: previous t = t - 1000 // steps, off by one
+    against the next t where `steps` does not divide 1000, and NumPy's arange, whose stride is rounded so
+    that some halves fall to the other side.
     """
-    ends = torch.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps, dtype=torch.float64)[:steps]
-    return [(t, t - TRAIN_STEPS // steps) for t in (ends.round().long() - 1).tolist()]
+    ends = np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps)[:steps].round().astype(int)
+    return [(t, t - TRAIN_STEPS // steps) for t in (ends - 1).tolist()]
 
 
 def ddim_step(v: Tensor, x: Tensor, t: int, t_prev: int) -> Tensor:

@@ -35,6 +35,7 @@ def test_schedule_is_the_rescaled_linear_one() -> None:
 def test_trailing_timesteps_keep_the_offset_of_the_release() -> None:
     assert ddim_timesteps(3) == [(999, 666), (666, 333), (332, -1)]
     assert ddim_timesteps(1) == [(999, -1)]
+    assert ddim_timesteps(48)[3] == (936, 916)
 
 
 @needs_parity

@@ -22,6 +22,7 @@ FIXED_SETTINGS = {
     "transformer_layers_per_block": 1,
     "unet_use_cross_frame_attention": False,
     "unet_use_temporal_attention": False,
+    "use_inflated_groupnorm": True,
 }
 
 
