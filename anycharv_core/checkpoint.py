@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .files import atomic_path, read_json, write_error
-from .models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from .models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
 LIBRARY_PARTS = ("vae", "image_encoder")
@@ -26,6 +26,7 @@ WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin", ".pth")
 FORMAT = "anycharv"
 EMBEDDED = "embedded"
+EMBEDDED_FILE = Path(__file__).parent / "weights" / "embedded.safetensors"
 SETTINGS = "settings.json"
 
 # Key fragments by which a file of another model is recognised.
@@ -69,12 +70,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises UserError naming the file when it is missing, torn, incomplete, holds NaN, or is another model's.
     """
     if str(path) == EMBEDDED:
-        path = Path(__file__).parent / "weights" / "embedded.safetensors"
+        path = EMBEDDED_FILE
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     if path.is_file():
         return _read_single(path)
+    if path == EMBEDDED_FILE:
+        raise UserError("The embedded model's weights are missing: install the package again.")
     raise UserError(f"There is no model at {path}: give a folder, a .safetensors file, or 'embedded'.")
 
 
@@ -156,7 +159,10 @@ def build_networks(
 
 
 def library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
-    """An untrained `vae` (diffusers AutoencoderKL) or `image_encoder` (transformers CLIP vision model)."""
+    """An untrained `vae` (diffusers AutoencoderKL, or our PatchCodec where the config names it) or
+    `image_encoder` (transformers CLIP vision model)."""
+    if config.get("_class_name") == "PatchCodec":
+        return PatchCodec.from_config(dict(config))
     if part == "vae":
         from diffusers import AutoencoderKL
 
@@ -168,17 +174,17 @@ def library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
 
 def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and weights of a `vae` or `image_encoder` folder in their libraries' layout."""
-    config, path = folder / "config.json", weights_file(folder)
-    if path is None or not config.is_file():
+    config_file, path = folder / "config.json", weights_file(folder)
+    if path is None or not config_file.is_file():
         lacking = "config.json" if path else "weights (.safetensors, .bin or .pth)"
         raise UserError(f"{folder} has no {lacking}: give the folder of the {part.replace('_', ' ')}.")
-    if part == "image_encoder":
+    config, weights = read_json(config_file), read_weights(path)
+    if part == "image_encoder" or config.get("_class_name") == "PatchCodec":
         # Files of older transformers carry this index table, which newer ones rebuild.
-        weights = {k: v for k, v in read_weights(path).items() if not k.endswith("position_ids")}
-        return read_json(config), weights
+        return config, {key: value for key, value in weights.items() if not key.endswith("position_ids")}
     from diffusers import AutoencoderKL
 
-    dtype = next((v.dtype for v in read_weights(path).values()), None)
+    dtype = next((value.dtype for value in weights.values()), None)
     try:
         # The library renames the attention keys of older files, such as those of sd-vae-ft-mse, and
         # without a dtype it widens all weights.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import atomic_path
+from .files import atomic_path, write_error
 from .metrics import psnr
 from .pipeline import Pipeline
 from .puppets.task import BASELINES, Swap, sample_swap
@@ -21,17 +21,19 @@ from .video import VideoWriter
 FRAMES = 24
 RATE = Fraction(12)
 ZOOM = 4
+COLUMNS = ("reference", "driving", "pose", "result", "truth", "driving", "pose", "result", "truth")
 
 
-def run(
-    out: Path, clips: int = 4, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def run(out: Path, clips: int = 4, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Writes result.mp4, sheet.png and report.json to `out`, made if need be, and returns the report.
 
-    The video shows the clips one after the other: driving clip, skeleton, result and truth side by side,
-    the reference in the corner of the sheet's rows. Raises UserError when `out` can't be written.
+    The video shows the clips one after the other: driving clip, skeleton, result and truth side by side.
+    progress(done, total) counts denoising calls. Raises UserError when `out` can't be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from None
     started = time.perf_counter()
     pipe = Pipeline.from_pretrained("embedded")
     settings = pipe.settings
@@ -39,13 +41,19 @@ def run(
     swaps = [sample_swap(seed, FRAMES, width) for seed in range(clips)]
     made = []
     for number, swap in enumerate(swaps):
+
         def advance(done: int, total: int, number: int = number) -> None:
             if progress is not None:
                 progress(number * total + done, clips * total)
 
         output = pipe(
-            swap.reference, swap.driving.frames, swap.box, swap.pose,
-            steps=settings["steps"], guidance_scale=settings["guidance_scale"], progress=advance,
+            swap.reference,
+            swap.driving.frames,
+            swap.box,
+            swap.pose,
+            steps=settings["steps"],
+            guidance_scale=settings["guidance_scale"],
+            progress=advance,
         )
         made.append(output.frames)
 
@@ -64,9 +72,6 @@ def run(
     with atomic_path(out / "report.json") as tmp:
         tmp.write_text(json.dumps(report, indent=2) + "\n")
     return report
-
-
-COLUMNS = ("reference", "driving", "pose", "result", "truth", "driving", "pose", "result", "truth")
 
 
 def _scores(swap: Swap, frames: np.ndarray) -> dict[str, float]:

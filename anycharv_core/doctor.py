@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 _KINDS = ("python", "python-headless", "contrib-python", "contrib-python-headless")
@@ -77,7 +77,7 @@ def _python() -> list[str]:
 def _torch() -> list[str]:
     try:
         import torch
-    except Exception as error:  # a broken CUDA library raises anything
+    except (ImportError, OSError, RuntimeError) as error:  # what a broken CUDA library raises
         installed = _version("torch")
         _row("torch", f"{installed}, but it does not load: {_first_line(error)}" if installed else "missing")
         return ["Install torch for your machine: see https://pytorch.org/get-started/locally."]
@@ -132,8 +132,7 @@ def _onnxruntime() -> None:
 
 def _weights(places: list[Path]) -> list[str]:
     print("\nWeights")
-    embedded = resources.files("anycharv_core") / "weights" / "embedded.safetensors"
-    present = embedded.is_file()
+    present = (Path(__file__).parent / "weights" / "embedded.safetensors").is_file()
     _row("embedded", "shipped with this package" if present else "missing from this installation")
     found = []
     for place in places:

@@ -7,6 +7,7 @@ from anycharv_core import UserError
 from anycharv_core.models import (
     DenoisingUNet,
     MotionConfig,
+    PatchCodec,
     PoseGuider,
     PoseGuiderConfig,
     ReferenceNet,
@@ -145,3 +146,17 @@ def test_unsupported_settings_are_named() -> None:
         UNetConfig.from_dict({"resnet_time_scale_shift": "scale_shift"})
     with pytest.raises(UserError, match="block_out_channels"):
         UNetConfig.from_dict({})
+
+
+def test_patch_codec_keeps_what_its_components_span() -> None:
+    torch.manual_seed(0)
+    codec = PatchCodec.from_config({"latent_channels": 6, "block_out_channels": [1, 1, 1]})
+    # Pictures made of five fixed patches need five components, whatever their amounts.
+    patches = torch.randn(5, 3, 4, 4)
+    pictures = torch.nn.functional.conv_transpose2d(torch.randn(40, 5, 4, 4), patches, stride=4)
+    codec.fit(pictures, torch.ones(40, 1, 4, 4))
+    latents = codec.encode(pictures).latent_dist.mean
+    assert latents.shape == (40, 6, 4, 4)
+    torch.testing.assert_close(codec.decode(latents).sample, pictures, atol=0.1, rtol=0.02)
+    squares = latents.square().mean((0, 2, 3))
+    assert (squares[:-1] >= squares[1:] - 1e-6).all()

@@ -2,16 +2,19 @@
 
     python -m training.train training/configs/embedded.yaml --state DIR [--device cuda] [--minutes 9]
 
-Phases, in order, each resumed or skipped by what DIR holds: `codec` (autoencoder), `compose` (stage 1 on
-frames: all networks, fine mask), `pairs` and `boost` (stage 2 on frames: UNet only, box mask, generated
-driving frames), `clip_pairs`, `motion` (motion modules only) and `boost_clips` (whole UNet) on clips.
-DIR/model_<phase>.safetensors is written after every phase, ready for Pipeline.from_pretrained.
+Phases, in order, each resumed or skipped by what DIR holds: `codec` (the latents, in closed form),
+`compose` (stage 1 on frames: all networks, fine mask), `pairs` and `boost` (stage 2 on frames: UNet only,
+box mask, generated driving frames), `clip_pairs`, `motion` (motion modules only) and `boost_clips` (whole
+UNet) on clips.
+DIR/model_<phase>.safetensors is written after every phase, ready for Pipeline.from_pretrained, and
+DIR/training.json holds the settings and the log.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import os
 import time
@@ -22,9 +25,8 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from anycharv_core.checkpoint import Checkpoint, Networks, library_part, write_single
 from anycharv_core.files import atomic_path
@@ -32,9 +34,10 @@ from anycharv_core.imaging import to_unit
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from training.data import PuppetClips, loader
 from training.loop import Batch, Schedule, Unfinished, fit
-from training.objective import Objective, encode, loss, prepare
+from training.objective import Objective, loss, prepare
 from training.pairs import PairSettings, make_pairs, pair_batches
 
+CODEC_CLIPS = 400
 TRAINED = {
     "compose": ("denoising_unet", "reference_unet", "pose_guider", "image_encoder"),
     "boost": ("denoising_unet",),
@@ -62,7 +65,6 @@ class Config:
     size: int
     seed: int
     networks: dict[str, dict[str, Any]]
-    codec: Schedule
     phases: dict[str, Phase]
     pairs: dict[str, PairSettings]
     objective: Objective
@@ -72,13 +74,10 @@ class Config:
     def read(cls, path: Path) -> Config:
         raw = yaml.safe_load(path.read_text())
         phases = {
-            name: Phase(
-                Schedule(batch=p["clips"], **p.pop("schedule")), **p
-            )
+            name: Phase(Schedule(batch=p["clips"], **p.pop("schedule")), **p)
             for name, p in raw.pop("phases").items()
         }
         return cls(
-            codec=Schedule(**raw.pop("codec")),
             phases=phases,
             pairs={name: PairSettings(**p) for name, p in raw.pop("pairs").items()},
             objective=Objective(**raw.pop("objective")),
@@ -116,33 +115,14 @@ def new_networks(cfg: Config, device: str) -> Networks:
     return Networks(**built)
 
 
-def codec_loss(vae: nn.Module, unit: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """L1 on pixels and on their gradients, which keeps edges, with a slight pull to a unit Gaussian."""
-    posterior = vae.encode(unit * 2 - 1).latent_dist
-    output = vae.decode(posterior.sample(generator)).sample.float() / 2 + 0.5
-    pixels = (output - unit).abs().mean()
-    edges = sum((output.diff(dim=d) - unit.diff(dim=d)).abs().mean() for d in (-1, -2))
-    squares = (output - unit).square().mean()
-    total = pixels + edges + 4 * squares + 1e-6 * posterior.kl().mean()
-    return {"loss": total, "psnr": -10 * squares.detach().log10()}
-
-
-def train_codec(cfg: Config, nets: Networks, run: Run) -> None:
-    nets.vae.requires_grad_(True)
-    data = PuppetClips(cfg.size, 3, cfg.seed, "fine")
-    fit(
-        {"vae": nets.vae},
-        lambda batch: to_unit(torch.cat([batch["frames"].flatten(0, 1), batch["reference"]])),
-        lambda unit, generator: codec_loss(nets.vae, unit, generator),
-        lambda first, last: loader(data, cfg.codec.batch // 4, first, last, run.workers),
-        cfg.codec, run.state / "codec", cfg.seed, run.deadline,
-    )
-    nets.vae.requires_grad_(False)
-    # Makes the scaled latents' standard deviation 1, as 0.18215 does for Stable Diffusion's autoencoder.
-    batch = next(iter(loader(data, 32, 10**6, 10**6 + 1, 0)))
-    latents = encode(nets.vae, to_unit(batch["frames"].flatten(0, 1)).to(run.device))
-    scale = nets.vae.config.scaling_factor / latents.std().item()
-    nets.vae.register_to_config(scaling_factor=round(scale, 5))
+def fit_codec(cfg: Config, nets: Networks, run: Run) -> None:
+    """Fits the latents to CODEC_CLIPS clips, patches of characters counting ten times those of scenes."""
+    data = PuppetClips(cfg.size, 2, cfg.seed, "fine")
+    batch = next(iter(loader(data, CODEC_CLIPS, 0, 1, run.workers)))
+    pixels = to_unit(batch["frames"].flatten(0, 1)) * 2 - 1
+    character = batch["character"].flatten(0, 1)[:, None].float() / 255
+    side = 2 ** (len(nets.vae.config.block_out_channels) - 1)
+    nets.vae.fit(pixels, 0.1 + 0.9 * torch.nn.functional.max_pool2d(character, side))
 
 
 def choose_trained(nets: Networks, phase: str) -> dict[str, nn.Module]:
@@ -177,7 +157,7 @@ def store(nets: Networks, path: Path) -> None:
     weights = {f"{part}.{key}": value.contiguous() for part, net in vars(nets).items()
                for key, value in net.state_dict().items()}
     with atomic_path(path) as tmp:
-        save_file(weights, tmp, {"scaling_factor": str(nets.vae.config.scaling_factor)})
+        save_file(weights, tmp)
 
 
 def restore(nets: Networks, path: Path) -> None:
@@ -185,19 +165,26 @@ def restore(nets: Networks, path: Path) -> None:
     for part, net in vars(nets).items():
         own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{part}.")}
         net.load_state_dict(own)
-    with safe_open(path, "pt") as file:
-        nets.vae.register_to_config(scaling_factor=float(file.metadata()["scaling_factor"]))
 
 
 def export(cfg: Config, nets: Networks, path: Path) -> None:
     """The trained model as `Pipeline.from_pretrained` reads it, in half precision."""
-    vae = cfg.networks["vae"] | {"scaling_factor": nets.vae.config.scaling_factor}
     checkpoint = Checkpoint(
-        configs=cfg.networks | {"vae": vae},
+        configs=cfg.networks,
         weights={part: net.state_dict() for part, net in vars(nets).items()},
         settings=cfg.settings,
     )
     write_single(checkpoint, path, torch.float16)
+
+
+def write_record(config: Path, state: Path) -> None:
+    """state/training.json: the settings that ran and what was logged, to lie beside the weights."""
+    logs = {
+        log.parent.name: [json.loads(line) for line in log.read_text().splitlines()]
+        for log in sorted(state.glob("*/log.jsonl"), key=lambda path: path.stat().st_mtime)
+    }
+    with atomic_path(state / "training.json") as tmp:
+        tmp.write_text(json.dumps({"settings": yaml.safe_load(config.read_text()), "log": logs}, indent=1))
 
 
 def main() -> None:
@@ -228,13 +215,14 @@ def main() -> None:
             elif done.exists():
                 restore(nets, done)
             else:
-                train_codec(cfg, nets, run) if name == "codec" else train_phase(cfg, nets, name, run)
+                fit_codec(cfg, nets, run) if name == "codec" else train_phase(cfg, nets, name, run)
                 store(nets, done)
                 export(cfg, nets, args.state / f"model_{name}.safetensors")
             if name == args.until:
                 break
     except Unfinished as stopped:
         print(stopped)
+    write_record(args.config, args.state)
 
 
 if __name__ == "__main__":

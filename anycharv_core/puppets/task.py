@@ -16,7 +16,7 @@ from .motion import sample_motion
 from .render import Clip, render, render_reference
 from .scene import sample_scene
 
-POSE_SCALE = 2  # skeletons are drawn larger and brought down, which keeps joints to a fraction of a pixel
+POSE_SCALE = 4  # skeletons are drawn larger and brought down, which keeps joints to a fraction of a pixel
 
 
 @dataclass(frozen=True)
