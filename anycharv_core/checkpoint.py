@@ -158,6 +158,13 @@ def build_networks(
     return Networks(**modules)
 
 
+def untrained(configs: Mapping[str, Mapping[str, Any]], operations: Any = nn) -> Networks:
+    """Every part that `configs` describes, freshly initialised."""
+    networks = {part: _network(part, configs[part], operations) for part in NETWORKS}
+    others = {part: library_part(part, configs[part]) for part in LIBRARY_PARTS if part in configs}
+    return Networks(**networks, **others)
+
+
 def library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
     """An untrained `vae` (diffusers AutoencoderKL, or our PatchCodec where the config names it) or
     `image_encoder` (transformers CLIP vision model)."""

@@ -69,17 +69,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the official layout with random weights for every part, its VAE halving pictures."""
     import torch
 
-    from anycharv_core.checkpoint import Checkpoint, library_part, write_folder
-    from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+    from anycharv_core.checkpoint import Checkpoint, untrained, write_folder
 
     torch.manual_seed(0)
-    modules = {
-        "denoising_unet": DenoisingUNet(UNetConfig.from_dict(CONFIGS["denoising_unet"])),
-        "reference_unet": ReferenceNet(UNetConfig.from_dict(CONFIGS["reference_unet"])),
-        "pose_guider": PoseGuider(PoseGuiderConfig.from_dict(CONFIGS["pose_guider"])),
-        "vae": library_part("vae", CONFIGS["vae"]),
-        "image_encoder": library_part("image_encoder", CONFIGS["image_encoder"]),
-    }
+    networks = untrained(CONFIGS)
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    write_folder(Checkpoint(CONFIGS, {part: module.state_dict() for part, module in modules.items()}), folder)
+    weights = {part: module.state_dict() for part, module in vars(networks).items()}
+    write_folder(Checkpoint(CONFIGS, weights), folder)
     return folder

@@ -17,8 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoint import Checkpoint, library_part, write_folder
-from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from anycharv_core.checkpoint import Checkpoint, untrained, write_folder
 from anycharv_core.models.layers import MotionModule
 from anycharv_core.recipes import RECIPES
 from anycharv_core.sampling import closed_loop_windows
@@ -62,15 +61,9 @@ def pictures(case: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    modules = {
-        "denoising_unet": DenoisingUNet(UNetConfig.from_dict(CONFIGS["denoising_unet"])),
-        "reference_unet": ReferenceNet(UNetConfig.from_dict(CONFIGS["reference_unet"])),
-        "pose_guider": PoseGuider(PoseGuiderConfig.from_dict(CONFIGS["pose_guider"])),
-        "vae": library_part("vae", CONFIGS["vae"]),
-        "image_encoder": library_part("image_encoder", CONFIGS["image_encoder"]),
-    }
+    networks = untrained(CONFIGS)
     folder = tmp_path_factory.mktemp("golden")
-    weights = {part: fill(part, module.state_dict()) for part, module in modules.items()}
+    weights = {part: fill(part, module.state_dict()) for part, module in vars(networks).items()}
     write_folder(Checkpoint(CONFIGS, weights), folder)
     return Pipeline.from_pretrained(folder)
 

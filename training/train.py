@@ -28,10 +28,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from anycharv_core.checkpoint import Checkpoint, Networks, library_part, write_single
+from anycharv_core.checkpoint import Checkpoint, Networks, untrained, write_single
 from anycharv_core.files import atomic_path
 from anycharv_core.imaging import to_unit
-from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from training.data import PuppetClips, loader
 from training.loop import Batch, Schedule, Unfinished, fit
 from training.objective import Objective, loss, prepare
@@ -98,21 +97,15 @@ class Run:
 def new_networks(cfg: Config, device: str) -> Networks:
     """Untrained networks; motion modules, pose guider and output start at zero."""
     torch.manual_seed(cfg.seed)
-    built: dict[str, nn.Module] = {
-        "denoising_unet": DenoisingUNet(UNetConfig.from_dict(cfg.networks["denoising_unet"])),
-        "reference_unet": ReferenceNet(UNetConfig.from_dict(cfg.networks["reference_unet"])),
-        "pose_guider": PoseGuider(PoseGuiderConfig.from_dict(cfg.networks["pose_guider"])),
-        "vae": library_part("vae", cfg.networks["vae"]),
-        "image_encoder": library_part("image_encoder", cfg.networks["image_encoder"]),
-    }
-    unet = built["denoising_unet"]
+    nets = untrained(cfg.networks)
+    unet = nets.denoising_unet
     temporal = [m.proj_out for n, m in unet.named_modules() if n.endswith("temporal_transformer")]
-    for module in (*temporal, built["pose_guider"].conv_out, unet.conv_out):
+    for module in (*temporal, nets.pose_guider.conv_out, unet.conv_out):
         nn.init.zeros_(module.weight)
         nn.init.zeros_(module.bias)
-    for module in built.values():
+    for module in vars(nets).values():
         module.to(device).requires_grad_(False)
-    return Networks(**built)
+    return nets
 
 
 def fit_codec(cfg: Config, nets: Networks, run: Run) -> None:
