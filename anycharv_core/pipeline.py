@@ -141,7 +141,8 @@ class Pipeline:
                 unseen = sorted(set(range(len(noise))).difference(*windows.indices))
                 latents[unseen] = clip.scene[unseen]
         frames = self._decode(chosen, latents, clip, scene, mask, seconds)
-        return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), seconds)
+        # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
+        return Output(frames if streamed else np.stack(list(frames)), latents.cpu().clone(), seconds)
 
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
