@@ -27,8 +27,8 @@ from .doctor import OPENCV
 from .errors import UserError
 from .files import atomic_path
 from .imaging import resize
-from .masks import boxes_to_masks, feather, read_boxes
-from .pipeline import FEATHER, Pipeline
+from .masks import boxes_to_masks, read_boxes
+from .pipeline import Pipeline, paste_weights
 from .pose import Pose, draw_pose, read_poses, scale_pose
 from .recipes import Size, get_recipe
 from .sheet import sheet
@@ -297,8 +297,7 @@ def pose_frames(path: Path, clip: Size) -> tuple[Callable[[Size], Reopened], int
 
 def background_equal(frame: np.ndarray, original: np.ndarray, mask: np.ndarray) -> bool:
     """Whether every pixel outside the padded and feathered mask is the original's, bit for bit."""
-    width = max(1, round(FEATHER * min(mask.shape)))
-    outside = feather(mask, width, width) == 0
+    outside = paste_weights(mask) == 0
     return bool((frame == original).all(axis=-1)[outside].all())
 
 

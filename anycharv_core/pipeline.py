@@ -260,9 +260,14 @@ class Pipeline:
             yield from made
 
 
-def _paste(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def paste_weights(mask: np.ndarray) -> np.ndarray:
+    """The network's share of each pixel, float32 [H, W], for a mask uint8 [H, W]; 0 is the clip alone."""
     width = max(1, round(FEATHER * min(mask.shape)))
-    return composite(made, original, feather(mask, width, width))
+    return feather(mask, width, width)
+
+
+def _paste(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return composite(made, original, paste_weights(mask))
 
 
 def _split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
