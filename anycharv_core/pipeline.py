@@ -130,13 +130,19 @@ class Pipeline:
         with _timed(seconds, "encode"), torch.inference_mode():
             clip = self._read_clip(chosen, scene, mask, pose, size)
             bank, embeds = self._read_reference(chosen, picture, alpha, clip.canvas)
-        noise = self._noise(noise, clip, seed, recipe)
+        if noise is None:
+            noise = chosen.noise(clip.scene.shape, torch.Generator("cpu").manual_seed(seed))
+        elif noise.shape != clip.scene.shape:
+            raise UserError(
+                f"noise has shape {tuple(noise.shape)}, but this clip's latents are "
+                f"{tuple(clip.scene.shape)}."
+            )
         with _timed(seconds, "sample"), torch.inference_mode():
             windows = chosen.windows(len(noise), guidance_scale)
             if chosen.paste_back:
                 windows = _windows_with_person(windows, clip.present)
             denoise = self._denoiser(clip, bank, embeds, guidance_scale)
-            latents = sample(denoise, noise.to(self.device), steps, windows, progress)
+            latents = sample(denoise, noise.float().to(self.device), steps, windows, progress)
             if chosen.paste_back:
                 unseen = sorted(set(range(len(noise))).difference(*windows.indices))
                 latents[unseen] = clip.scene[unseen]
@@ -182,7 +188,7 @@ class Pipeline:
                         f"The mask is {_size(region)} but the scene is {_size(frame)} (width, height); give "
                         "masks of the scene's size."
                     )
-                batch = max(1, CHUNK_PIXELS // (canvas.padded[0] * canvas.padded[1]))
+                batch = _frames_at_a_time(canvas)
             pending.append((canvas.place(frame), region))
             poses.append(canvas.place(skeleton))
             present.append(bool((region >= 128).any()))
@@ -206,18 +212,6 @@ class Pipeline:
         if recipe.bank_dtype is not None:
             tokens = [x.to(recipe.bank_dtype).to(self.dtype) for x in tokens]
         return nets.denoising_unet.project_bank(tokens), embeds
-
-    def _noise(self, noise: Tensor | None, clip: _Clip, seed: int, recipe: str) -> Tensor:
-        shape = tuple(clip.scene.shape)
-        if noise is None:
-            generator = torch.Generator("cpu").manual_seed(seed)
-            if recipe == "official":
-                # The release draws all frames of a channel before the next channel.
-                return torch.randn((1, shape[1], shape[0], *shape[2:]), generator=generator)[0].movedim(0, 1)
-            return torch.randn(shape, generator=generator)
-        if tuple(noise.shape) != shape:
-            raise UserError(f"noise has shape {tuple(noise.shape)}, but this clip's latents are {shape}.")
-        return noise.float()
 
     def _denoiser(
         self, clip: _Clip, bank: list[tuple[Tensor, Tensor]], embeds: Tensor, guidance: float
@@ -249,8 +243,7 @@ class Pipeline:
         mask: Replay,
         seconds: dict[str, float],
     ) -> Iterator[np.ndarray]:
-        width, height = clip.canvas.padded
-        batch = max(1, CHUNK_PIXELS // (width * height))
+        batch = _frames_at_a_time(clip.canvas)
         pairs = zip(scene, mask, strict=True)
         for start in range(0, len(latents), batch):
             with _timed(seconds, "decode"):
@@ -293,6 +286,10 @@ def _windows_with_person(windows: Windows, present: Sequence[bool]) -> Windows:
     kept = [(index, weight) for index, weight in pairs if any(present[frame] for frame in index)]
     indices, weights = zip(*kept, strict=True)
     return replace(windows, indices=indices, weights=weights)
+
+
+def _frames_at_a_time(canvas: Canvas) -> int:
+    return max(1, CHUNK_PIXELS // (canvas.padded[0] * canvas.padded[1]))
 
 
 def _size(picture: np.ndarray) -> Size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,7 @@ class Recipe:
     canvas(scene size, pose size, asked size or None, multiple of the VAE);
     reference(picture, alpha or None, canvas, CLIP size) -> (picture for the VAE, CLIP pixels);
     mask(masks [F, H, W], canvas, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
+    noise(latents' shape (F, c, h, w), CPU generator) -> float32 of that shape;
     `bank_dtype` the ReferenceNet's tokens are rounded to; `paste_back` and `round` of the output pixels.
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     reference: Callable[[np.ndarray, np.ndarray | None, Canvas, int], tuple[np.ndarray, Tensor]]
     mask: Callable[[np.ndarray, Canvas, torch.Size], Tensor]
     windows: Callable[[int, float], Windows]
+    noise: Callable[[Sequence[int], torch.Generator], Tensor]
     bank_dtype: torch.dtype | None
     paste_back: bool
     round: bool
@@ -75,6 +77,12 @@ def _official_reference(
     picture: np.ndarray, alpha: np.ndarray | None, canvas: Canvas, clip_size: int
 ) -> tuple[np.ndarray, Tensor]:
     return resize(picture, canvas.padded), clip_input(picture, clip_size)
+
+
+def _official_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    # The release draws all frames of a channel before the next channel.
+    frames, channels, height, width = shape
+    return torch.randn((channels, frames, height, width), generator=generator).movedim(0, 1)
 
 
 def _default_canvas(scene: Size, pose: Size, size: Size | None, multiple: int) -> Canvas:
@@ -115,6 +123,7 @@ RECIPES = {
         reference=_official_reference,
         mask=lambda masks, canvas, size: latent_mask(masks, size),
         windows=lambda frames, guidance: closed_loop_windows(frames, average=guidance > 1),
+        noise=_official_noise,
         bank_dtype=torch.float16,
         paste_back=False,
         round=False,
@@ -124,6 +133,7 @@ RECIPES = {
         reference=_default_reference,
         mask=lambda masks, canvas, size: latent_mask(np.stack([canvas.place_mask(m) for m in masks]), size),
         windows=lambda frames, guidance: linear_windows(frames),
+        noise=lambda shape, generator: torch.randn(shape, generator=generator),
         bank_dtype=None,
         paste_back=True,
         round=True,
