@@ -142,12 +142,12 @@ def build_networks(
     for part in NETWORKS:
         with torch.device("meta"):
             modules[part] = _network(part, checkpoint.configs[part], operations)
-        _check_keys(part, modules[part], checkpoint.weights[part])
-    _check_pairing(modules["denoising_unet"], modules["reference_unet"], modules["pose_guider"])
+        check_keys(part, modules[part], checkpoint.weights[part])
+    check_pairing(modules["denoising_unet"], modules["reference_unet"], modules["pose_guider"])
     for part in LIBRARY_PARTS:
         if part in checkpoint.weights:
             modules[part] = library_part(part, checkpoint.configs[part])
-            _check_keys(part, modules[part], checkpoint.weights[part])
+            check_keys(part, modules[part], checkpoint.weights[part])
     for part, module in modules.items():
         weights = {
             key: value.to(device, dtype if value.is_floating_point() else None)
@@ -279,7 +279,8 @@ def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
             raise UserError(f"{path} holds NaN or infinite values in '{key}': the file is damaged.")
 
 
-def _check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises UserError naming the first key of `weights` that `module` lacks, misses or has in another shape."""
     expected = module.state_dict()
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]
@@ -298,7 +299,8 @@ def _check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> 
             )
 
 
-def _check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuider) -> None:
+def check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuider) -> None:
+    """Raises UserError where the three networks are of different models."""
     shapes = [[block.norm1.normalized_shape for block in net.spatial_blocks()] for net in (unet, reference)]
     if shapes[0] != shapes[1]:
         raise UserError("reference_unet and denoising_unet have different attention layers: they don't pair.")

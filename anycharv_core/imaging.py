@@ -28,8 +28,12 @@ def to_unit(pictures: np.ndarray | Tensor) -> Tensor:
 
 def clip_input(reference: np.ndarray, size: int = 224) -> Tensor:
     """A reference uint8 [H, W, 3], squashed to a square as the release does -> CLIP pixels [1, 3, S, S]."""
-    square = resize(reference, (size, size), Image.Resampling.BICUBIC)
-    return normalise_clip(to_unit(square)[None])
+    return normalise_clip(to_unit(clip_square(reference, size))[None])
+
+
+def clip_square(reference: np.ndarray, size: int) -> np.ndarray:
+    """A reference uint8 [H, W, 3] -> uint8 [S, S, 3], squashed."""
+    return resize(reference, (size, size), Image.Resampling.BICUBIC)
 
 
 def normalise_clip(unit: Tensor) -> Tensor:

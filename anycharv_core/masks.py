@@ -74,6 +74,45 @@ def box_masks(masks: np.ndarray, padding: float = 0.1, smooth: int = 2) -> np.nd
     return boxes_to_masks(boxes, width, height)
 
 
+def grow_boxes(masks: np.ndarray, smallest: int) -> np.ndarray:
+    """Box masks uint8 [F, H, W] whose boxes are at least `smallest` pixels wide and high, where they fit.
+
+    A smaller box grows evenly around its middle, and is pushed back inside where it would leave the picture.
+    """
+    _, height, width = masks.shape
+    boxes = []
+    for box in map(mask_box, masks):
+        if box is not None:
+            (x0, x1), (y0, y1) = (
+                _widened(low, high, smallest, side)
+                for low, high, side in ((box[0], box[2], width), (box[1], box[3], height))
+            )
+            box = (x0, y0, x1, y1)
+        boxes.append(box)
+    return boxes_to_masks(boxes, width, height)
+
+
+def _widened(low: int, high: int, smallest: int, side: int) -> tuple[int, int]:
+    length = max(high - low, min(smallest, side))
+    start = min(max(0, low - (length - (high - low)) // 2), side - length)
+    return start, start + length
+
+
+def fill_absent(masks: np.ndarray, hold: bool) -> np.ndarray:
+    """Masks uint8 [F, H, W] in which empty frames have got one.
+
+    With `hold` it is the mask of the nearest earlier frame that has one, or of the first later one;
+    otherwise, and where no frame has one, the whole frame.
+    """
+    filled = masks.copy()
+    present = np.flatnonzero(_inside(masks).any(axis=(1, 2)))
+    for index in np.setdiff1d(np.arange(len(masks)), present):
+        earlier = present[present < index]
+        source = earlier[-1:] if earlier.size else present[:1]
+        filled[index] = masks[source[0]] if hold and source.size else 255
+    return filled
+
+
 def augment_mask(mask: np.ndarray, generator: np.random.Generator, strength: float = 1.0) -> np.ndarray:
     """The training augmentation of fine masks: an irregular border (AnyCharV, section 3.2).
 

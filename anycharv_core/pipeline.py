@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .checkpoint import LIBRARY_PARTS, Networks, build_networks, read_checkpoint, read_library_part
 from .errors import UserError
 from .frames import Frames, FrameStore, Replay, checked, together
-from .imaging import to_unit
+from .imaging import clip_input, to_unit
 from .masks import composite, feather
 from .recipes import Canvas, Recipe, Size, get_recipe
 from .sampling import Windows, sample
@@ -44,8 +44,12 @@ class Output:
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """What one clip has become for the sampler: latents and masks per frame, skeletons at canvas size."""
+class Clip:
+    """What one clip has become for the sampler.
+
+    scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; poses: uint8 skeletons of the canvas's
+    padded size; present: whether the frame's mask has a pixel.
+    """
 
     canvas: Canvas
     scene: Tensor
@@ -55,7 +59,11 @@ class _Clip:
 
 
 class Pipeline:
-    """The networks of one model and the way to run them. `settings` are the model's recommended ones."""
+    """The networks of one model and the way to run them. `settings` are the model's recommended ones.
+
+    Everything around the networks goes through `encode`, `decode`, `embed` and `sample_clip`, which a host
+    that keeps the weights elsewhere overrides; `multiple` is the pixels a latent pixel is wide.
+    """
 
     def __init__(self, networks: Networks, settings: dict[str, Any] | None = None):
         self.networks = networks
@@ -123,13 +131,13 @@ class Pipeline:
         chosen = get_recipe(recipe)
         if steps < 1 or steps > 1000:
             raise UserError(f"steps is {steps}; use 1 to 1000.")
-        picture, alpha = _split_reference(reference, reference_mask)
+        picture = chosen.cut_out(*split_reference(reference, reference_mask))
         streamed = not isinstance(scene, np.ndarray)
         scene, mask = Replay(scene), Replay(mask)
         seconds: dict[str, float] = {}
-        with _timed(seconds, "encode"), torch.inference_mode():
-            clip = self._read_clip(chosen, scene, mask, pose, size)
-            bank, embeds = self._read_reference(chosen, picture, alpha, clip.canvas)
+        with _timed(seconds, "encode"):
+            clip = self.read_clip(chosen, scene, mask, pose, size)
+            embeds = self.embed(chosen.clip_view(picture))
         if noise is None:
             noise = chosen.noise(clip.scene.shape, torch.Generator("cpu").manual_seed(seed))
         elif noise.shape != clip.scene.shape:
@@ -137,18 +145,18 @@ class Pipeline:
                 f"noise has shape {tuple(noise.shape)}, but this clip's latents are "
                 f"{tuple(clip.scene.shape)}."
             )
-        with _timed(seconds, "sample"), torch.inference_mode():
-            windows = chosen.windows(len(noise), guidance_scale)
-            if chosen.paste_back:
-                windows = _windows_with_person(windows, clip.present)
-            denoise = self._denoiser(clip, bank, embeds, guidance_scale)
-            latents = sample(denoise, noise.float().to(self.device), steps, windows, progress)
-            if chosen.paste_back:
-                unseen = sorted(set(range(len(noise))).difference(*windows.indices))
-                latents[unseen] = clip.scene[unseen]
+        windows = chosen.windows(len(noise), guidance_scale)
+        if chosen.paste_back:
+            windows = _windows_with_person(windows, clip.present)
+        with _timed(seconds, "sample"):
+            latents = self.sample_clip(
+                chosen, clip, picture, embeds, noise.float(), steps, guidance_scale, windows, progress
+            )
+        if chosen.paste_back:
+            unseen = sorted(set(range(len(noise))).difference(*windows.indices))
+            latents[unseen] = clip.scene[unseen]
         frames = self._decode(chosen, latents, clip, scene, mask, seconds)
-        # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
-        return Output(frames if streamed else np.stack(list(frames)), latents.cpu().clone(), seconds)
+        return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), seconds)
 
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
@@ -165,9 +173,13 @@ class Pipeline:
         levels = (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1) * 255
         return (levels.round() if rounded else levels).byte().cpu().numpy()
 
-    def _read_clip(
-        self, recipe: Recipe, scene: Replay, mask: Replay, pose: Frames, size: Size | None
-    ) -> _Clip:
+    def read_clip(
+        self, recipe: Recipe, scene: Frames, mask: Frames, pose: Frames, size: Size | None
+    ) -> Clip:
+        """Encodes scene, mask and pose, given and sized as in `__call__`; scene and mask are read once.
+
+        Raises UserError where they do not fit together.
+        """
         rows = together(
             scene=checked("scene", scene, 3), mask=checked("mask", mask, None), pose=checked("pose", pose, 3)
         )
@@ -200,21 +212,41 @@ class Pipeline:
             flush()
         if recipe.paste_back and not any(present):
             raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
-        return _Clip(canvas, torch.cat(latents), torch.cat(masks).to(self.device), poses, tuple(present))
+        return Clip(canvas, torch.cat(latents), torch.cat(masks).to(self.device), poses, tuple(present))
 
-    def _read_reference(
-        self, recipe: Recipe, picture: np.ndarray, alpha: np.ndarray | None, canvas: Canvas
-    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    @torch.inference_mode()
+    def embed(self, picture: np.ndarray) -> Tensor:
+        """A reference uint8 [H, W, 3], squashed to CLIP's square -> image embedding [1, D]."""
+        encoder = self.networks.image_encoder
+        pixels = clip_input(picture, encoder.config.image_size)
+        return encoder(pixels.to(self.device, self.dtype)).image_embeds
+
+    def sample_clip(
+        self,
+        recipe: Recipe,
+        clip: Clip,
+        picture: np.ndarray,
+        embeds: Tensor,
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+        windows: Windows,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """Latents float32 [F, c, h, w] of the clip with the character of `picture` uint8 [H, W, 3] in it."""
         nets = self.networks
-        placed, clip_pixels = recipe.reference(picture, alpha, canvas, nets.image_encoder.config.image_size)
-        embeds = nets.image_encoder(clip_pixels.to(self.device, self.dtype)).image_embeds
-        tokens = nets.reference_unet(self.encode(placed[None]).to(self.dtype), embeds)
-        if recipe.bank_dtype is not None:
-            tokens = [x.to(recipe.bank_dtype).to(self.dtype) for x in tokens]
-        return nets.denoising_unet.project_bank(tokens), embeds
+        with torch.inference_mode():
+            placed = self.encode(recipe.reference(picture, clip.canvas)[None])
+            tokens = nets.reference_unet(placed.to(self.dtype), embeds)
+            if recipe.bank_dtype is not None:
+                tokens = [x.to(recipe.bank_dtype).to(self.dtype) for x in tokens]
+            denoise = self._denoiser(clip, nets.denoising_unet.project_bank(tokens), embeds, guidance)
+            latents = sample(denoise, noise.to(self.device), steps, windows, progress)
+        # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
+        return latents.clone()
 
     def _denoiser(
-        self, clip: _Clip, bank: list[tuple[Tensor, Tensor]], embeds: Tensor, guidance: float
+        self, clip: Clip, bank: list[tuple[Tensor, Tensor]], embeds: Tensor, guidance: float
     ) -> Callable[[Tensor, int, Sequence[int]], Tensor]:
         nets = self.networks
         guided = guidance > 1
@@ -238,7 +270,7 @@ class Pipeline:
         self,
         recipe: Recipe,
         latents: Tensor,
-        clip: _Clip,
+        clip: Clip,
         scene: Replay,
         mask: Replay,
         seconds: dict[str, float],
@@ -263,7 +295,11 @@ def _paste(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> np.ndarr
     return composite(made, original, paste_weights(mask))
 
 
-def _split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """A reference uint8 [H, W, 3 or 4] and its mask [H, W] or None -> picture [H, W, 3] and alpha or None.
+
+    Raises UserError for other shapes or types.
+    """
     reference = np.asarray(reference)
     if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] not in (3, 4):
         raise UserError(

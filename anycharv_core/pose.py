@@ -137,6 +137,33 @@ def scale_pose(frame: Pose, width: int, height: int) -> Pose:
     return _frame(width, height, points, factors)
 
 
+def only_person(frame: Pose, mask: np.ndarray) -> Pose:
+    """The pose with nobody but the person whose body lies in the mask.
+
+    Args:
+        frame: as `clean_pose` takes it.
+        mask: uint8 [H, W], 255 on the person; of any size, it covers the pose's whole canvas.
+
+    Returns:
+        The frame with the person who has most body points seen inside the mask, and of several the one with
+        fewest outside; with nobody where no point is inside.
+
+    Raises:
+        UserError: see `clean_pose`.
+    """
+    frame = clean_pose(frame)
+    scale = np.array([mask.shape[1] / frame["canvas_width"], mask.shape[0] / frame["canvas_height"]])
+    best, most = [], (0, 0)
+    for index, person in enumerate(frame["people"]):
+        points = body_points(frame, index)
+        pixels = (points[points[:, 2] > MIN_SCORE, :2] * scale).astype(int)
+        on_canvas = ((pixels >= 0) & (pixels < mask.shape[::-1])).all(axis=1)
+        inside = int((mask[pixels[on_canvas, 1], pixels[on_canvas, 0]] >= 128).sum())
+        if inside and (inside, inside - len(pixels)) > most:
+            best, most = [person], (inside, inside - len(pixels))
+    return {**frame, "people": best}
+
+
 def body_points(frame: Pose, person: int = 0) -> np.ndarray:
     """Body points of one person, counted from 0.
 

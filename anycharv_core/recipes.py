@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import UserError
-from .imaging import clip_input, latent_mask, resize
+from .imaging import latent_mask, resize
 from .sampling import Windows, closed_loop_windows, linear_windows
 
 Size = tuple[int, int]
@@ -50,14 +50,17 @@ class Recipe:
     """The choices around the sampler.
 
     canvas(scene size, pose size, asked size or None, multiple of the VAE);
-    reference(picture, alpha or None, canvas, CLIP size) -> (picture for the VAE, CLIP pixels);
+    cut_out(picture, alpha or None) -> the reference as it is shown to the networks, uint8 [H, W, 3], of
+    which reference(picture, canvas) is the VAE's view and clip_view(picture) what is squashed for CLIP;
     mask(masks [F, H, W], canvas, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
     noise(latents' shape (F, c, h, w), CPU generator) -> float32 of that shape;
     `bank_dtype` the ReferenceNet's tokens are rounded to; `paste_back` and `round` of the output pixels.
     """
 
     canvas: Callable[[Size, Size, Size | None, int], Canvas]
-    reference: Callable[[np.ndarray, np.ndarray | None, Canvas, int], tuple[np.ndarray, Tensor]]
+    cut_out: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    reference: Callable[[np.ndarray, Canvas], np.ndarray]
+    clip_view: Callable[[np.ndarray], np.ndarray]
     mask: Callable[[np.ndarray, Canvas, torch.Size], Tensor]
     windows: Callable[[int, float], Windows]
     noise: Callable[[Sequence[int], torch.Generator], Tensor]
@@ -71,12 +74,6 @@ def _official_canvas(scene: Size, pose: Size, size: Size | None, multiple: int) 
     if not (width and height):
         raise UserError(f"The size {size or pose} is smaller than one latent pixel; use at least {multiple}.")
     return Canvas((width, height), (width, height), (width, height))
-
-
-def _official_reference(
-    picture: np.ndarray, alpha: np.ndarray | None, canvas: Canvas, clip_size: int
-) -> tuple[np.ndarray, Tensor]:
-    return resize(picture, canvas.padded), clip_input(picture, clip_size)
 
 
 def _official_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -97,14 +94,11 @@ def _default_canvas(scene: Size, pose: Size, size: Size | None, multiple: int) -
     return Canvas(scene, inner, tuple(-(-side // multiple) * multiple for side in inner))
 
 
-def _default_reference(
-    picture: np.ndarray, alpha: np.ndarray | None, canvas: Canvas, clip_size: int
-) -> tuple[np.ndarray, Tensor]:
-    if alpha is not None:
-        # Training shows the character on black (paper 3.2, "Reference Identity Preservation").
-        picture = np.rint(picture * (alpha[..., None] / 255.0)).astype(np.uint8)
-    side = max(picture.shape[:2])
-    return _letterbox(picture, canvas.padded), clip_input(_letterbox(picture, (side, side)), clip_size)
+def _on_black(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """The character alone, as in training (paper 3.2, "Reference Identity Preservation")."""
+    if alpha is None:
+        return picture
+    return np.rint(picture * (alpha[..., None] / 255.0)).astype(np.uint8)
 
 
 def _letterbox(picture: np.ndarray, size: Size) -> np.ndarray:
@@ -120,7 +114,9 @@ def _letterbox(picture: np.ndarray, size: Size) -> np.ndarray:
 RECIPES = {
     "official": Recipe(
         canvas=_official_canvas,
-        reference=_official_reference,
+        cut_out=lambda picture, alpha: picture,
+        reference=lambda picture, canvas: resize(picture, canvas.padded),
+        clip_view=lambda picture: picture,
         mask=lambda masks, canvas, size: latent_mask(masks, size),
         windows=lambda frames, guidance: closed_loop_windows(frames, average=guidance > 1),
         noise=_official_noise,
@@ -130,7 +126,9 @@ RECIPES = {
     ),
     "default": Recipe(
         canvas=_default_canvas,
-        reference=_default_reference,
+        cut_out=_on_black,
+        reference=lambda picture, canvas: _letterbox(picture, canvas.padded),
+        clip_view=lambda picture: _letterbox(picture, (max(picture.shape[:2]),) * 2),
         mask=lambda masks, canvas, size: latent_mask(np.stack([canvas.place_mask(m) for m in masks]), size),
         windows=lambda frames, guidance: linear_windows(frames),
         noise=lambda shape, generator: torch.randn(shape, generator=generator),

@@ -88,8 +88,12 @@ def linear_windows(frames: int, size: int = WINDOW, overlap: int = OVERLAP) -> W
         return Windows((tuple(range(frames)),), ((1.0,) * frames,))
     count = -(-(frames - overlap) // (size - overlap))
     starts = [round(i * (frames - size) / (count - 1)) for i in range(count)]
-    ramp = tuple(float(min(i + 1, size - i, overlap + 1)) for i in range(size))
-    return Windows(tuple(tuple(range(s, s + size)) for s in starts), (ramp,) * count)
+    return Windows(tuple(tuple(range(s, s + size)) for s in starts), (window_ramp(size, overlap),) * count)
+
+
+def window_ramp(size: int, overlap: int) -> tuple[float, ...]:
+    """Weights of the `size` positions of a window: rising and falling over `overlap` frames at its ends."""
+    return tuple(float(min(i + 1, size - i, overlap + 1)) for i in range(size))
 
 
 def sample(

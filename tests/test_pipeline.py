@@ -97,7 +97,7 @@ def test_alpha_and_mask_remove_the_reference_background(pipe: Pipeline, clip: di
 def test_the_reference_keeps_its_proportions() -> None:
     picture = np.full((40, 10, 3), 255, np.uint8)
     canvas = Canvas((64, 32), (64, 32), (64, 32))
-    placed, _ = RECIPES["default"].reference(picture, None, canvas, 32)
+    placed = RECIPES["default"].reference(picture, canvas)
     rows, columns = np.nonzero(placed[..., 0] > 128)
     assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (32, 8)
 

@@ -1,0 +1,38 @@
+"""The ComfyUI nodes. What needs comfy's internals or anycharv_core's networks is imported on first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from .composite import AnyCharVComposite
+from .conditioning import AnyCharVConditioning
+from .loader import MODELS, AnyCharVLoader
+from .masks import AnyCharVBoxMask, AnyCharVMaskAugment
+from .pose import AnyCharVPoseDraw
+from .puppets import AnyCharVPuppetClip
+from .reference import AnyCharVReferenceEncode
+from .replace import AnyCharVReplaceCharacter
+from .sampling import AnyCharVLongVideo, AnyCharVSampler
+
+
+class AnyCharVExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folder_paths.add_model_folder_path(MODELS, str(Path(folder_paths.models_dir) / MODELS))
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            AnyCharVLoader,
+            AnyCharVReferenceEncode,
+            AnyCharVBoxMask,
+            AnyCharVMaskAugment,
+            AnyCharVPoseDraw,
+            AnyCharVConditioning,
+            AnyCharVSampler,
+            AnyCharVLongVideo,
+            AnyCharVComposite,
+            AnyCharVReplaceCharacter,
+            AnyCharVPuppetClip,
+        ]

@@ -1,0 +1,1 @@
+"""The networks inside ComfyUI: models, samplers and conversions behind the nodes."""

@@ -1,0 +1,121 @@
+"""Checkpoints into ComfyUI's memory management."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ...anycharv_core.checkpoint import (
+    Checkpoint,
+    check_keys,
+    check_pairing,
+    library_part,
+    read_checkpoint,
+)
+from ...anycharv_core.generate import DTYPES
+from ...anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
+from .model import AnyCharVConfig, AnyCharVModel
+from .vae import ModuleVAE
+
+SD15_SCALING = 0.18215
+SD15_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "norm_num_groups": 32}
+
+
+def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
+    """MODEL, reference net, and VAE and CLIP_VISION or None, for the checkpoint at `path`.
+
+    dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound AnyCharV checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    device = comfy.model_management.get_torch_device()
+    weights = checkpoint.weights["denoising_unet"]
+    chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))
+    model = _model(checkpoint, device, chosen, manual_cast)
+    reference_net = _reference_net(checkpoint, device, chosen, manual_cast)
+    check_pairing(
+        model.model.diffusion_model, reference_net.model, model.model.diffusion_model.pose_guider
+    )
+    return model, reference_net, _vae(checkpoint), _clip_vision(checkpoint)
+
+
+def _precision(
+    name: str, device: torch.device, parameters: int
+) -> tuple[torch.dtype, torch.dtype | None]:
+    chosen = DTYPES.get(name) or comfy.model_management.unet_dtype(device, parameters)
+    return chosen, comfy.model_management.unet_manual_cast(chosen, device)
+
+
+def _model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
+) -> Any:
+    configs = checkpoint.configs
+    guider = PoseGuiderConfig.from_dict(configs["pose_guider"])
+    scaling = configs.get("vae", {}).get("scaling_factor", SD15_SCALING)
+    config = AnyCharVConfig(
+        UNetConfig.from_dict(configs["denoising_unet"]), guider, scaling, 2 ** (len(guider.block_out_channels) - 1)
+    )
+    config.set_inference_dtype(dtype, manual_cast)
+    offload = comfy.model_management.unet_offload_device()
+    model = AnyCharVModel(config, checkpoint.settings, offload)
+    weights = checkpoint.weights["denoising_unet"] | {
+        f"pose_guider.{key}": value for key, value in checkpoint.weights["pose_guider"].items()
+    }
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+    _fill("denoising_unet", model.diffusion_model, weights, dtype, patcher)
+    return patcher
+
+
+def _reference_net(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
+) -> Any:
+    offload = comfy.model_management.unet_offload_device()
+    operations = comfy.ops.pick_operations(dtype, manual_cast, device)
+    config = UNetConfig.from_dict(checkpoint.configs["reference_unet"])
+    network = ReferenceNet(config, operations, dtype=dtype, device=offload)
+    network.compute_dtype = manual_cast or dtype
+    patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
+    _fill("reference_unet", network, checkpoint.weights["reference_unet"], dtype, patcher)
+    return patcher
+
+
+def _fill(part: str, module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, patcher: Any) -> None:
+    check_keys(part, module, weights)
+    # Positional encodings stay float32, as in the files.
+    cast = {k: v if k.endswith(".pe") else v.to(dtype) for k, v in weights.items()}
+    module.load_state_dict(cast, assign=patcher.is_dynamic())
+    module.requires_grad_(False).train(False)
+
+
+def _vae(checkpoint: Checkpoint) -> Any:
+    if "vae" not in checkpoint.weights:
+        return None
+    config, weights = checkpoint.configs["vae"], checkpoint.weights["vae"]
+    if all(config.get(key) == value for key, value in SD15_VAE.items()):
+        return comfy.sd.VAE(sd=dict(weights))
+    module = library_part("vae", config)
+    check_keys("vae", module, weights)
+    module.load_state_dict({key: value.float() for key, value in weights.items()})
+    return ModuleVAE(module.requires_grad_(False).train(False))
+
+
+def _clip_vision(checkpoint: Checkpoint) -> Any:
+    if "image_encoder" not in checkpoint.weights:
+        return None
+    config = checkpoint.configs["image_encoder"]
+    # ComfyUI reads every size from the configuration, and leaves out what CLIP's has as a default.
+    encoder = comfy.clip_vision.ClipVisionModel(
+        {"num_channels": 3, "hidden_act": "quick_gelu", "patch_size": 32, "image_size": 224, **config,
+         "model_type": "clip_vision_model"}
+    )
+    if encoder.load_device.type == "cpu":
+        encoder.model.float()  # ComfyUI stores encoders in half precision even where nothing runs in it
+    check_keys("image_encoder", encoder.model, checkpoint.weights["image_encoder"])
+    encoder.load_sd(dict(checkpoint.weights["image_encoder"]))
+    return encoder

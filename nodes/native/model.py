@@ -1,0 +1,148 @@
+"""The denoising UNet as a ComfyUI MODEL, built from ComfyUI's operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.conds
+import comfy.context_windows
+import comfy.latent_formats
+import comfy.model_base
+import comfy.supported_models_base
+import torch
+from torch import Tensor
+
+from ...anycharv_core.errors import UserError
+from ...anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
+
+CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
+UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning
+PER_FRAME = ("c_concat", "pose")
+
+
+@dataclass(frozen=True)
+class ClipConditions:
+    """What AnyCharV Conditioning hands to the model, beside the image embedding.
+
+    scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; pose: uint8 [F, 3, H, W];
+    tokens: the ReferenceNet's, [1, T, C] per spatial block.
+    """
+
+    scene: Tensor
+    mask: Tensor
+    pose: Tensor
+    tokens: list[Tensor]
+
+
+class NativeUNet(DenoisingUNet):
+    """DenoisingUNet with the pose guider inside, called the way ComfyUI calls diffusion models.
+
+    Its module names are the official ones, so LoRAs of SD1.5 in diffusers' naming find their layers.
+    """
+
+    def __init__(
+        self,
+        unet: UNetConfig,
+        pose_guider: PoseGuiderConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        operations: Any,
+    ):
+        super().__init__(unet, operations, dtype=dtype, device=device)
+        self.pose_guider = PoseGuider(pose_guider, operations, dtype=dtype, device=device)
+        self.dtype = dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        *,
+        pose: Tensor,
+        bank: list[Tensor],
+        **_: Any,
+    ) -> Tensor:
+        """x [n F, 2 c + 1, h, w]: n conditionings of the same F frames; context [n F, 1, D]; pose
+        [n F, 3, H, W] in 0..255; bank: ReferenceNet tokens. Returns v [n F, c, h, w]."""
+        kinds = (transformer_options or {})["cond_or_uncond"]
+        count, frames = len(kinds), len(x) // len(kinds)
+        # The unconditional rows, which ignore the bank, come first.
+        order = sorted(range(count), key=lambda i: kinds[i] != UNCONDITIONAL)
+
+        def arranged(rows: Tensor, places: list[int]) -> Tensor:
+            chunks = rows.chunk(count)
+            return torch.cat([chunks[place] for place in places])
+
+        features = self.pose_guider(pose[:frames] / 255).repeat(count, 1, 1, 1)
+        v = super().forward(
+            arranged(x, order),
+            arranged(timesteps, order),
+            arranged(context, order)[:, 0],
+            features,
+            self.project_bank(bank),
+            frames,
+            plain_rows=frames * kinds.count(UNCONDITIONAL),
+        )
+        return arranged(v, [order.index(i) for i in range(count)])
+
+
+class AnyCharVModel(comfy.model_base.BaseModel):
+    """v-prediction on linear betas with zero terminal SNR. `settings` are the checkpoint's own."""
+
+    def __init__(self, config: AnyCharVConfig, settings: dict[str, Any], device: torch.device):
+        v_prediction = comfy.model_base.ModelType.V_PREDICTION
+        super().__init__(config, v_prediction, device=device, unet_model=NativeUNet)
+        self.settings = settings
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        clip: ClipConditions | None = kwargs.get(CLIP)
+        if clip is None:
+            raise UserError(
+                "An AnyCharV model samples only with the positive and negative of AnyCharV Conditioning: wire "
+                "those into the sampler."
+            )
+        noise = kwargs["noise"]
+        if noise.shape != clip.scene.shape:
+            raise UserError(
+                f"The latent is {list(noise.shape)} but the conditioning is for {list(clip.scene.shape)}: wire "
+                "the LATENT of the same AnyCharV Conditioning into the sampler."
+            )
+        return {
+            "c_concat": comfy.conds.CONDNoiseShape(torch.cat([clip.scene, clip.mask], dim=1)),
+            "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
+            "pose": comfy.conds.CONDRegular(clip.pose),
+            "bank": comfy.conds.CONDConstant(clip.tokens),
+        }
+
+    def resize_cond_for_context_window(
+        self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any,
+        retain_index_list: list[int] | tuple[int, ...] = (),
+    ) -> Any:  # fmt: skip
+        if cond_key in PER_FRAME:
+            return comfy.context_windows.slice_cond(
+                cond_value, window, x_in, device, temporal_dim=0, retain_index_list=list(retain_index_list)
+            )
+        # ComfyUI would otherwise cut any tensor of which a side happens to be as long as the clip.
+        return cond_value
+
+
+class AnyCharVConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI asks of a model's configuration; sizes come from the checkpoint."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 (the base class's own style)
+    # ComfyUI's "linear" is linear in the betas' square roots; the paper's betas are linear themselves.
+    sampling_settings = {"beta_schedule": "sqrt_linear", "zsnr": True}  # noqa: RUF012
+    memory_usage_factor = 2.0
+
+    def __init__(self, unet: UNetConfig, pose_guider: PoseGuiderConfig, scaling_factor: float, ratio: int):
+        super().__init__({"unet": unet, "pose_guider": pose_guider})
+        if unet.out_channels == 4 and ratio == 8:
+            self.latent_format = comfy.latent_formats.SD15(scaling_factor)
+        else:
+            self.latent_format = comfy.latent_formats.LatentFormat()
+            self.latent_format.scale_factor = scaling_factor
+            self.latent_format.latent_channels = unet.out_channels
+            self.latent_format.spacial_downscale_ratio = ratio

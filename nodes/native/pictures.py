@@ -1,0 +1,162 @@
+"""ComfyUI's pictures (float tensors) and ours (uint8 arrays)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...anycharv_core.errors import UserError
+from ...anycharv_core.masks import boxes_to_masks, feather
+from ...anycharv_core.recipes import Canvas
+
+
+def image_uint8(image: Tensor, name: str) -> np.ndarray:
+    """IMAGE float [F, H, W, 3 or 4] in 0..1 -> uint8 of the same shape.
+
+    Raises UserError, naming the input, where it is not that or has no frames.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (3, 4):
+        shape = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise UserError(f"{name} must be IMAGE, [frames, height, width, 3 or 4]; it is {shape}.")
+    if not len(image):
+        raise UserError(f"{name} has no frames; give at least one.")
+    return (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def rgb_frames(image: Tensor, name: str) -> Iterable[np.ndarray]:
+    """IMAGE [F, H, W, 3 or 4] -> uint8 [H, W, 3] frame by frame, any number of times; alpha is dropped.
+
+    Raises UserError as `image_uint8` does, at once.
+    """
+    image_uint8(image[:1] if isinstance(image, Tensor) else image, name)
+    return _EachTime(lambda: (image_uint8(image[i : i + 1], name)[0, ..., :3] for i in range(len(image))))
+
+
+def masks_uint8(mask: Tensor, name: str) -> np.ndarray:
+    """MASK float [F, H, W] or [H, W] in 0..1 -> uint8 [F, H, W].
+
+    Raises UserError, naming the input, where it is not that or has no frames.
+    """
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        mask = mask[None]
+    if not isinstance(mask, Tensor) or mask.ndim != 3:
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise UserError(
+            f"{name} must be MASK, [frames, height, width]; it is {shape}. Turn an image into a mask with "
+            "Convert Image to Mask."
+        )
+    if not len(mask):
+        raise UserError(f"{name} has no frames; give at least one.")
+    return (mask.clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def region_masks(region: Any, image: Tensor | None) -> np.ndarray:
+    """A MASK, or boxes on the frames of `image` -> masks uint8 [F, H, W]. Raises UserError for others."""
+    if isinstance(region, Tensor):
+        return masks_uint8(region, "region")
+    if image is None:
+        raise UserError("Boxes don't say how large the picture is: wire the frames they belong to into image.")
+    _, height, width, _ = image_uint8(image[:1], "image").shape
+    return boxes_to_masks(frame_boxes(region, len(image)), width, height)
+
+
+def frame_boxes(boxes: Any, frames: int) -> list[tuple[float, float, float, float] | None]:
+    """BOUNDING_BOX(ES) -> one (x0, y0, x1, y1), or None, for each of `frames` frames.
+
+    One box stands for all frames; of several in a frame the first is taken. Raises UserError for
+    anything else, or where there is another number of boxes than frames.
+    """
+    if isinstance(boxes, dict):
+        boxes = [boxes]
+    if not isinstance(boxes, list):
+        raise UserError(f"The boxes are {type(boxes).__name__}: give a box, a list of boxes or a list of lists.")
+    first = [entry[0] if isinstance(entry, list) and entry else entry or None for entry in boxes]
+    if len(first) == 1:
+        first *= frames
+    if len(first) != frames:
+        raise UserError(f"There are boxes for {len(first)} frames but the clip has {frames}.")
+    return [None if box is None else _corners(box) for box in first]
+
+
+def _corners(box: Any) -> tuple[float, float, float, float]:
+    if not isinstance(box, dict) or not {"x", "y", "width", "height"} <= box.keys():
+        raise UserError(f"A box must have x, y, width and height in pixels; this one is {box!r}.")
+    return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
+
+
+def mask_tensor(masks: Iterable[np.ndarray]) -> Tensor:
+    """Masks uint8 [H, W] -> MASK float32 [F, H, W] in 0..1."""
+    return torch.from_numpy(np.stack(list(masks))).float() / 255
+
+
+def image_tensor(picture: np.ndarray) -> Tensor:
+    """Pictures uint8 [(F,) H, W, C] -> IMAGE float32 [F, H, W, C] in 0..1."""
+    return torch.from_numpy(picture if picture.ndim == 4 else picture[None]).float() / 255
+
+
+def same_length(count: int, **others: np.ndarray) -> list[np.ndarray]:
+    """Each of `others` [F or 1, ...] with `count` frames. Raises UserError naming one of another length."""
+    for name, frames in others.items():
+        if len(frames) not in (1, count):
+            raise UserError(
+                f"The scene has {count} frames but {name} has {len(frames)}; give as many, or one for all."
+            )
+    return [np.broadcast_to(f, (count, *f.shape[1:])) for f in others.values()]
+
+
+def composite_images(generated: Tensor, original: Tensor, mask: Tensor, width: int) -> Tensor:
+    """The generated frames where the mask, padded and feathered by `width` pixels, is; else the original.
+
+    generated: IMAGE of the original's size, or of the size AnyCharV Conditioning gave it.
+    Raises UserError where lengths or sizes do not fit together.
+    """
+    for name, image in (("generated", generated), ("original", original)):
+        image_uint8(image[:1], name)
+    count, height, breadth = original.shape[:3]
+    if len(generated) != count:
+        raise UserError(f"generated has {len(generated)} frames but original has {count}; they must match.")
+    masks = masks_uint8(mask, "mask")
+    if masks.shape[1:] != (height, breadth):
+        raise UserError(
+            f"The mask is {masks.shape[2]}x{masks.shape[1]} but the original is {breadth}x{height}; give the "
+            "mask at the original's size."
+        )
+    (masks,) = same_length(count, mask=masks)
+    canvas = original_canvas((breadth, height), (generated.shape[2], generated.shape[1]))
+    result = original.clone()
+    for index, region in enumerate(masks):
+        alpha = torch.from_numpy(feather(region, width, width))[..., None]
+        if not alpha.any():
+            continue
+        frame = generated[index, ..., :3].cpu()
+        if canvas.padded != canvas.source:
+            frame = image_tensor(canvas.restore(image_uint8(frame[None], "generated")[0]))[0]
+        base = result[index, ..., :3].cpu()
+        # Not lerp: this leaves every bit of the original where alpha is 0.
+        result[index, ..., :3] = torch.where(alpha > 0, base + alpha * (frame - base), base)
+    return result
+
+
+def original_canvas(source: tuple[int, int], padded: tuple[int, int]) -> Canvas:
+    """The canvas on which frames of `source` (width, height) became pictures of `padded`.
+
+    Either they were only padded, by less than 8 pixels, or scaled so that one side fills the canvas, as
+    AnyCharV Conditioning sees to.
+    """
+    if all(0 <= p - s < 8 for p, s in zip(padded, source, strict=True)):
+        return Canvas(source, source, padded)
+    scale = min(p / s for p, s in zip(padded, source, strict=True))
+    inner = tuple(min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
+    return Canvas(source, inner, padded)
+
+
+class _EachTime:
+    def __init__(self, read: Any):
+        self._read = read
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._read()

@@ -1,0 +1,123 @@
+"""A clip in, a clip out, frame by frame, for AnyCharVReplaceCharacter."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import folder_paths
+import numpy as np
+from comfy_api.latest import InputImpl
+from torch import Tensor
+
+from ...anycharv_core.errors import UserError
+from ...anycharv_core.generate import Reopened, pose_canvas
+from ...anycharv_core.masks import boxes_to_masks
+from ...anycharv_core.pose import clean_pose
+from ...anycharv_core.recipes import Size, get_recipe
+from ...anycharv_core.video import VideoInfo, VideoWriter, probe, read_frames
+from .pictures import frame_boxes, image_uint8, masks_uint8, rgb_frames
+from .pipeline import ComfyPipeline, node_size
+from .poses import drawn_poses, pose_frames
+
+
+def replace_character(
+    model: Any, net: Any, vae: Any, clip_vision: Any, video: Any, reference: Tensor,
+    reference_mask: Tensor | None, mask: Any, pose: Any, steps: int, cfg: float, seed: int, asked: Size,
+    recipe: str,
+) -> Any:  # fmt: skip
+    """The clip with the character in it: a VIDEO in ComfyUI's temp folder, with its times and audio.
+
+    Raises UserError where the inputs do not fit together.
+    """
+    chosen = get_recipe(recipe)
+    pipe = ComfyPipeline(model, net, vae, clip_vision)
+    alpha = None if reference_mask is None else masks_uint8(reference_mask, "reference_mask")[0]
+    picture = image_uint8(reference[:1], "reference")[0]
+    with _as_file(video) as source:
+        info = probe(source)
+        scene = Reopened(partial(read_frames, source))
+        size = node_size(pipe, chosen, (info.width, info.height), asked)
+        pose_size = _pose_size(pose)
+        canvas = chosen.canvas((info.width, info.height), pose_size, size, pipe.multiple)
+        # Keypoints are drawn at the size the networks work at, or as much larger as the model asks for.
+        drawn = pose_canvas(
+            canvas.inner if chosen.paste_back else size or pose_size, pipe.settings.get("pose_scale", 1)
+        )
+        target = Path(folder_paths.get_temp_directory()) / f"anycharv_{secrets.token_hex(8)}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writer = VideoWriter(
+            target,
+            *canvas.source,
+            info.timestamps,
+            info.time_base,
+            info.rate,
+            audio_from=source if info.has_audio else None,
+            sample_aspect=info.sample_aspect,
+        )
+        with writer:
+            out = pipe(
+                picture,
+                scene,
+                _masks(mask, info),
+                _poses(pose, info, drawn),
+                steps=steps,
+                guidance_scale=cfg,
+                seed=seed,
+                size=size,
+                recipe=recipe,
+                reference_mask=alpha,
+            )
+            bar = comfy.utils.ProgressBar(info.frames)
+            for frame in out.frames:
+                writer.write(frame)
+                bar.update(1)
+    return InputImpl.VideoFromFile(str(target))
+
+
+@contextmanager
+def _as_file(video: Any) -> Iterator[str]:
+    """The VIDEO as a file: its own, or a temporary one where it lies in memory or is trimmed."""
+    source = video.get_stream_source()
+    if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="anycharv_") as folder:
+        path = str(Path(folder) / "clip.mp4")
+        video.save_to(path)
+        yield path
+
+
+def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
+    if not isinstance(mask, Tensor):
+        boxes = frame_boxes(mask, info.frames)
+        return Reopened(lambda: (boxes_to_masks([box], info.width, info.height)[0] for box in boxes))
+    if len(mask) not in (1, info.frames):
+        raise UserError(f"The video has {info.frames} frames but mask has {len(mask)}; give as many, or one.")
+    single = masks_uint8(mask[:1], "mask")[0] if len(mask) == 1 else None
+    return Reopened(
+        lambda: (masks_uint8(mask[i : i + 1], "mask")[0] if single is None else single for i in range(info.frames))
+    )
+
+
+def _poses(pose: Any, info: VideoInfo, drawn: Size) -> Iterable[np.ndarray]:
+    count = len(pose) if isinstance(pose, Tensor) else len(pose_frames(pose))
+    if count != info.frames:
+        raise UserError(f"The video has {info.frames} frames but pose has {count}; give as many of both.")
+    if isinstance(pose, Tensor):
+        return rgb_frames(pose, "pose")
+    return Reopened(lambda: drawn_poses(pose, None, *drawn))
+
+
+def _pose_size(pose: Any) -> Size:
+    """(width, height) in pixels that the skeletons were made for."""
+    if isinstance(pose, Tensor):
+        return image_uint8(pose[:1], "pose").shape[2:0:-1]
+    first = clean_pose(pose_frames(pose)[0])
+    return first["canvas_width"], first["canvas_height"]

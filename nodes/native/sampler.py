@@ -1,0 +1,86 @@
+"""The paper's sampler behind ComfyUI's guider, so that LoRAs, previews, interrupt and offload are its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...anycharv_core.errors import UserError
+from ...anycharv_core.recipes import get_recipe
+from ...anycharv_core.sampling import Windows, ddim_step, ddim_timesteps
+from .model import AnyCharVModel
+from .windows import HANDLER, with_windows
+
+
+def sample_latent(
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], steps: int, cfg: float, seed: int,
+    recipe: str,
+) -> dict[str, Any]:  # fmt: skip
+    """LATENT sampled from noise; unknown keys of `latent` are kept. Raises UserError for another's MODEL."""
+    if not isinstance(model.model, AnyCharVModel):
+        raise UserError(
+            f"MODEL is {type(model.model).__name__}, not an AnyCharV model: wire in AnyCharV Loader's, or use "
+            "KSampler for other models."
+        )
+    chosen = get_recipe(recipe)
+    samples = latent["samples"]
+    noise = chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))
+    windows = None if HANDLER in model.model_options else chosen.windows(len(samples), cfg)
+    sampled = run_sampler(model, positive, negative, noise, steps, cfg, windows, seed)
+    return {**latent, "samples": sampled}
+
+
+def run_sampler(
+    model: Any, positive: Any, negative: Any, noise: Tensor, steps: int, cfg: float, windows: Windows | None,
+    seed: int = 0,
+) -> Tensor:  # fmt: skip
+    """Unscaled latents [F, c, h, w] denoised from `noise` by trailing DDIM.
+
+    windows: how to cut the clip, or None for the model's own context windows.
+    """
+    coverage = torch.ones(len(noise), 1, 1, 1)
+    if windows is not None and len(windows.indices) > 1:
+        model = with_windows(model, lambda frames: windows, len(windows.indices[0]))
+        if not windows.average:
+            # ComfyUI averages what windows predict for a frame; the release sums it.
+            coverage = torch.bincount(torch.tensor(windows.indices).flatten(), minlength=len(noise))
+            coverage = coverage.reshape(-1, 1, 1, 1).float()
+    schedule = model.get_model_object("model_sampling").sigmas
+    timesteps = [t for t, _ in ddim_timesteps(steps)]
+    sigmas = torch.cat([schedule[timesteps].cpu(), torch.zeros(1)])
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg if cfg > 1 else 1.0)
+    return guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.KSAMPLER(partial(_ddim, coverage=coverage)),
+        sigmas,
+        callback=latent_preview.prepare_callback(model, steps),
+        seed=seed,
+    ).to(comfy.model_management.intermediate_device())
+
+
+def _ddim(
+    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool,
+    *, coverage: Tensor,
+) -> Tensor:  # fmt: skip
+    """anycharv_core.sampling.sample on ComfyUI's terms: x is clean + sigma * noise, and a model call gives
+    the clean latents. DDIM itself runs on variance-preserving latents, where t = 999 is pure noise."""
+    coverage = coverage.to(x.device)
+    x = x / (1 + sigmas[0] ** 2).sqrt()
+    for i, (t, t_prev) in enumerate(ddim_timesteps(len(sigmas) - 1)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        sigma, scale = sigmas[i], (1 + sigmas[i] ** 2).sqrt()
+        clean = model(x * scale, sigma.expand(len(x)), **extra_args)
+        v = (x / scale - clean) * scale / sigma
+        x = ddim_step(v * coverage, x, t, t_prev)
+        callback({"i": i, "denoised": clean, "x": x, "sigma": sigma, "sigma_hat": sigma})
+    return x

@@ -1,0 +1,53 @@
+"""Autoencoders of other sizes than SD1.5's as ComfyUI VAEs."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+
+class _FirstStage(nn.Module):
+    """A module with diffusers' AutoencoderKL interface, with the one ComfyUI's VAE calls."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.module.encode(pixels).latent_dist.mean
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.module.decode(latents).sample
+
+
+class ModuleVAE(comfy.sd.VAE):
+    """A ComfyUI VAE around a module of anycharv_core, which ComfyUI could not build from weights alone."""
+
+    def __init__(self, module: nn.Module):
+        # Without weights the base class only sets its defaults, and warns that it did no more.
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            super().__init__(sd={})
+        finally:
+            logging.disable(disabled)
+        ratio = 2 ** (len(module.config.block_out_channels) - 1)
+        self.latent_channels = module.config.latent_channels
+        self.downscale_ratio = self.upscale_ratio = ratio
+        decoded = self.memory_used_decode
+        self.memory_used_decode = lambda shape, dtype: decoded(shape, dtype) * ratio**2 / 64
+        self.first_stage_model = _FirstStage(module)
+        self.device = comfy.model_management.vae_device()
+        self.vae_dtype = torch.float32
+        self.output_device = comfy.model_management.intermediate_device()
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.first_stage_model,
+            load_device=self.device,
+            offload_device=comfy.model_management.vae_offload_device(),
+        )
+        self.model_size()
