@@ -1,13 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-comfyui lint clean
 
 demo: .venv/installed
 	$(BIN)/anycharv demo --out out/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not comfyui"
+
+# Against the ComfyUI at COMFYUI_PATH, or else ~/comfy/ComfyUI.
+test-comfyui: .venv/installed
+	$(BIN)/python -m pytest -m comfyui
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from anycharv_core.masks import (
     boxes_to_masks,
     composite,
     feather,
+    fill_absent,
+    grow_boxes,
     mask_box,
     read_boxes,
 )
@@ -190,3 +192,27 @@ def test_a_broken_box_file_is_refused_in_one_sentence(tmp_path, content, message
     with pytest.raises(UserError, match=message) as caught:
         read_boxes(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(clips(), st.integers(0, 50))
+def test_grown_boxes_hold_the_old_ones_and_are_large_enough(clip, smallest):
+    boxed = box_masks(clip, 0.0, 0)
+    grown = grow_boxes(boxed, smallest)
+    assert (grown >= boxed).all()
+    for before, after in zip(boxed, grown, strict=True):
+        box = mask_box(after)
+        assert (box is None) == (mask_box(before) is None)
+        if box:
+            assert box[2] - box[0] >= min(smallest, clip.shape[2])
+            assert box[3] - box[1] >= min(smallest, clip.shape[1])
+    assert np.array_equal(grow_boxes(boxed, 0), boxed)
+
+
+def test_absent_frames_hold_a_neighbours_mask_or_take_the_frame():
+    clip = np.zeros((5, 4, 4), np.uint8)
+    clip[1, 0], clip[3, 2] = 255, 255
+    held = fill_absent(clip, hold=True)
+    assert [np.array_equal(held[i], clip[j]) for i, j in ((0, 1), (1, 1), (2, 1), (3, 3), (4, 3))] == [True] * 5
+    whole = fill_absent(clip, hold=False)
+    assert whole[[0, 2, 4]].min() == 255 and np.array_equal(whole[[1, 3]], clip[[1, 3]])
+    assert fill_absent(clip * 0, hold=True).min() == 255

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anycharv_core.errors import UserError
-from anycharv_core.pose import body_points, clean_pose, draw_pose, read_poses, scale_pose, write_poses
+from anycharv_core.pose import (
+    body_points,
+    clean_pose,
+    draw_pose,
+    only_person,
+    read_poses,
+    scale_pose,
+    write_poses,
+)
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "pose_drawing"
 COUNTS = {
@@ -143,6 +151,20 @@ def test_body_points_are_zero_for_a_missing_body():
     assert points.shape == (18, 3) and points.dtype == np.float32 and points.any()
     assert not body_points(make_frame(7), person=1).any()
     assert not body_points({"canvas_width": 8, "canvas_height": 8, "people": [{}]}).any()
+
+
+def test_only_the_person_with_most_joints_in_the_mask_is_kept():
+    frame = body_only([(10 + i, 20, 1.0) for i in range(18)])
+    right = body_only([(44 + i % 3, 20, 1.0) for i in range(18)])["people"][0]
+    unseen = body_only([(44, 20, 0.3)] * 18)["people"][0]
+    frame["people"] += [unseen, right]
+    mask = np.zeros((128, 128), np.uint8)  # twice the canvas: masks are of the clip, poses of theirs
+    mask[:, 80:] = 255
+    assert only_person(frame, mask) == clean_pose({**frame, "people": [right]})
+    assert only_person(frame, 255 - mask)["people"] == clean_pose(frame)["people"][:1]
+    assert only_person(frame, mask * 0)["people"] == []
+    everywhere = only_person(frame, np.full_like(mask, 255))["people"]
+    assert everywhere == clean_pose(frame)["people"][:1]
 
 
 def test_poses_survive_writing_and_reading(tmp_path):

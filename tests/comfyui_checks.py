@@ -1,0 +1,389 @@
+"""Checks that run inside ComfyUI's own Python, for test_comfyui_nodes.py.
+
+    COMFYUI_PYTHON comfyui_checks.py PACK PARITY CHECK... [-- COMFYUI_ARGUMENT...]
+
+prints one line of JSON per check, {"check": name, "error": traceback or null, "value": what it returned}.
+The working directory is ComfyUI's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import json
+import sys
+import tempfile
+import traceback
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+PACK, PARITY = Path(sys.argv[1]), Path(sys.argv[2])
+REST = sys.argv[3:]
+SPLIT = REST.index("--") if "--" in REST else len(REST)
+CHECKS, ARGUMENTS = REST[:SPLIT], REST[SPLIT + 1 :]
+sys.path.insert(0, str(Path.cwd()))
+sys.argv = ["main.py", "--cpu", *ARGUMENTS]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.context_windows  # noqa: E402
+import comfy.model_management  # noqa: E402
+import folder_paths  # noqa: E402
+import nodes  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+torch.set_grad_enabled(False)
+
+
+def execute(node: str, **inputs: Any) -> tuple[Any, ...]:
+    return nodes.NODE_CLASS_MAPPINGS[node].execute(**inputs).args
+
+
+def core(module: str) -> Any:
+    """A module of the anycharv_core that the pack itself uses."""
+    return importlib.import_module(f"{str(PACK).replace('.', '_x_')}.{module}")
+
+
+def load(checkpoint: str = "embedded") -> tuple[Any, ...]:
+    return execute("AnyCharVLoader", checkpoint=checkpoint, dtype="auto")
+
+
+def conditioned(model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 6, **sizes: int) -> dict[str, Any]:
+    """A puppet clip, encoded for the model."""
+    _, scene, mask, keypoints, picture, cut, _ = execute("AnyCharVPuppetClip", seed=3, frames=frames, size=64)
+    reference, = execute(
+        "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision, image=picture, mask=cut,
+        recipe="default",
+    )
+    pose, = execute("AnyCharVPoseDraw", keypoints=keypoints, width=256, height=256)
+    positive, negative, latent = execute(
+        "AnyCharVConditioning", model=model, reference=reference, vae=vae, scene=scene, mask=mask, pose=pose,
+        **{"width": 0, "height": 0, **sizes}, recipe="default",
+    )
+    return {"positive": positive, "negative": negative, "latent": latent, "scene": scene, "mask": mask}
+
+
+def sampled(model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0, **more: Any) -> torch.Tensor:
+    latent, = execute(
+        "AnyCharVSampler", model=model, positive=made["positive"], negative=made["negative"],
+        latent=made["latent"], steps=steps, cfg=cfg, seed=42, **{"recipe": "default", **more},
+    )
+    return latent["samples"]
+
+
+def ksampled(model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0) -> torch.Tensor:
+    latent, = nodes.KSampler().sample(
+        model, 42, steps, cfg, "euler", "sgm_uniform", made["positive"], made["negative"], made["latent"]
+    )
+    return latent["samples"]
+
+
+def recorded_case(name: str) -> tuple[dict[str, Any], Any, dict[str, torch.Tensor]]:
+    case = json.loads((PARITY / "cases" / name / "case.json").read_text())
+    return case, np.load(PARITY / case["inputs"]), load_file(PARITY / "cases" / name / "golden.safetensors")
+
+
+def picture(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).float() / 255
+
+
+def check_schedule_is_zero_terminal_snr_on_linear_betas() -> None:
+    sigmas = load()[0].get_model_object("model_sampling").sigmas
+    power = core("anycharv_core.sampling").alphas_cumprod()[:-1]
+    assert torch.allclose(sigmas[:-1], ((1 - power) / power).sqrt(), rtol=2e-3)
+    assert sigmas[-1] > 1000
+
+
+def check_official_recipe_equals_core() -> dict[str, float]:
+    """On every recorded case: nodes against the core pipeline, and against the release's own latents."""
+    folder = Path(tempfile.mkdtemp()) / "anycharv"
+    folder.mkdir()
+    (folder / "m0").symlink_to(PARITY / "models" / "m0")
+    folder_paths.add_model_folder_path("anycharv", str(folder))
+    model, net, vae, clip_vision = load("m0")
+    pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained(PARITY / "models" / "m0")
+    worst = {}
+    for name in sorted(path.name for path in (PARITY / "cases").glob("*")):
+        case, inputs, _ = recorded_case(name)
+        reference, = execute(
+            "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision,
+            image=picture(inputs["ref"][None]), recipe="official",
+        )
+        positive, negative, latent = execute(
+            "AnyCharVConditioning", model=model, reference=reference, vae=vae, scene=picture(inputs["tgt"]),
+            mask=picture(inputs["mask"]), pose=picture(inputs["pose"]), width=0, height=0, recipe="official",
+        )
+        steps, cfg = case["num_inference_steps"], case["guidance_scale"]
+        made, = execute(
+            "AnyCharVSampler", model=model, positive=positive, negative=negative, latent=latent, steps=steps,
+            cfg=cfg, seed=7, recipe="official",
+        )
+        expected = pipe(
+            inputs["ref"], inputs["tgt"], inputs["mask"], inputs["pose"], steps=steps, guidance_scale=cfg, seed=7,
+            recipe="official",
+        ).latents
+        worst[name] = float((model.model.process_latent_in(made["samples"]) - expected).abs().max())
+        assert worst[name] <= 1e-3, worst
+    return worst
+
+
+def check_core_samplers_drive_it() -> float:
+    from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, KSamplerSelect, RandomNoise
+    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+
+    parts = load()
+    model, made = parts[0], conditioned(*parts)
+    plain = ksampled(model, made, steps=8)
+    ours = sampled(model, made, steps=8)
+    # Another discretisation of the same equation, from the same noise.
+    assert torch.corrcoef(torch.stack([plain.flatten(), ours.flatten()]))[0, 1] > 0.9
+    guider, = CFGGuider.execute(model, made["positive"], made["negative"], 2.0).args
+    sigmas, = BasicScheduler.execute(model, "sgm_uniform", 8, 1.0).args
+    noise, = RandomNoise.execute(42).args
+    sampler, = KSamplerSelect.execute("euler").args
+    latent = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, made["latent"]).args[0]
+    assert torch.allclose(latent["samples"], plain, atol=1e-4)
+    return float((plain - ours).abs().mean())
+
+
+def check_guidance_tells_the_conditionings_apart() -> None:
+    parts = load()
+    model, made = parts[0], conditioned(*parts)
+    by_scale = [sampled(model, made, cfg=cfg) for cfg in (1.0, 2.0, 4.0)]
+    assert not torch.allclose(by_scale[0], by_scale[1], atol=1e-3)
+    assert not torch.allclose(by_scale[1], by_scale[2], atol=1e-3)
+    pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained("embedded")
+    swap = core("anycharv_core.puppets.task").sample_swap(3, 6, 64)
+    expected = pipe(
+        swap.reference, swap.driving.frames, swap.driving.mask, swap.pose, steps=2, guidance_scale=2.0, seed=42
+    )
+    assert torch.allclose(model.model.process_latent_in(by_scale[1]), expected.latents, atol=1e-3)
+
+
+def check_core_context_windows_work() -> None:
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    parts = load()
+    width = parts[3].config["projection_dim"]
+    for frames in (40, width):  # as many frames as the image embedding is wide: a shape match that is none
+        made = conditioned(*parts, frames=frames)
+        windowed, = ContextWindowsManualNode.execute(
+            parts[0], 16, 4, "standard_static", 1, False, "pyramid", 0, False, causal_window_fix=False
+        ).args
+        result = ksampled(windowed, made, steps=1, cfg=1.0)
+        assert result.shape == made["latent"]["samples"].shape and torch.isfinite(result).all()
+    long, = execute("AnyCharVLongVideo", model=parts[0], length=16, overlap=4, fuse="ramp", layout="linear")
+    ours = sampled(long, made, steps=1, cfg=1.0)
+    # Windows reach the model with their own frames' conditions: each frame is near its unwindowed self.
+    whole = sampled(parts[0], made, steps=1, cfg=1.0)
+    assert torch.corrcoef(torch.stack([whole.flatten(), ours.flatten()]))[0, 1] > 0.95
+
+
+def check_long_video_equals_the_samplers_own_windows() -> None:
+    parts = load()
+    made = conditioned(*parts, frames=30)
+    long, = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="ramp", layout="linear")
+    assert torch.allclose(sampled(long, made), sampled(parts[0], made), atol=1e-5)
+    looped, = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="flat", layout="looped")
+    official = sampled(parts[0], made, recipe="official")
+    assert not torch.allclose(official, sampled(looped, made), atol=1e-3)  # another order of the noise
+    for length, overlap in ((33, 6), (24, 24)):
+        try:
+            execute("AnyCharVLongVideo", model=parts[0], length=length, overlap=overlap, fuse="flat", layout="linear")
+        except core("anycharv_core.errors").UserError:
+            continue
+        raise AssertionError((length, overlap))
+
+
+def check_lora_changes_the_output() -> float:
+    parts = load()
+    model, made = parts[0], conditioned(*parts)
+    torch.manual_seed(0)
+    lora = {}
+    for key, value in model.model.diffusion_model.state_dict().items():
+        if "attentions" in key and key.endswith(("to_q.weight", "to_out.0.weight")):
+            name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+            lora[f"{name}.lora_down.weight"] = torch.randn(4, value.shape[1])
+            lora[f"{name}.lora_up.weight"] = torch.randn(value.shape[0], 4) * 0.2
+            lora[f"{name}.alpha"] = torch.tensor(4.0)
+    folder = Path(tempfile.mkdtemp())
+    save_file(lora, folder / "rank4.safetensors")
+    folder_paths.add_model_folder_path("loras", str(folder))
+    with_lora, = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "rank4.safetensors", 1.0)
+    assert len(with_lora.patches) == len(lora) // 3
+    before, changed = sampled(model, made), sampled(with_lora, made)
+    assert (before - changed).abs().max() > 0.05
+    assert torch.equal(before, sampled(model, made))
+    return float((before - changed).abs().mean())
+
+
+def check_streamed_weights_give_the_same_output() -> None:
+    """Half of the layers patched to stream, as on a card too small for the model."""
+    parts = load()
+    model, made = parts[0], conditioned(*parts)
+    whole = sampled(model, made)
+    comfy.model_management.unload_all_models()
+    model.load(model.load_device, lowvram_model_memory=model.model_size() // 2)
+    # Left to itself, ComfyUI would load a model this small in full.
+    with patch.object(comfy.model_management, "load_models_gpu"):
+        assert torch.equal(whole, sampled(model, made))
+    streamed = [m for m in model.model.modules() if getattr(m, "comfy_cast_weights", False)]
+    assert streamed
+
+
+def check_digest() -> str:
+    """What the same job gives, to compare between ways of starting ComfyUI."""
+    parts = load()
+    latents = sampled(parts[0], conditioned(*parts))
+    return hashlib.sha256((latents * 1000).round().short().numpy().tobytes()).hexdigest()
+
+
+def check_composite_keeps_the_original_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    feather = core("anycharv_core.masks").feather
+    original = torch.rand(3, 45, 70, 3)
+    mask = torch.zeros(3, 45, 70)
+    mask[0, 10:20, 10:30] = 1
+    mask[2, :, :5] = 1
+    for generated in (torch.rand(3, 45, 70, 3), torch.rand(3, 48, 72, 3), torch.rand(3, 28, 40, 3)):
+        result, = execute("AnyCharVComposite", generated=generated, original=original, mask=mask, feather=3)
+        for frame in range(3):
+            outside = torch.from_numpy(feather((mask[frame] * 255).byte().numpy(), 3, 3)) == 0
+            assert torch.equal(result[frame][outside], original[frame][outside])
+        assert not torch.equal(result[0], original[0])
+        assert torch.equal(result[1], original[1])
+    hard, = execute("AnyCharVComposite", generated=original * 0, original=original, mask=mask, feather=0)
+    assert torch.equal(hard == 0, (mask == 1)[..., None].expand_as(hard))
+
+
+def check_composite_undoes_what_conditioning_did() -> None:
+    """A picture sent to the working size and back lies where it lay."""
+    pipeline, recipes = core("nodes.native.pipeline"), core("anycharv_core.recipes")
+    pictures = core("nodes.native.pictures")
+    recipe = recipes.get_recipe("default")
+
+    class Pipe:
+        settings, multiple = {"size": [64, 64]}, 4  # noqa: RUF012
+
+    for source in ((540, 960), (1920, 1080), (854, 480), (64, 64), (333, 517)):
+        for asked in ((0, 0), (512, 512), (256, 512)):
+            size = pipeline.node_size(Pipe, recipe, source, asked)
+            canvas = recipe.canvas(source, source, size, Pipe.multiple)
+            assert pictures.original_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)
+
+
+def check_box_mask_and_fallbacks() -> None:
+    mask = torch.zeros(4, 40, 60)
+    mask[1, 10:20, 20:30] = 1
+    box = {"x": 20, "y": 10, "width": 10, "height": 10}
+    image = torch.zeros(4, 40, 60, 3)
+    settings = {"padding": 0.0, "smooth": 0, "min_size": 0}
+
+    def made(region: Any, if_absent: str = "keep the frame", **more: Any) -> torch.Tensor:
+        return execute("AnyCharVBoxMask", region=region, if_absent=if_absent, **settings | more)[0]
+
+    kept = made(mask)
+    assert kept[1, 6:24, 16:34].all() and kept.sum() == 18 * 18
+    assert torch.equal(made(box, image=image), kept[1:2].expand(4, -1, -1))
+    assert torch.equal(made([[], [box, box], [], []], image=image), kept)
+    held = made(mask, "hold the last box")
+    assert torch.equal(held, kept[1:2].expand(4, -1, -1))
+    assert made(mask, "whole frame")[0].all()
+    grown = made(mask, min_size=30)
+    assert grown[1].sum() == 900
+
+
+def check_mask_augment_is_seeded_and_covers() -> None:
+    mask = torch.zeros(2, 60, 60)
+    mask[:, 20:40, 25:35] = 1
+    first, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5)
+    again, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5)
+    other, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=6)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert (first >= mask).all() and first.sum() > mask.sum()
+
+
+def check_pose_draw_takes_both_flavours() -> None:
+    body = [v for i in range(18) for v in (10.0 + i, 20.0 + 2 * i, 1.0)]
+    other = [v for i in range(18) for v in (60.0 + i, 20.0 + 2 * i, 0.9)]
+    frame = {"canvas_width": 100, "canvas_height": 80}
+    dwpose = {"pose_keypoints_2d": body, "face_keypoints_2d": None, "hand_left_keypoints_2d": None,
+              "hand_right_keypoints_2d": None}
+    sdpose = {"pose_keypoints_2d": other, "face_keypoints_2d": [0.0] * 210, "hand_left_keypoints_2d": [0.0] * 63,
+              "hand_right_keypoints_2d": [0.0] * 63, "foot_keypoints_2d": [0.0] * 18}
+    draw_pose = core("anycharv_core.pose").draw_pose
+    keypoints = [{**frame, "people": [dwpose, sdpose]}, {**frame, "people": []}]
+    drawn, = execute("AnyCharVPoseDraw", keypoints=keypoints, width=0, height=0)
+    assert torch.equal((drawn * 255).byte()[0], torch.from_numpy(draw_pose(keypoints[0])))
+    assert not drawn[1].any()
+    mask = torch.zeros(1, 80, 100)
+    mask[:, :, 55:] = 1
+    alone, = execute("AnyCharVPoseDraw", keypoints=keypoints, person=mask, width=0, height=0)
+    expected = draw_pose({**frame, "people": [sdpose]})
+    assert torch.equal((alone * 255).byte()[0], torch.from_numpy(expected))
+
+
+def check_replace_character_keeps_times_and_audio() -> None:
+    import av
+
+    video = core("anycharv_core.video")
+    from comfy_api.latest import InputImpl
+
+    _, scene, mask, keypoints, reference, cut, _ = execute("AnyCharVPuppetClip", seed=5, frames=8, size=96)
+    folder = Path(tempfile.mkdtemp())
+    sound = folder / "sound.mp4"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="mono")
+        tone = np.sin(np.arange(44100) * 0.05, dtype=np.float32)[None]
+        for start in range(0, 44100 - 1024, 1024):
+            frame = av.AudioFrame.from_ndarray(tone[:, start : start + 1024], "fltp", "mono")
+            frame.sample_rate, frame.pts = 44100, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    ticks = [0, 1001, 2002, 4004, 5005, 6006, 7007, 8008]  # one frame was dropped
+    clip = folder / "clip.mp4"
+    with video.VideoWriter(clip, 96, 96, ticks, Fraction(1, 30000), audio_from=sound) as writer:
+        for frame in scene:
+            writer.write((frame * 255).byte().numpy())
+    mask[3] = 0
+    parts = dict(zip(("model", "reference_net", "vae", "clip_vision"), load(), strict=True))
+    result, = execute(
+        "AnyCharVReplaceCharacter", **parts, video=InputImpl.VideoFromFile(str(clip)), reference=reference,
+        mask=mask, pose=keypoints, reference_mask=cut, steps=1, cfg=1.0, seed=1, width=0, height=0,
+        recipe="default",
+    )
+    path = result.get_stream_source()
+    before, after = video.probe(clip), video.probe(path)
+    assert [t * before.time_base for t in before.timestamps] == [t * after.time_base for t in after.timestamps]
+    assert (after.width, after.height, after.frames) == (96, 96, 8)
+
+    def packets(name: str) -> list[bytes]:
+        with av.open(str(name)) as container:
+            return [bytes(p) for p in container.demux(audio=0) if p.size]
+
+    assert packets(str(clip)) == packets(path) != []
+    frames = [np.stack(list(video.read_frames(str(p)))).astype(int) for p in (clip, path)]
+    changed = np.abs(frames[0] - frames[1]).mean(axis=(1, 2, 3))
+    assert 1.5 * changed[3] < np.delete(changed, 3).min(), changed  # without a mask only the encoder touches a frame
+
+
+def main() -> None:
+    asyncio.run(nodes.load_custom_node(str(PACK)))
+    for name in CHECKS:
+        error = value = None
+        try:
+            value = globals()[f"check_{name}"]()
+        except Exception:  # reported as this check's failure, and the others still run
+            error = traceback.format_exc()
+        print(json.dumps({"check": name, "error": error, "value": value}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

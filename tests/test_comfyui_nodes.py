@@ -1,0 +1,56 @@
+"""The nodes inside a real ComfyUI, in its own Python (tests/comfyui_checks.py)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui_server import COMFYUI, PYTHON
+
+REPO = Path(__file__).parents[1]
+SCRIPT = Path(__file__).with_name("comfyui_checks.py")
+PARITY = REPO.parent / "shared" / "parity" / "public"
+NEEDS_PARITY = "official_recipe_equals_core"
+CHECKS = [
+    node.name.removeprefix("check_")
+    for node in ast.parse(SCRIPT.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")
+]
+pytestmark = [
+    pytest.mark.comfyui,
+    pytest.mark.skipif(COMFYUI is None, reason="no ComfyUI at COMFYUI_PATH or in the home folder"),
+]
+
+
+def run_checks(names: list[str], *arguments: str) -> dict[str, dict[str, Any]]:
+    """What each check gave, in a ComfyUI started with `arguments`."""
+    command = [str(PYTHON), str(SCRIPT), str(REPO), str(PARITY), *names, "--", *arguments]
+    done = subprocess.run(
+        command, cwd=COMFYUI, capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
+    assert len(rows) == len(names), done.stderr[-3000:]
+    return {row["check"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, Any]]:
+    return run_checks([name for name in CHECKS if PARITY.is_dir() or name != NEEDS_PARITY])
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_inside_comfyui(results: dict[str, dict[str, Any]], name: str) -> None:
+    if name not in results:
+        pytest.skip("no recorded outputs beside this checkout")
+    assert results[name]["error"] is None, results[name]["error"]
+
+
+@pytest.mark.parametrize("argument", ["--lowvram", "--novram"])
+def test_small_cards_get_the_same_output(results: dict[str, dict[str, Any]], argument: str) -> None:
+    assert run_checks(["digest"], argument)["digest"]["value"] == results["digest"]["value"]
