@@ -34,10 +34,11 @@ comfy.options.enable_args_parsing()
 import comfy.context_windows  # noqa: E402
 import comfy.model_management  # noqa: E402
 import folder_paths  # noqa: E402
-import nodes  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+
+import nodes  # noqa: E402
 
 torch.set_grad_enabled(False)
 
@@ -135,8 +136,13 @@ def check_official_recipe_equals_core() -> dict[str, float]:
 
 
 def check_core_samplers_drive_it() -> float:
-    from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, KSamplerSelect, RandomNoise
-    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+    from comfy_extras.nodes_custom_sampler import (
+        BasicScheduler,
+        CFGGuider,
+        KSamplerSelect,
+        RandomNoise,
+        SamplerCustomAdvanced,
+    )
 
     parts = load()
     model, made = parts[0], conditioned(*parts)
@@ -196,7 +202,8 @@ def check_long_video_equals_the_samplers_own_windows() -> None:
     assert not torch.allclose(official, sampled(looped, made), atol=1e-3)  # another order of the noise
     for length, overlap in ((33, 6), (24, 24)):
         try:
-            execute("AnyCharVLongVideo", model=parts[0], length=length, overlap=overlap, fuse="flat", layout="linear")
+            settings = {"length": length, "overlap": overlap, "fuse": "flat", "layout": "linear"}
+            execute("AnyCharVLongVideo", model=parts[0], **settings)
         except core("anycharv_core.errors").UserError:
             continue
         raise AssertionError((length, overlap))
@@ -270,7 +277,7 @@ def check_composite_undoes_what_conditioning_did() -> None:
     recipe = recipes.get_recipe("default")
 
     class Pipe:
-        settings, multiple = {"size": [64, 64]}, 4  # noqa: RUF012
+        settings, multiple = {"size": [64, 64]}, 4
 
     for source in ((540, 960), (1920, 1080), (854, 480), (64, 64), (333, 517)):
         for asked in ((0, 0), (512, 512), (256, 512)):
@@ -371,7 +378,8 @@ def check_replace_character_keeps_times_and_audio() -> None:
     assert packets(str(clip)) == packets(path) != []
     frames = [np.stack(list(video.read_frames(str(p)))).astype(int) for p in (clip, path)]
     changed = np.abs(frames[0] - frames[1]).mean(axis=(1, 2, 3))
-    assert 1.5 * changed[3] < np.delete(changed, 3).min(), changed  # without a mask only the encoder touches a frame
+    # Without a mask only the encoder touches a frame.
+    assert 1.5 * changed[3] < np.delete(changed, 3).min(), changed
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from comfyui_server import COMFYUI, PYTHON
 
 REPO = Path(__file__).parents[1]
