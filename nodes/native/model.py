@@ -14,25 +14,37 @@ import torch
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
+from ...anycharv_core.frames import FrameStore
 from ...anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
 
 CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
 UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning
-PER_FRAME = ("c_concat", "pose")
 
 
 @dataclass(frozen=True)
 class ClipConditions:
     """What AnyCharV Conditioning hands to the model, beside the image embedding.
 
-    scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; pose: uint8 [F, 3, H, W];
+    scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; pose: uint8 [H, W, 3] per frame;
     tokens: the ReferenceNet's, [1, T, C] per spatial block.
     """
 
     scene: Tensor
     mask: Tensor
-    pose: Tensor
+    pose: FrameStore
     tokens: list[Tensor]
+
+
+class StoredFrames(comfy.conds.CONDRegular):
+    """The frames `index` of a store, read when a window needs them: skeletons of a long clip are large."""
+
+    def __init__(self, store: FrameStore, index: Tensor):
+        super().__init__(index)
+        self.store = store
+
+    def process_cond(self, batch_size: int, **_: Any) -> comfy.conds.CONDRegular:
+        frames = torch.from_numpy(self.store.take(self.cond.tolist())).movedim(-1, 1)
+        return comfy.conds.CONDRegular(frames)
 
 
 class NativeUNet(DenoisingUNet):
@@ -113,7 +125,7 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         return {
             "c_concat": comfy.conds.CONDNoiseShape(torch.cat([clip.scene, clip.mask], dim=1)),
             "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
-            "pose": comfy.conds.CONDRegular(clip.pose),
+            "pose": StoredFrames(clip.pose, torch.arange(len(clip.pose))),
             "bank": comfy.conds.CONDConstant(clip.tokens),
         }
 
@@ -121,7 +133,9 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any,
         retain_index_list: list[int] | tuple[int, ...] = (),
     ) -> Any:  # fmt: skip
-        if cond_key in PER_FRAME:
+        if isinstance(cond_value, StoredFrames):
+            return StoredFrames(cond_value.store, window.get_tensor(cond_value.cond))
+        if cond_key == "c_concat":
             return comfy.context_windows.slice_cond(
                 cond_value, window, x_in, device, temporal_dim=0, retain_index_list=list(retain_index_list)
             )

@@ -86,12 +86,8 @@ class ComfyPipeline(Pipeline):
         self, recipe: Recipe, clip: Clip, picture: np.ndarray, embeds: Tensor
     ) -> tuple[list[Any], list[Any]]:
         """positive and negative CONDITIONING of the clip."""
-        poses = torch.from_numpy(clip.poses.take(range(len(clip.poses)))).movedim(-1, 1)
-        options = {
-            CLIP: ClipConditions(
-                clip.scene, clip.mask, poses, self.tokens(recipe, picture, embeds, clip.canvas)
-            )
-        }
+        tokens = self.tokens(recipe, picture, embeds, clip.canvas)
+        options = {CLIP: ClipConditions(clip.scene, clip.mask, clip.poses, tokens)}
         token = embeds[:, None].float()
         return [[token, options]], [[torch.zeros_like(token), options]]
 
