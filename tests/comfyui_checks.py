@@ -286,6 +286,20 @@ def check_composite_undoes_what_conditioning_did() -> None:
             assert pictures.original_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)
 
 
+def check_whole_job_equals_core_where_nobody_is() -> float:
+    """A clip whose person leaves: windows without anybody are not sampled, and their frames are the clip's."""
+    pipeline, swap = core("nodes.native.pipeline"), core("anycharv_core.puppets.task").sample_swap(4, 50, 64)
+    masks = swap.box.copy()
+    masks[9:] = 0
+    inputs = (swap.reference, swap.driving.frames, masks, swap.pose)
+    settings = {"steps": 2, "guidance_scale": 2.0, "seed": 1, "size": (64, 64)}
+    ours = pipeline.ComfyPipeline(*load())(*inputs, **settings)
+    expected = core("anycharv_core.pipeline").Pipeline.from_pretrained("embedded")(*inputs, **settings)
+    assert np.array_equal(ours.frames[9:], swap.driving.frames[9:])
+    assert np.abs(ours.frames.astype(int) - expected.frames).max() <= 1
+    return float((ours.latents - expected.latents).abs().max())
+
+
 def check_box_mask_and_fallbacks() -> None:
     mask = torch.zeros(4, 40, 60)
     mask[1, 10:20, 20:30] = 1

@@ -62,6 +62,11 @@ def _model(
         UNetConfig.from_dict(configs["denoising_unet"]), guider, scaling, 2 ** (len(guider.block_out_channels) - 1)
     )
     config.set_inference_dtype(dtype, manual_cast)
+    synthesis = checkpoint.weights.get("vae", {}).get("synthesis.weight")
+    if synthesis is not None:
+        # A latent pixel's mean colour is linear in PatchCodec's latents, which ComfyUI's previews can use.
+        config.latent_format.latent_rgb_factors = (synthesis.float().mean(dim=(2, 3)) / scaling).tolist()
+        config.latent_format.latent_rgb_factors_bias = checkpoint.weights["vae"]["synthesis.bias"].tolist()
     offload = comfy.model_management.unet_offload_device()
     model = AnyCharVModel(config, checkpoint.settings, offload)
     weights = checkpoint.weights["denoising_unet"] | {

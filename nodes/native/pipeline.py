@@ -20,6 +20,7 @@ from ...anycharv_core.sampling import Windows
 from .model import CLIP, AnyCharVModel, ClipConditions
 from .pictures import image_tensor, image_uint8, masks_uint8, rgb_frames, same_length
 from .sampler import run_sampler
+from .windows import HANDLER
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class ComfyPipeline(Pipeline):
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
         positive, negative = self.conditions(recipe, clip, picture, embeds)
-        latents = run_sampler(self.model, positive, negative, noise, steps, guidance, windows)
+        own = None if HANDLER in self.model.model_options else windows
+        latents = run_sampler(self.model, positive, negative, noise, steps, guidance, own)
         return self.model.model.process_latent_in(latents)
 
 

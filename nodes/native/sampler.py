@@ -45,13 +45,13 @@ def run_sampler(
 
     windows: how to cut the clip, or None for the model's own context windows.
     """
-    coverage = torch.ones(len(noise), 1, 1, 1)
-    if windows is not None and len(windows.indices) > 1:
+    frames = len(noise)
+    coverage = torch.ones(frames)
+    if windows is not None and len(windows.indices[0]) < frames:
         model = with_windows(model, lambda frames: windows, len(windows.indices[0]))
-        if not windows.average:
-            # ComfyUI averages what windows predict for a frame; the release sums it.
-            coverage = torch.bincount(torch.tensor(windows.indices).flatten(), minlength=len(noise))
-            coverage = coverage.reshape(-1, 1, 1, 1).float()
+        coverage = torch.bincount(torch.tensor(windows.indices).flatten(), minlength=frames).float()
+        # ComfyUI averages what windows predict for a frame; the release sums it.
+        coverage = coverage.clamp(max=1) if windows.average else coverage
     schedule = model.get_model_object("model_sampling").sigmas
     timesteps = [t for t, _ in ddim_timesteps(steps)]
     sigmas = torch.cat([schedule[timesteps].cpu(), torch.zeros(1)])
@@ -61,7 +61,7 @@ def run_sampler(
     return guider.sample(
         noise,
         torch.zeros_like(noise),
-        comfy.samplers.KSAMPLER(partial(_ddim, coverage=coverage)),
+        comfy.samplers.KSAMPLER(partial(_ddim, coverage=coverage.reshape(-1, 1, 1, 1))),
         sigmas,
         callback=latent_preview.prepare_callback(model, steps),
         seed=seed,
@@ -73,13 +73,15 @@ def _ddim(
     *, coverage: Tensor,
 ) -> Tensor:  # fmt: skip
     """anycharv_core.sampling.sample on ComfyUI's terms: x is clean + sigma * noise, and a model call gives
-    the clean latents. DDIM itself runs on variance-preserving latents, where t = 999 is pure noise."""
+    the clean latents. DDIM itself runs on variance-preserving latents, where t = 999 is pure noise.
+    coverage [F, 1, 1, 1]: factor on each frame's prediction; 0 where no window has it, which stays noise."""
     coverage = coverage.to(x.device)
     x = x / (1 + sigmas[0] ** 2).sqrt()
     for i, (t, t_prev) in enumerate(ddim_timesteps(len(sigmas) - 1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         sigma, scale = sigmas[i], (1 + sigmas[i] ** 2).sqrt()
         clean = model(x * scale, sigma.expand(len(x)), **extra_args)
+        clean = torch.where(coverage > 0, clean, 0.0)
         v = (x / scale - clean) * scale / sigma
         x = ddim_step(v * coverage, x, t, t_prev)
         callback({"i": i, "denoised": clean, "x": x, "sigma": sigma, "sigma_hat": sigma})
