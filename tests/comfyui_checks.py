@@ -1,6 +1,6 @@
 """Checks that run inside ComfyUI's own Python, for test_comfyui_nodes.py.
 
-    COMFYUI_PYTHON comfyui_checks.py PACK PARITY CHECK... [-- COMFYUI_ARGUMENT...]
+    COMFYUI_PYTHON comfyui_checks.py PACK PARITY CHECK...
 
 prints one line of JSON per check, {"check": name, "error": traceback or null, "value": what it returned}.
 The working directory is ComfyUI's.
@@ -9,7 +9,6 @@ The working directory is ComfyUI's.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 import json
 import sys
@@ -21,11 +20,9 @@ from typing import Any
 from unittest.mock import patch
 
 PACK, PARITY = Path(sys.argv[1]), Path(sys.argv[2])
-REST = sys.argv[3:]
-SPLIT = REST.index("--") if "--" in REST else len(REST)
-CHECKS, ARGUMENTS = REST[:SPLIT], REST[SPLIT + 1 :]
+CHECKS = sys.argv[3:]
 sys.path.insert(0, str(Path.cwd()))
-sys.argv = ["main.py", "--cpu", *ARGUMENTS]
+sys.argv = ["main.py", "--cpu"]
 
 import comfy.options  # noqa: E402
 
@@ -232,24 +229,22 @@ def check_lora_changes_the_output() -> float:
 
 
 def check_streamed_weights_give_the_same_output() -> None:
-    """Half of the layers patched to stream, as on a card too small for the model."""
-    parts = load()
-    model, made = parts[0], conditioned(*parts)
-    whole = sampled(model, made)
-    comfy.model_management.unload_all_models()
-    model.load(model.load_device, lowvram_model_memory=model.model_size() // 2)
-    # Left to itself, ComfyUI would load a model this small in full.
-    with patch.object(comfy.model_management, "load_models_gpu"):
-        assert torch.equal(whole, sampled(model, made))
-    streamed = [m for m in model.model.modules() if getattr(m, "comfy_cast_weights", False)]
-    assert streamed
+    """Half of the layers, then all of them, streamed as with --lowvram and --novram on a card.
 
-
-def check_digest() -> str:
-    """What the same job gives, to compare between ways of starting ComfyUI."""
+    ComfyUI does not take those beside --cpu, so what they do to the networks is done to them here.
+    """
     parts = load()
-    latents = sampled(parts[0], conditioned(*parts))
-    return hashlib.sha256((latents * 1000).round().short().numpy().tobytes()).hexdigest()
+    model, net = parts[:2]
+    whole = sampled(model, conditioned(*parts))
+    for share in (0.5, 0.0):
+        comfy.model_management.unload_all_models()
+        for patcher in (model, net):
+            patcher.load(patcher.load_device, lowvram_model_memory=max(1, int(patcher.model_size() * share)))
+        # Left to itself, ComfyUI would load models this small in full.
+        with patch.object(comfy.model_management, "load_models_gpu"):
+            assert torch.equal(whole, sampled(model, conditioned(*parts)))
+        for patcher in (model, net):
+            assert any(getattr(m, "comfy_cast_weights", False) for m in patcher.model.modules())
 
 
 def check_composite_keeps_the_original_bit_for_bit() -> None:
@@ -319,6 +314,24 @@ def check_box_mask_and_fallbacks() -> None:
     assert made(mask, "whole frame")[0].all()
     grown = made(mask, min_size=30)
     assert grown[1].sum() == 900
+
+
+def check_load_images_empty_mask_stands_for_none() -> None:
+    _, net, vae, clip_vision = load()
+    image = torch.rand(1, 90, 50, 3, generator=torch.Generator().manual_seed(0))
+    settings = {"reference_net": net, "vae": vae, "clip_vision": clip_vision, "image": image, "recipe": "default"}
+    plain, = execute("AnyCharVReferenceEncode", **settings)
+    for mask in (torch.ones(1, 64, 64), torch.zeros(1, 64, 64)):
+        masked, = execute("AnyCharVReferenceEncode", **settings, mask=mask)
+        assert np.array_equal(plain.picture, masked.picture)
+    half = torch.ones(1, 64, 64)
+    half[:, 32:] = 0
+    try:
+        execute("AnyCharVReferenceEncode", **settings, mask=half)
+    except core("anycharv_core.errors").UserError as error:
+        assert "64x64" in str(error) and "50x90" in str(error)
+    else:
+        raise AssertionError("a mask of another size was taken")
 
 
 def check_mask_augment_is_seeded_and_covers() -> None:

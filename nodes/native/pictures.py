@@ -54,6 +54,25 @@ def masks_uint8(mask: Tensor, name: str) -> np.ndarray:
     return (mask.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
+def reference_mask_uint8(mask: Tensor | None, picture: np.ndarray, name: str) -> np.ndarray | None:
+    """The mask of a reference uint8 [H, W, 3 or 4] -> uint8 [H, W], or None for none.
+
+    Load Image gives opaque pictures a small empty mask, which is white once inverted: it stands for none.
+    Raises UserError where a mask is of another size than its picture.
+    """
+    if mask is None:
+        return None
+    first = masks_uint8(mask, name)[0]
+    if first.shape == picture.shape[:2]:
+        return first
+    if first.shape == (64, 64) and first.min() == first.max():
+        return None
+    raise UserError(
+        f"{name} is {first.shape[1]}x{first.shape[0]} but the picture is {picture.shape[1]}x{picture.shape[0]}; "
+        "give a mask of the picture's size."
+    )
+
+
 def region_masks(region: Any, image: Tensor | None) -> np.ndarray:
     """A MASK, or boxes on the frames of `image` -> masks uint8 [F, H, W]. Raises UserError for others."""
     if isinstance(region, Tensor):

@@ -18,7 +18,14 @@ from ...anycharv_core.pipeline import Clip, Pipeline, split_reference
 from ...anycharv_core.recipes import Canvas, Recipe, Size, get_recipe
 from ...anycharv_core.sampling import Windows
 from .model import CLIP, AnyCharVModel, ClipConditions
-from .pictures import image_tensor, image_uint8, masks_uint8, rgb_frames, same_length
+from .pictures import (
+    image_tensor,
+    image_uint8,
+    masks_uint8,
+    reference_mask_uint8,
+    rgb_frames,
+    same_length,
+)
 from .sampler import run_sampler
 from .windows import HANDLER
 
@@ -125,9 +132,8 @@ def encode_reference(
     Raises UserError where picture and mask do not fit together.
     """
     chosen = get_recipe(recipe)
-    picture, alpha = image_uint8(image[:1], "image")[0], None
-    if mask is not None:
-        alpha = masks_uint8(mask, "mask")[0]
+    picture = image_uint8(image[:1], "image")[0]
+    alpha = reference_mask_uint8(mask, picture, "mask")
     picture = chosen.cut_out(*split_reference(picture, alpha))
     return Reference(picture, embed(clip_vision, chosen.clip_view(picture)), net)
 

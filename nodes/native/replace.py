@@ -22,7 +22,7 @@ from ...anycharv_core.masks import boxes_to_masks
 from ...anycharv_core.pose import clean_pose
 from ...anycharv_core.recipes import Size, get_recipe
 from ...anycharv_core.video import VideoInfo, VideoWriter, probe, read_frames
-from .pictures import frame_boxes, image_uint8, masks_uint8, rgb_frames
+from .pictures import frame_boxes, image_uint8, masks_uint8, reference_mask_uint8, rgb_frames
 from .pipeline import ComfyPipeline, node_size
 from .poses import drawn_poses, pose_frames
 
@@ -38,8 +38,8 @@ def replace_character(
     """
     chosen = get_recipe(recipe)
     pipe = ComfyPipeline(model, net, vae, clip_vision)
-    alpha = None if reference_mask is None else masks_uint8(reference_mask, "reference_mask")[0]
     picture = image_uint8(reference[:1], "reference")[0]
+    alpha = reference_mask_uint8(reference_mask, picture, "reference_mask")
     with _as_file(video) as source:
         info = probe(source)
         scene = Reopened(partial(read_frames, source))

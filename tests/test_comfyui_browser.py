@@ -1,0 +1,174 @@
+"""The pack in ComfyUI's page: the shipped workflows, a run, help, templates and languages (tests/browser.mjs).
+
+Needs node, playwright-core (NODE_PATH, or PLAYWRIGHT_CORE as a folder with node_modules) and Chromium (CHROMIUM,
+or from the PATH). Screenshots are kept in ANYCHARV_SCREENSHOTS where that is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_server import COMFYUI, PACK, shared_server
+from PIL import Image
+
+REPO = Path(__file__).parents[1]
+WORKFLOWS = REPO / "workflows"
+RUN = "quick_start"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+# What the page takes for the name of a model file; it looks for no others.
+MODEL_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".onnx", ".gguf")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+RESOLVE = (
+    "const { join, resolve } = require('path');"
+    "require('module').createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))"
+    ".resolve('playwright-core')"
+)
+
+
+def lacking() -> str | None:
+    """What is missing for these tests on this machine."""
+    if COMFYUI is None:
+        return "no ComfyUI at COMFYUI_PATH or in the home folder"
+    if CHROMIUM is None:
+        return "no Chromium in the PATH or named by CHROMIUM"
+    if shutil.which("node") is None:
+        return "no node in the PATH"
+    if subprocess.run(["node", "-e", RESOLVE], capture_output=True, check=False).returncode:
+        return "no playwright-core: npm install it in a folder and name that in PLAYWRIGHT_CORE"
+    return None
+
+
+LACKING = lacking()
+pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(LACKING is not None, reason=str(LACKING))]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All that the page showed, from one visit."""
+    folder = Path(os.environ.get("ANYCHARV_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["node", str(REPO / "tests/browser.mjs"), str(shared_server().port), str(WORKFLOWS), str(folder), RUN],
+        env=os.environ | {"CHROMIUM": str(CHROMIUM)}, capture_output=True, text=True, timeout=1800, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert "failure" not in seen, f"{seen['failure']}; see {folder}/failure.png"
+    return seen
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def ours(errors: list[str]) -> list[str]:
+    """Console errors that this pack is to blame for.
+
+    The page's own affair are other files that it does not find, and other hosts, which the server forbids it to
+    ask for the sizes of models. Of a help page it always asks for a translation first.
+    """
+    return [
+        error for error in errors
+        if "Content Security Policy" not in error
+        and (not error.startswith("Failed to load resource") or f"/{PACK}/" in error)
+        and not error.endswith("/en.md)")
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflow_opens_without_errors(page: dict[str, Any], name: str) -> None:
+    workflow, seen = load(name), page["workflows"][name]
+    assert sorted((node["id"], node["type"]) for node in seen["nodes"]) == sorted(
+        (node["id"], node["type"]) for node in workflow["nodes"]
+    )
+    assert seen["dialogs"] == []
+    # Models to download and pictures to choose are asked for; nothing else may be wrong.
+    assert seen["groups"].keys() <= {"missing-model", "missing-media"}
+    asked_for = {"models": [], "nodes": []}
+    for node in workflow["nodes"]:
+        named = {model["name"] for model in node.get("properties", {}).get("models", [])}
+        missing = [
+            value for value in node.get("widgets_values") or []
+            if isinstance(value, str) and value in named and value.endswith(MODEL_ENDINGS)
+        ]
+        asked_for["models"] += missing
+        asked_for["nodes"] += [node["id"]] * bool(missing)
+    models = seen["groups"].get("missing-model", {"models": []})["models"]
+    assert sorted(models) == sorted(set(asked_for["models"]))
+    media = len(seen["groups"].get("missing-media", {"media": []})["media"])
+    loaders = [node["id"] for node in workflow["nodes"] if node["type"] in ("LoadImage", "LoadVideo", "LoadAudio")]
+    wrong = [node["id"] for node in seen["nodes"] if node["hasErrors"]]
+    assert set(wrong) <= {*asked_for["nodes"], *loaders}
+    assert len(wrong) == len(asked_for["nodes"]) + media
+    assert ours(seen["errors"]) == []
+
+
+def test_workflows_that_need_nothing_show_no_error(page: dict[str, Any]) -> None:
+    seen = page["workflows"][RUN]
+    assert seen["groups"] == {}
+    assert not [node for node in seen["nodes"] if node["hasErrors"]]
+
+
+def test_start_shows_no_error_of_ours(page: dict[str, Any]) -> None:
+    # The page's own start has errors without any pack.
+    assert [error for error in page["start"]["errors"] if "anycharv" in error.lower()] == []
+
+
+def test_run_button_gives_videos(page: dict[str, Any]) -> None:
+    assert page["run"]["outcome"]["kind"] == "execution_success", page["run"]["outcome"]
+    saving = [node["id"] for node in load(RUN)["nodes"] if node["type"] == "SaveVideo"]
+    assert sorted(video["id"] for video in page["run"]["videos"]) == sorted(saving)
+    for video in page["run"]["videos"]:
+        assert "type=output" in video["src"]
+        assert video["width"] >= 64
+        assert video["seconds"] > 0
+    assert ours(page["run"]["errors"]) == []
+
+
+def test_help_panel_shows_our_pages(page: dict[str, Any]) -> None:
+    assert page["help"].keys() == {n["type"] for n in load(RUN)["nodes"] if n["type"].startswith("AnyCharV")}
+    for node, shown in page["help"].items():
+        source = (REPO / f"web/docs/{node}.md").read_text(encoding="utf-8")
+        headings = [line[3:] for line in source.splitlines() if line.startswith("## ")]
+        assert [heading for heading in headings if heading not in shown["text"]] == [], node
+        assert shown["tables"] == 2, node
+        assert source.split("\n\n")[0].split()[:5] == shown["text"].split()[:5], node
+    assert ours(page["help_errors"]) == []
+
+
+def test_template_browser_shows_the_workflows_with_their_thumbnails(page: dict[str, Any]) -> None:
+    assert sorted(card["name"] for card in page["templates"]) == NAMES
+    for card in page["templates"]:
+        with Image.open(WORKFLOWS / f"{card['name']}.jpg") as thumbnail:
+            assert card["size"] == list(thumbnail.size), card
+    assert ours(page["templates_errors"]) == []
+
+
+def test_page_speaks_chinese(page: dict[str, Any]) -> None:
+    shown = page["chinese"]
+    entry = json.loads((REPO / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))["AnyCharVConditioning"]
+    assert shown["title"] == entry["display_name"]
+    assert shown["inputs"] == {name: part["name"] for name, part in entry["inputs"].items()}
+    assert shown["outputs"][:2] == [entry["outputs"]["0"]["name"], entry["outputs"]["1"]["name"]]
+
+
+def test_english_locale_is_what_the_server_says(page: dict[str, Any]) -> None:
+    info, english = shared_server().object_info, shared_server().get("/i18n")["en"]["nodeDefs"]
+    names = [name for name in info if name.startswith("AnyCharV")]
+    assert sorted(names) == sorted(english)
+    for name in names:
+        node, entry = info[name], english[name]
+        assert (entry["display_name"], entry["description"]) == (node["display_name"], node["description"])
+        specs = {key: spec for part in node["input"].values() for key, spec in part.items()}
+        entry["inputs"].pop("control_after_generate", None)
+        assert {key: part["tooltip"] for key, part in entry["inputs"].items()} == {
+            key: spec[1]["tooltip"] for key, spec in specs.items()
+        }
+        assert [part["name"] for part in entry["outputs"].values()] == node["output_name"]
+        assert [part.get("tooltip") for part in entry["outputs"].values()] == node["output_tooltips"]

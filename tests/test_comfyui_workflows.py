@@ -1,0 +1,245 @@
+"""The shipped workflows in a real ComfyUI: all are valid, and those that need no download run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from comfyui_server import (
+    BYPASSED,
+    COMFYUI,
+    MUTED,
+    PACK,
+    PYTHON,
+    ExecutionFailed,
+    PromptRefused,
+    Server,
+    shared_server,
+    small_prompt,
+    to_prompt,
+)
+from PIL import Image
+
+from anycharv_core.pose import draw_pose
+from anycharv_core.puppets.task import sample_swap
+from anycharv_core.video import VideoWriter, probe
+
+FOLDER = Path(__file__).parents[1] / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NO_DOWNLOAD = {"quick_start": 24, "long_video": 72}
+SIZE, FRAMES = 64, 8
+
+pytestmark = [
+    pytest.mark.comfyui,
+    pytest.mark.skipif(COMFYUI is None, reason="no ComfyUI at COMFYUI_PATH or in the home folder"),
+]
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def write_inputs(folder: Path) -> None:
+    """A clip with sound, its mask, skeletons and a character, under the names the workflows ask for."""
+    swap = sample_swap(3, FRAMES, SIZE)
+    with av.open(str(folder / "driving_clip.mp4"), "w") as container:
+        video = container.add_stream("libx264", 12, width=SIZE, height=SIZE, pix_fmt="yuv420p")
+        sound = container.add_stream("aac", 44100)
+        for index, frame in enumerate(swap.driving.frames):
+            picture = av.VideoFrame.from_ndarray(frame, "rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, 12)
+            container.mux(video.encode(picture))
+        container.mux(video.encode())
+        samples = (np.sin(np.arange(44100 * FRAMES // 12) / 20) * 9000).astype(np.int16)
+        tone = av.AudioFrame.from_ndarray(np.repeat(samples, 2)[None], "s16", "stereo")
+        tone.sample_rate, tone.pts, tone.time_base = 44100, 0, Fraction(1, 44100)
+        container.mux([*sound.encode(tone), *sound.encode()])
+    masks = (np.repeat(mask[..., None], 3, axis=-1) for mask in swap.driving.mask)
+    skeletons = (draw_pose(pose) for pose in swap.driving.poses())
+    for name, frames in (("person_mask.mp4", masks), ("skeletons.mp4", skeletons)):
+        with VideoWriter(folder / name, SIZE, SIZE, rate=Fraction(12)) as writer:
+            for frame in frames:
+                writer.write(frame)
+    Image.fromarray(swap.reference).save(folder / "character.png")
+
+
+@pytest.fixture(scope="module")
+def server() -> Server:
+    server = shared_server()
+    write_inputs(server.base / "input")
+    return server
+
+
+def one(prompt: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The inputs of the only node of its kind."""
+    (node,) = (node for node in prompt.values() if node["class_type"] == kind)
+    return node["inputs"]
+
+
+def saved_videos(server: Server, prompt: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Path]:
+    """Files by the filename_prefix of their SaveVideo."""
+    return {
+        node["inputs"]["filename_prefix"]: server.files(outputs, key)[0]
+        for key, node in prompt.items() if node["class_type"] == "SaveVideo"
+    }
+
+
+def test_eight_workflows_are_shipped() -> None:
+    assert len(NAMES) == 8
+    assert set(NO_DOWNLOAD) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflow_is_sound(name: str) -> None:
+    workflow = load(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}
+    assert len(nodes) == len(workflow["nodes"]) and len(links) == len(workflow["links"])
+    assert workflow["last_node_id"] == max(nodes) and workflow["last_link_id"] == max(links)
+    for link_id, origin, out, target, into, kind in links.values():
+        output, entry = nodes[origin]["outputs"][out], nodes[target]["inputs"][into]
+        assert output["type"] == kind and kind in entry["type"].split(",")
+        assert link_id in output["links"] and entry["link"] == link_id
+    for node in nodes.values():
+        linked = [entry["link"] for entry in node["inputs"]] + [
+            link for output in node["outputs"] for link in output["links"] or []
+        ]
+        assert set(linked) - {None} <= set(links)
+        assert node["mode"] not in (MUTED, BYPASSED)
+        if node["type"] != "MarkdownNote":
+            assert node["properties"]["cnr_id"] == (
+                "anycharv" if node["type"].startswith("AnyCharV") else "comfy-core"
+            )
+    assert any(node["type"] == "MarkdownNote" for node in nodes.values()) and workflow["groups"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_are_named_as_the_widgets_name_them(name: str) -> None:
+    for node in load(name)["nodes"]:
+        models = node["properties"].get("models", [])
+        chosen = [value for value in node.get("widgets_values", []) if isinstance(value, str)]
+        files = [value for value in chosen if value.endswith(".safetensors") or value == "AnyCharV"]
+        # The parts of a model folder have no widget of their own.
+        assert files == [model["name"] for model in models if not model["name"].startswith("AnyCharV/")]
+        for model in models:
+            assert set(model) == {"name", "url", "directory"}
+            assert model["url"].startswith("https://huggingface.co/") and "/resolve/" in model["url"]
+            assert model["url"].endswith((".safetensors", ".sft", ".ckpt", ".pth", ".pt"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflow_betrays_no_machine(name: str) -> None:
+    text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|Users|tmp|work)/|[A-Z]:\\", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thumbnail(name: str) -> None:
+    path = FOLDER / f"{name}.jpg"
+    assert path.stat().st_size < 60_000
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and picture.size == (640, 360)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_DOWNLOAD])
+def test_only_models_are_missing(server: Server, name: str) -> None:
+    workflow = load(name)
+    wanted = {
+        str(node["id"]): {model["name"] for model in node["properties"]["models"]}
+        for node in workflow["nodes"] if "models" in node["properties"]
+    }
+    with pytest.raises(PromptRefused) as refused:
+        server.queue(to_prompt(workflow, server.object_info))
+    assert refused.value.error["type"] == "prompt_outputs_failed_validation"
+    assert refused.value.nodes.keys() == wanted.keys()
+    for key, found in refused.value.nodes.items():
+        for error in found["errors"]:
+            assert error["type"] == "value_not_in_list", error
+            assert error["extra_info"]["received_value"] in wanted[key]
+
+
+@pytest.mark.parametrize(("name", "frames"), NO_DOWNLOAD.items())
+def test_runs_without_download(server: Server, name: str, frames: int) -> None:
+    prompt = to_prompt(load(name), server.object_info)
+    videos = saved_videos(server, prompt, server.run(prompt))
+    size = one(prompt, "AnyCharVPuppetClip")["size"]
+    for prefix, path in videos.items():
+        info = probe(path)
+        beside = 2 if prefix.endswith("_beside_truth") else 1
+        assert (info.frames, info.width, info.height) == (frames, size * beside, size)
+        assert info.rate == 24
+    assert len(videos) == 2
+
+
+@pytest.mark.parametrize("name", ["replace_character", "replace_character_ksampler"])
+def test_graph_for_official_weights_runs_on_the_embedded_ones(server: Server, name: str) -> None:
+    prompt = to_prompt(load(name), server.object_info)
+    (loader,) = (key for key, node in prompt.items() if node["class_type"] == "AnyCharVLoader")
+    prompt[loader]["inputs"]["checkpoint"] = "embedded"
+    own = {"VAELoader": [loader, 2], "CLIPVisionLoader": [loader, 3]}
+    for node in prompt.values():
+        for entry, value in node["inputs"].items():
+            if isinstance(value, list) and prompt[value[0]]["class_type"] in own:
+                node["inputs"][entry] = own[prompt[value[0]]["class_type"]]
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 2
+    (path,) = saved_videos(server, prompt, server.run(prompt)).values()
+    info = probe(path)
+    assert (info.frames, info.width, info.height, info.rate) == (FRAMES, SIZE, SIZE, 12)
+    assert info.has_audio
+
+
+def test_pack_loads_at_once(server: Server) -> None:
+    (line,) = re.findall(rf"([\d.]+) seconds(.*): .*{PACK}\s", server.log())
+    assert float(line[0]) < 0.3 and "FAILED" not in line[1]
+
+
+def test_interrupt_stops_sampling(server: Server) -> None:
+    events = server.events()
+    # The first message says that the connection stands, so that nothing is missed.
+    next(events)
+    prompt_id = server.queue(small_prompt(frames=48, steps=1000))
+
+    def until(*kinds: str) -> dict[str, Any]:
+        return next(event["data"] for event in events if event["type"] in kinds)
+
+    while until("progress")["node"] != "6":
+        pass
+    start = time.monotonic()
+    server.interrupt()
+    until("execution_interrupted")
+    assert time.monotonic() - start < 2
+    with pytest.raises(ExecutionFailed) as failed:
+        server.wait(prompt_id)
+    assert failed.value.kind == "execution_interrupted"
+    outputs = server.run(small_prompt())
+    assert len(server.files(outputs, "8")) == 8
+
+
+def has_cuda() -> bool:
+    check = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([str(PYTHON), "-c", check]).returncode == 0
+
+
+def pictures(*arguments: str) -> np.ndarray:
+    """What the small prompt gives in a ComfyUI of its own."""
+    server = Server(*arguments)
+    try:
+        paths = server.files(server.run(small_prompt()), "8")
+        return np.stack([np.asarray(Image.open(path)) for path in paths]).astype(float)
+    finally:
+        server.stop()
+
+
+def test_novram_gives_the_same_pictures() -> None:
+    if not has_cuda():
+        pytest.skip("ComfyUI takes --novram only without --cpu, and there is no GPU here")
+    assert np.abs(pictures("--novram") - pictures()).max() <= 1
