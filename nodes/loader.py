@@ -20,12 +20,10 @@ def checkpoint_names() -> list[str]:
     found = set()
     for root in map(Path, folder_paths.get_folder_paths(MODELS)):
         if root.is_dir():
-            found |= {p.parent.relative_to(root).as_posix() for p in root.glob("**/denoising_unet")}
-            found |= {
-                p.relative_to(root).as_posix() for p in root.glob("**/*.safetensors")
-                if not {"denoising_unet", "reference_unet", "pose_guider", "vae", "image_encoder"} & {*p.parts}
-            }
-    return [EMBEDDED, *sorted(found - {"."})]
+            folders = {path.parent for path in root.glob("*/**/denoising_unet")}
+            files = {p for p in root.glob("**/*.safetensors") if not folders & {*p.parents}}
+            found |= {path.relative_to(root).as_posix() for path in folders | files}
+    return [EMBEDDED, *sorted(found)]
 
 
 def checkpoint_path(name: str) -> str:

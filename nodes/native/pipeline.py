@@ -164,10 +164,12 @@ def node_size(pipe: ComfyPipeline, recipe: Recipe, scene: Size, asked: Size) -> 
 
     In the default recipe one side fills the canvas exactly, so that Composite can tell how it was scaled.
     """
-    if all(asked) or not recipe.paste_back:
-        return asked if all(asked) else None
+    if all(asked):
+        return asked
     if any(asked):
-        raise UserError("Give both width and height, or 0 for both.")
+        raise UserError(f"width is {asked[0]} and height {asked[1]}: give both, or 0 for both.")
+    if not recipe.paste_back:
+        return None
     size = working_size(pipe.settings.get("size"), scene, pipe.multiple)
     if size is None:
         return None

@@ -1,0 +1,269 @@
+// Drives ComfyUI's page in Chromium for test_comfyui_browser.py, which judges what this prints.
+//
+//   node browser.mjs PORT WORKFLOWS SCREENSHOTS RUN
+//
+// drops the workflow RUN of the folder WORKFLOWS on the canvas and runs it, opens the help of its nodes and the
+// template browser, drops the other workflows, turns the page to Chinese, and prints one JSON object. CHROMIUM names
+// the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
+
+import { readFileSync, readdirSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { join, resolve } from 'node:path'
+
+const PACK = 'ComfyUI-AnyCharV'
+const [port, folder, screenshots, run] = process.argv.slice(2)
+const { chromium } = createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))('playwright-core')
+const origin = `http://127.0.0.1:${port}`
+const workflows = readdirSync(folder)
+  .filter((file) => file.endsWith('.json'))
+  .sort()
+  .map((file) => {
+    const text = readFileSync(join(folder, file), 'utf8')
+    return { name: file.slice(0, -'.json'.length), text, graph: JSON.parse(text) }
+  })
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+})
+const context = await browser.newContext({ viewport: { width: 1600, height: 900 } })
+// The page asks other hosts for news and model sizes, which no test should depend on.
+await context.route((url) => url.origin !== origin, (route) => route.abort())
+const page = await context.newPage()
+page.setDefaultTimeout(60_000)
+let errors = []
+page.on('console', (message) => {
+  const { url } = message.location()
+  const foreign = url.startsWith('http') && !url.startsWith(origin)
+  if (message.type() === 'error' && !foreign) errors.push(`${message.text()} (${url.replace(origin, '')})`)
+})
+page.on('pageerror', (error) => errors.push(`uncaught: ${error.stack ?? error}`))
+
+function taken() {
+  const all = errors
+  errors = []
+  return all
+}
+
+async function settled(read, done, seconds) {
+  const end = Date.now() + seconds * 1000
+  let value = await read()
+  while (!done(value) && Date.now() < end) {
+    await page.waitForTimeout(250)
+    value = await read()
+  }
+  return value
+}
+
+const command = (id) => page.evaluate((id) => window.app.extensionManager.command.execute(id), id)
+const picture = (name) => page.screenshot({ path: join(screenshots, `${name}.png`) })
+const dialogs = () => page.evaluate(() => [...document.querySelectorAll('[role=dialog]')].map((one) => one.innerText))
+
+async function closeDialogs() {
+  for (let left = 5; left && (await dialogs()).length; left--) {
+    await page.keyboard.press('Escape')
+    await page.waitForTimeout(500)
+  }
+}
+
+async function closePanels() {
+  const dismiss = page.getByTestId('error-overlay-dismiss')
+  if (await dismiss.isVisible()) await dismiss.click()
+  const close = page.getByRole('button', { name: 'Toggle properties panel' })
+  if (await page.getByTestId('properties-panel').isVisible()) await close.last().click()
+}
+
+function graphNodes() {
+  return page.evaluate(() =>
+    window.app.graph.nodes.map((node) => ({ id: Number(node.id), type: node.type, hasErrors: !!node.has_errors }))
+  )
+}
+
+async function drop({ name, text, graph }) {
+  await page.evaluate(
+    ([text, name]) => {
+      const dataTransfer = new DataTransfer()
+      dataTransfer.items.add(new File([text], `${name}.json`, { type: 'application/json' }))
+      const event = new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer })
+      document.querySelector('#graph-canvas').dispatchEvent(event)
+    },
+    [text, name]
+  )
+  const kinds = (nodes) => nodes.map((node) => `${node.id} ${node.type}`).sort().join()
+  await settled(graphNodes, (nodes) => kinds(nodes) === kinds(graph.nodes), 30)
+}
+
+// The Errors tab of the side panel, by group: titles are those that a user reads.
+function errorGroups() {
+  return page.evaluate(() =>
+    Object.fromEntries(
+      [...document.querySelectorAll('[data-testid^="error-group-"]:not([data-testid$="message"])')].map((group) => [
+        group.dataset.testid.replace('error-group-', ''),
+        {
+          text: group.innerText,
+          // The other titles are those of icon buttons.
+          models: [...group.querySelectorAll('[title]')]
+            .map((row) => row.title)
+            .filter((title) => group.innerText.includes(title)),
+          media: [...group.querySelectorAll('[data-testid="missing-media-row"]')].map((row) => row.innerText),
+        },
+      ])
+    )
+  )
+}
+
+async function open(workflow) {
+  await drop(workflow)
+  const expected = workflow.graph.nodes.some((node) => node.properties?.models?.length)
+  const overlay = page.getByTestId('error-overlay-see-errors')
+  await settled(() => overlay.isVisible(), (seen) => seen, expected ? 30 : 3)
+  let groups = {}
+  if (await overlay.isVisible()) {
+    await overlay.click()
+    // Models are looked up one by one, so that the list may still grow.
+    await settled(errorGroups, (now) => Object.keys(now).length > 0, 15)
+    await page.waitForTimeout(2000)
+    groups = await errorGroups()
+  }
+  await picture(workflow.name)
+  const seen = { nodes: await graphNodes(), dialogs: await dialogs(), groups, errors: taken() }
+  await closeDialogs()
+  await closePanels()
+  return seen
+}
+
+async function queue() {
+  await page.evaluate(() => {
+    window.outcome = null
+    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted']) {
+      window.app.api.addEventListener(kind, ({ detail }) => (window.outcome = { kind, detail }))
+    }
+  })
+  await page.getByTestId('queue-button').click()
+  const outcome = await settled(() => page.evaluate(() => window.outcome), (value) => value, 300)
+  if (outcome?.kind !== 'execution_success') return { outcome, videos: [] }
+  // The page gives a video 16 s to load, which a busy machine may exceed: it tries again when told to forget it.
+  const previews = () =>
+    page.evaluate(() =>
+      window.app.graph.nodes
+        .filter((node) => node.type === 'SaveVideo')
+        .map((node) => {
+          const video = node.widgets.map((widget) => widget.element?.querySelector?.('video')).find((one) => one)
+          if (!video && !node.isLoading) node.images = null
+          window.app.canvas.setDirty(true, true)
+          return { id: Number(node.id), src: video?.src, width: video?.videoWidth, seconds: video?.duration }
+        })
+    )
+  const videos = await settled(previews, (all) => all.every((video) => video.width), 60)
+  return { outcome, videos }
+}
+
+async function portrait(name) {
+  const settings = [
+    ['Comfy.Minimap.Visible', false],
+    ['Comfy.Graph.CanvasInfo', false],
+    ['LiteGraph.Canvas.MinFontSizeForLOD', 0],
+  ]
+  for (const one of settings) {
+    await page.evaluate(([id, value]) => window.app.extensionManager.setting.set(id, value), one)
+  }
+  const height = await page.evaluate(() => {
+    const { canvas, graph } = window.app
+    canvas.deselectAll()
+    const boxes = [...graph.nodes.map((node) => node.boundingRect), ...graph.groups.map((group) => group.boundingRect)]
+    const low = [0, 1].map((axis) => Math.min(...boxes.map((box) => box[axis])))
+    const high = [0, 1].map((axis) => Math.max(...boxes.map((box) => box[axis] + box[axis + 2])))
+    // What the side bar, the tabs and the run button leave free.
+    const [left, top] = [75, 100]
+    canvas.ds.scale = (innerWidth - left - 15) / (high[0] - low[0])
+    canvas.ds.offset[0] = left / canvas.ds.scale - low[0]
+    canvas.ds.offset[1] = top / canvas.ds.scale - low[1]
+    canvas.setDirty(true, true)
+    return top + Math.ceil(canvas.ds.scale * (high[1] - low[1]))
+  })
+  const whole = page.viewportSize()
+  await page.setViewportSize({ ...whole, height: height + 90 })
+  await page.mouse.move(800, height + 60)
+  // Toasts and the job's notification leave by themselves.
+  await page.waitForTimeout(8000)
+  await picture(name)
+  await page.setViewportSize(whole)
+}
+
+async function templates() {
+  await command('Comfy.BrowseTemplates')
+  await page.getByText(PACK, { exact: true }).first().click()
+  const cards = () =>
+    page.evaluate(() =>
+      [...document.querySelectorAll('[data-testid^="template-workflow-"]')].map((card) => {
+        const image = card.querySelector('img')
+        return {
+          name: card.dataset.testid.replace('template-workflow-', ''),
+          // Of an image that failed, the page shows one of its own instead.
+          size: image?.complete && !image.src.includes('default-template') && [image.naturalWidth, image.naturalHeight],
+        }
+      })
+    )
+  const names = workflows.map((workflow) => workflow.name).join()
+  const shown = (all) => all.map((card) => card.name).sort().join() === names && all.every((card) => card.size?.[0])
+  const found = await settled(cards, shown, 20)
+  await picture('templates')
+  await closeDialogs()
+  return found
+}
+
+async function help(id) {
+  await page.evaluate((id) => {
+    const node = window.app.graph.nodes.find((node) => Number(node.id) === id)
+    window.app.canvas.deselectAll()
+    window.app.canvas.centerOnNode(node)
+    window.app.canvas.selectNode(node)
+  }, id)
+  await page.getByTestId('info-button').click()
+  const content = page.locator('.node-help-content .markdown-content')
+  const text = () => content.first().innerText()
+  await content.first().waitFor()
+  return { text: await settled(text, (value) => value.length > 200, 15), tables: await content.locator('table').count() }
+}
+
+async function chinese() {
+  await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.Locale', 'zh'))
+  await page.reload()
+  await page.waitForFunction(() => window.app?.graph && window.LiteGraph.registered_node_types.AnyCharVConditioning)
+  return page.evaluate(() => {
+    const node = window.LiteGraph.createNode('AnyCharVConditioning')
+    const inputs = Object.fromEntries(node.inputs.map((slot) => [slot.name, slot.localized_name]))
+    return { title: node.title, inputs, outputs: node.outputs.map((slot) => slot.localized_name) }
+  })
+}
+
+const seen = { workflows: {}, help: {} }
+try {
+  await page.goto(origin)
+  await page.waitForFunction(() => window.app?.graph)
+  // The template browser opens by itself at the first start, some time after the canvas.
+  await settled(dialogs, (all) => all.length > 0, 10)
+  await closeDialogs()
+  seen.start = { errors: taken() }
+  const first = workflows.find((workflow) => workflow.name === run)
+  seen.workflows[run] = await open(first)
+  seen.run = await queue()
+  await portrait('run')
+  seen.run.errors = taken()
+  const documented = first.graph.nodes.filter((node) => node.type.startsWith('AnyCharV'))
+  for (const { type, id } of documented) seen.help[type] ??= await help(id)
+  await picture('help')
+  await closePanels()
+  seen.help_errors = taken()
+  seen.templates = await templates()
+  seen.templates_errors = taken()
+  for (const workflow of workflows.filter((one) => one !== first)) {
+    seen.workflows[workflow.name] = await open(workflow)
+  }
+  seen.chinese = await chinese()
+} catch (error) {
+  await picture('failure').catch(() => {})
+  seen.failure = { error: String(error.stack ?? error), errors: taken() }
+}
+await browser.close()
+console.log(JSON.stringify(seen))
