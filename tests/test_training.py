@@ -90,6 +90,7 @@ def test_each_phase_trains_what_the_paper_says(config: Config) -> None:
                  if p.requires_grad}
         return {n.split(".")[0] + (" motion" if "motion_modules" in n else "") for n in names}
 
+    assert trained("decoder") == {"vae"}
     assert trained("compose") == {"denoising_unet", "reference_unet", "pose_guider", "image_encoder"}
     assert trained("boost") == {"denoising_unet"}
     assert trained("motion") == {"denoising_unet motion"}

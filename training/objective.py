@@ -95,9 +95,7 @@ def loss(
     """Weighted v-prediction error (eq. 2 or 3, after the example's scene); frame-wise without `motion`."""
     target, frames = example.latents, example.frames
     clips = len(target) // frames
-    # Density grows with t: it is at high noise that the reference decides what the character looks like.
-    t = (torch.rand(clips, generator=generator, device=target.device).sqrt() * TRAIN_STEPS).long()
-    t.clamp_(max=TRAIN_STEPS - 1)
+    t = torch.randint(TRAIN_STEPS, (clips,), generator=generator, device=target.device)
     t[torch.rand(clips, generator=generator, device=t.device) < cfg.terminal] = TRAIN_STEPS - 1
     t = t.repeat_interleave(frames)
     noise = torch.randn(target.shape, generator=generator, device=target.device)

@@ -3,9 +3,9 @@
     python -m training.train training/configs/embedded.yaml --state DIR [--device cuda] [--minutes 9]
 
 Phases, in order, each resumed or skipped by what DIR holds: `codec` (the latents, in closed form),
-`compose` (stage 1 on frames: all networks, fine mask), `pairs` and `boost` (stage 2 on frames: UNet only,
-box mask, generated driving frames), `clip_pairs`, `motion` (motion modules only) and `boost_clips` (whole
-UNet) on clips.
+`decoder` (pictures from latents), `compose` (stage 1 on frames: all networks, fine mask), `pairs` and `boost`
+(stage 2 on frames: UNet only, box mask, generated driving frames), `clip_pairs`, `motion` (motion modules only)
+and `boost_clips` (whole UNet) on clips.
 DIR/model_<phase>.safetensors is written after every phase, ready for Pipeline.from_pretrained, and
 DIR/training.json holds the settings and the log.
 """
@@ -31,6 +31,7 @@ from torch import nn
 from anycharv_core.checkpoint import Checkpoint, Networks, untrained, write_single
 from anycharv_core.files import atomic_path
 from anycharv_core.imaging import to_unit
+from training import decoder
 from training.data import PuppetClips, loader
 from training.loop import Batch, Schedule, Unfinished, fit
 from training.objective import Objective, loss, prepare
@@ -38,6 +39,7 @@ from training.pairs import PairSettings, make_pairs, pair_batches
 
 CODEC_CLIPS = 400
 TRAINED = {
+    "decoder": ("vae",),
     "compose": ("denoising_unet", "reference_unet", "pose_guider", "image_encoder"),
     "boost": ("denoising_unet",),
     "motion": ("denoising_unet",),
@@ -122,6 +124,11 @@ def choose_trained(nets: Networks, phase: str) -> dict[str, nn.Module]:
     """Turns gradients on for what `phase` trains and off for the rest."""
     for name, net in vars(nets).items():
         net.requires_grad_(name in TRAINED[phase])
+    # The latents stay what the encoder was fitted to, and the decoder's linear part its inverse.
+    for p in (*nets.vae.analysis.parameters(), *nets.vae.synthesis.parameters()):
+        p.requires_grad_(False)
+    if phase == "decoder":
+        return {"vae": nets.vae}
     for name, p in nets.denoising_unet.named_parameters():
         p.requires_grad_(phase == "boost_clips" or ("motion_modules" in name) == (phase == "motion"))
     return {name: getattr(nets, name) for name in TRAINED[phase]}
@@ -137,11 +144,18 @@ def train_phase(cfg: Config, nets: Networks, name: str, run: Run) -> None:
             return loader(data, phase.clips, first, last, run.workers)
         return pair_batches(data, run.state / phase.pairs, phase.clips, first, last, run.workers)
 
+    def encoded(batch: Batch) -> Any:
+        if name == "decoder":
+            return decoder.prepare(nets.vae, batch)
+        return prepare(nets, batch, batch.get("scene"))
+
+    def error(example: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if name == "decoder":
+            return decoder.loss(nets.vae, example, generator)
+        return loss(nets, example, cfg.objective, phase.motion, generator)
+
     fit(
-        trained,
-        lambda batch: prepare(nets, batch, batch.get("scene")),
-        lambda example, generator: loss(nets, example, cfg.objective, phase.motion, generator),
-        batches, phase.schedule, run.state / name, cfg.seed, run.deadline,
+        trained, encoded, error, batches, phase.schedule, run.state / name, cfg.seed, run.deadline,
     )
 
 
@@ -197,7 +211,7 @@ def main() -> None:
     nets = new_networks(cfg, args.device)
     args.state.mkdir(parents=True, exist_ok=True)
     try:
-        for name in ("codec", "compose", "pairs", "boost", "clip_pairs", "motion", "boost_clips"):
+        for name in ("codec", "decoder", "compose", "pairs", "boost", "clip_pairs", "motion", "boost_clips"):
             done = args.state / f"{name}.safetensors"
             if name in cfg.pairs:
                 first_stage = copy.deepcopy(nets)

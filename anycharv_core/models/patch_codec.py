@@ -1,18 +1,21 @@
-"""A linear autoencoder with the interface of diffusers' AutoencoderKL, fitted in closed form."""
+"""A small autoencoder with the interface of diffusers' AutoencoderKL: linear encoder, trained decoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class PatchCodecConfig:
-    """The length of `block_out_channels` says how often the picture is halved, as in an AutoencoderKL."""
+    """`block_out_channels`: widths of the decoder from the picture's resolution to the latents', each half
+    the one before, as in an AutoencoderKL."""
 
     latent_channels: int
     block_out_channels: tuple[int, ...]
@@ -22,8 +25,9 @@ class PatchCodecConfig:
 class PatchCodec(nn.Module):
     """Every f x f patch of the picture becomes one latent pixel: its leading principal components.
 
-    What an AutoencoderKL must be trained for hours to keep of a small picture, this keeps after seconds;
-    at 64 x 64 pixels characters are only a few latent pixels wide.
+    What the encoder of an AutoencoderKL must be trained for hours to keep of a small picture, this keeps
+    after seconds; at 64 x 64 pixels characters are only a few latent pixels wide. The decoder adds to the
+    linear inverse what a few convolutions guess of the rest, and of noise left in the latents.
     """
 
     def __init__(self, config: PatchCodecConfig):
@@ -32,6 +36,14 @@ class PatchCodec(nn.Module):
         side = 2 ** (len(config.block_out_channels) - 1)
         self.analysis = nn.Conv2d(3, config.latent_channels, side, stride=side)
         self.synthesis = nn.ConvTranspose2d(config.latent_channels, 3, side, stride=side)
+        widths = config.block_out_channels[::-1]
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)]
+        for width, finer in pairwise(widths):
+            layers += [_Residual(width), nn.Conv2d(width, 4 * finer, 3, padding=1), nn.PixelShuffle(2)]
+        layers += [_Residual(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)]
+        self.refinement = nn.Sequential(*layers)
+        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(layers[-1].bias)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PatchCodec:
@@ -44,7 +56,7 @@ class PatchCodec(nn.Module):
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
         """latents [N, c, h, w] -> an object with `sample` [N, 3, f h, f w]."""
-        return SimpleNamespace(sample=self.synthesis(latents))
+        return SimpleNamespace(sample=self.synthesis(latents) + self.refinement(latents))
 
     @torch.no_grad()
     def fit(self, pixels: Tensor, weight: Tensor) -> None:
@@ -52,10 +64,10 @@ class PatchCodec(nn.Module):
 
         Each component is divided by the square root of its deviation: halfway between equal variances,
         which would make noise of detail, and equal pixel errors, which would drown it. The mean square
-        of the latents is 1.
+        of the latents is 1. The refinement is trained by training/decoder.py.
         """
         side = self.analysis.stride[0]
-        patches = nn.functional.unfold(pixels, side, stride=side).movedim(1, 2).flatten(0, 1).double()
+        patches = F.unfold(pixels, side, stride=side).movedim(1, 2).flatten(0, 1).double()
         share = weight.flatten()[:, None].double() / weight.sum()
         mean = (share * patches).sum(0)
         centred = patches - mean
@@ -69,3 +81,13 @@ class PatchCodec(nn.Module):
         self.synthesis.weight.copy_((axes / gain).T.reshape(self.synthesis.weight.shape))
         # The mean of a patch may differ from pixel to pixel, a bias may not.
         self.synthesis.bias.copy_(mean.reshape(3, -1).mean(1))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
