@@ -154,7 +154,7 @@ async function queue() {
           return { id: Number(node.id), src: video?.src, width: video?.videoWidth, seconds: video?.duration }
         })
     )
-  const videos = await settled(previews, (all) => all.every((video) => video.width), 60)
+  const videos = await settled(previews, (all) => all.every((video) => video.width), 180)
   return { outcome, videos }
 }
 
