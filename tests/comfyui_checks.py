@@ -49,8 +49,8 @@ def core(module: str) -> Any:
     return importlib.import_module(f"{str(PACK).replace('.', '_x_')}.{module}")
 
 
-def load(checkpoint: str = "embedded") -> tuple[Any, ...]:
-    return execute("AnyCharVLoader", checkpoint=checkpoint, dtype="auto")
+def load(checkpoint: str = "embedded", dtype: str = "auto") -> tuple[Any, ...]:
+    return execute("AnyCharVLoader", checkpoint=checkpoint, dtype=dtype)
 
 
 def conditioned(model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 6, **sizes: int) -> dict[str, Any]:
@@ -168,6 +168,17 @@ def check_guidance_tells_the_conditionings_apart() -> None:
         swap.reference, swap.driving.frames, swap.driving.mask, swap.pose, steps=2, guidance_scale=2.0, seed=42
     )
     assert torch.allclose(model.model.process_latent_in(by_scale[1]), expected.latents, atol=1e-3)
+
+
+def check_half_precision_is_near_full() -> dict[str, float]:
+    made, differences = {}, {}
+    for dtype in ("fp32", "fp16", "bf16"):
+        parts = load(dtype=dtype)
+        made[dtype] = sampled(parts[0], conditioned(*parts))
+        assert parts[0].model.diffusion_model.conv_in.weight.dtype == core("anycharv_core.generate").DTYPES[dtype]
+        differences[dtype] = float((made[dtype] - made["fp32"]).abs().mean() / made["fp32"].abs().mean())
+    assert differences["fp16"] < 1e-2 and differences["bf16"] < 5e-2, differences
+    return differences
 
 
 def check_core_context_windows_work() -> None:

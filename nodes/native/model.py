@@ -143,6 +143,14 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         return cond_value
 
 
+def check_model(model: Any) -> None:
+    """Raises UserError where MODEL is another kind of model's."""
+    if not isinstance(model.model, AnyCharVModel):
+        raise UserError(
+            f"MODEL is {type(model.model).__name__}, not an AnyCharV model: wire in AnyCharV Loader's."
+        )
+
+
 class AnyCharVConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model's configuration; sizes come from the checkpoint."""
 

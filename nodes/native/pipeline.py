@@ -17,7 +17,7 @@ from ...anycharv_core.imaging import clip_square
 from ...anycharv_core.pipeline import Clip, Pipeline, split_reference
 from ...anycharv_core.recipes import Canvas, Recipe, Size, get_recipe
 from ...anycharv_core.sampling import Windows
-from .model import CLIP, AnyCharVModel, ClipConditions
+from .model import CLIP, ClipConditions, check_model
 from .pictures import (
     image_tensor,
     image_uint8,
@@ -47,10 +47,7 @@ class ComfyPipeline(Pipeline):
     """
 
     def __init__(self, model: Any, net: Any, vae: Any, clip_vision: Any = None):
-        if not isinstance(model.model, AnyCharVModel):
-            raise UserError(
-                f"MODEL is {type(model.model).__name__}, not an AnyCharV model: wire in AnyCharV Loader's."
-            )
+        check_model(model)
         latents = model.model.latent_format
         ratio = vae.spacial_compression_encode()
         if (vae.latent_channels, ratio) != (latents.latent_channels, latents.spacial_downscale_ratio):

@@ -12,10 +12,9 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...anycharv_core.errors import UserError
 from ...anycharv_core.recipes import get_recipe
 from ...anycharv_core.sampling import Windows, ddim_step, ddim_timesteps
-from .model import AnyCharVModel
+from .model import check_model
 from .windows import HANDLER, with_windows
 
 
@@ -24,11 +23,7 @@ def sample_latent(
     recipe: str,
 ) -> dict[str, Any]:  # fmt: skip
     """LATENT sampled from noise; unknown keys of `latent` are kept. Raises UserError for another's MODEL."""
-    if not isinstance(model.model, AnyCharVModel):
-        raise UserError(
-            f"MODEL is {type(model.model).__name__}, not an AnyCharV model: wire in AnyCharV Loader's, or use "
-            "KSampler for other models."
-        )
+    check_model(model)
     chosen = get_recipe(recipe)
     samples = latent["samples"]
     noise = chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))

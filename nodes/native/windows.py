@@ -9,7 +9,7 @@ import comfy.context_windows
 
 from ...anycharv_core.errors import UserError
 from ...anycharv_core.sampling import Windows, closed_loop_windows, linear_windows, window_ramp
-from .model import AnyCharVModel
+from .model import check_model
 
 HANDLER = "context_handler"
 
@@ -41,10 +41,7 @@ def with_long_video(model: Any, length: int, overlap: int, ramp: bool, looped: b
 
     Raises UserError where the model is not AnyCharV's or can't take such windows.
     """
-    if not isinstance(model.model, AnyCharVModel):
-        raise UserError(
-            f"MODEL is {type(model.model).__name__}, not an AnyCharV model: wire in AnyCharV Loader's."
-        )
+    check_model(model)
     motion = model.model.diffusion_model.cfg.motion
     if motion is not None and length > motion.max_len:
         raise UserError(f"length is {length} but this model's motion modules know {motion.max_len} frames.")
