@@ -142,6 +142,8 @@ async function queue() {
   await page.getByTestId('queue-button').click()
   const outcome = await settled(() => page.evaluate(() => window.outcome), (value) => value, 300)
   if (outcome?.kind !== 'execution_success') return { outcome, videos: [] }
+  // Only what is in view is drawn, and with it its video loaded.
+  await command('Comfy.Canvas.FitView')
   // The page gives a video 16 s to load, which a busy machine may exceed: it tries again when told to forget it.
   const previews = () =>
     page.evaluate(() =>

@@ -149,7 +149,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "person of another length": (
         lambda: other_clip(n4={"person": ["other", 2]}), "4", f"{FRAMES} frames but person has {OTHER}",
     ),
-    "only a width": (lambda: small(n5={"width": 64}), "5", "both width and height"),
+    "only a width": (lambda: small(n5={"width": 64}), "5", "give both, or 0 for both"),
     "another model's VAE": (lambda: foreign_vae("flux.safetensors"), "5", "The VAE makes 16 channels at 1/8"),
     "no VAE at all": (lambda: foreign_vae("pixel_space"), "5", "The VAE makes 3 channels at 1/1"),
     "another clip's latent": (
