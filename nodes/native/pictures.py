@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
+from ...anycharv_core.generate import Reopened
 from ...anycharv_core.masks import boxes_to_masks, feather
 from ...anycharv_core.recipes import Canvas
 
@@ -33,7 +34,7 @@ def rgb_frames(image: Tensor, name: str) -> Iterable[np.ndarray]:
     Raises UserError as `image_uint8` does, at once.
     """
     image_uint8(image[:1] if isinstance(image, Tensor) else image, name)
-    return _EachTime(lambda: (image_uint8(image[i : i + 1], name)[0, ..., :3] for i in range(len(image))))
+    return Reopened(lambda: (image_uint8(image[i : i + 1], name)[0, ..., :3] for i in range(len(image))))
 
 
 def masks_uint8(mask: Tensor, name: str) -> np.ndarray:
@@ -171,11 +172,3 @@ def original_canvas(source: tuple[int, int], padded: tuple[int, int]) -> Canvas:
     scale = min(p / s for p, s in zip(padded, source, strict=True))
     inner = tuple(min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
     return Canvas(source, inner, padded)
-
-
-class _EachTime:
-    def __init__(self, read: Any):
-        self._read = read
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self._read()

@@ -145,13 +145,12 @@ def condition(
     """
     chosen = get_recipe(recipe)
     pipe = ComfyPipeline(model, reference.net, vae)
-    frames = rgb_frames(scene, "scene")
+    frames, poses = rgb_frames(scene, "scene"), rgb_frames(pose, "pose")
     (masks,) = same_length(len(scene), mask=masks_uint8(mask, "mask"))
-    rgb_frames(pose, "pose")
     if len(pose) != len(scene):
         raise UserError(f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both.")
     size = node_size(pipe, chosen, (scene.shape[2], scene.shape[1]), (width, height))
-    clip = pipe.read_clip(chosen, frames, masks, rgb_frames(pose, "pose"), size)
+    clip = pipe.read_clip(chosen, frames, masks, poses, size)
     positive, negative = pipe.conditions(chosen, clip, reference.picture, reference.embeds)
     return positive, negative, {"samples": torch.zeros_like(clip.scene)}
 
