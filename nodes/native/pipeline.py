@@ -33,11 +33,12 @@ from .windows import HANDLER
 @dataclass(frozen=True)
 class Reference:
     """ANYCHARV_REFERENCE: the picture uint8 [H, W, 3] as the networks see it, its CLIP embedding [1, D],
-    and the patcher of the ReferenceNet, which runs when the size of the video is known."""
+    and the ReferenceNet's patcher and the VAE, which run when the size of the video is known."""
 
     picture: np.ndarray
     embeds: Tensor
     net: Any
+    vae: Any
 
 
 class ComfyPipeline(Pipeline):
@@ -87,15 +88,6 @@ class ComfyPipeline(Pipeline):
             tokens = [x.to(recipe.bank_dtype).to(x.dtype) for x in tokens]
         return [x.to(kept) for x in tokens]
 
-    def conditions(
-        self, recipe: Recipe, clip: Clip, picture: np.ndarray, embeds: Tensor
-    ) -> tuple[list[Any], list[Any]]:
-        """positive and negative CONDITIONING of the clip."""
-        tokens = self.tokens(recipe, picture, embeds, clip.canvas)
-        options = {CLIP: ClipConditions(clip.scene, clip.mask, clip.poses, tokens)}
-        token = embeds[:, None].float()
-        return [[token, options]], [[torch.zeros_like(token), options]]
-
     def sample_clip(
         self,
         recipe: Recipe,
@@ -108,10 +100,17 @@ class ComfyPipeline(Pipeline):
         windows: Windows,
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
-        positive, negative = self.conditions(recipe, clip, picture, embeds)
+        positive, negative = conditionings(clip, self.tokens(recipe, picture, embeds, clip.canvas), embeds)
         own = None if HANDLER in self.model.model_options else windows
         latents = run_sampler(self.model, positive, negative, noise, steps, guidance, own)
         return self.model.model.process_latent_in(latents)
+
+
+def conditionings(clip: Clip, tokens: list[Tensor], embeds: Tensor) -> tuple[list[Any], list[Any]]:
+    """positive and negative CONDITIONING of the clip, for the ReferenceNet's tokens and embedding [1, D]."""
+    options = {CLIP: ClipConditions(clip.scene, clip.mask, clip.poses, tokens)}
+    token = embeds[:, None].float()
+    return [[token, options]], [[torch.zeros_like(token), options]]
 
 
 def embed(clip_vision: Any, picture: np.ndarray) -> Tensor:
@@ -132,7 +131,7 @@ def encode_reference(
     picture = image_uint8(image[:1], "image")[0]
     alpha = reference_mask_uint8(mask, picture, "mask")
     picture = chosen.cut_out(*split_reference(picture, alpha))
-    return Reference(picture, embed(clip_vision, chosen.clip_view(picture)), net)
+    return Reference(picture, embed(clip_vision, chosen.clip_view(picture)), net, vae)
 
 
 def condition(
@@ -151,7 +150,9 @@ def condition(
         raise UserError(f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both.")
     size = node_size(pipe, chosen, (scene.shape[2], scene.shape[1]), (width, height))
     clip = pipe.read_clip(chosen, frames, masks, poses, size)
-    positive, negative = pipe.conditions(chosen, clip, reference.picture, reference.embeds)
+    reader = ComfyPipeline(model, reference.net, reference.vae)
+    tokens = reader.tokens(chosen, reference.picture, reference.embeds, clip.canvas)
+    positive, negative = conditionings(clip, tokens, reference.embeds)
     return positive, negative, {"samples": torch.zeros_like(clip.scene)}
 
 
