@@ -62,11 +62,14 @@ def _parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("generate", help="replace the masked person of a video by your character")
     add = make.add_argument
-    add("--reference", type=Path, required=True, metavar="PNG", help="the character, best cut out")
-    add("--reference-mask", type=Path, metavar="PNG", help="white where the reference shows the character")
-    add("--video", type=Path, required=True, metavar="VIDEO", help="the clip to put the character into")
-    add("--mask", type=Path, required=True, metavar="MASK", help="video, PNG folder or JSON list of boxes")
-    add("--pose", type=Path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add("--reference", type=Path, action="append", required=True, metavar="PNG",
+        help="the character, best cut out; once for every person to replace")
+    add("--reference-mask", type=Path, action="append", metavar="PNG",
+        help="white where the reference shows the character; once for every reference, or not at all")
+    add("--prepared", type=Path, metavar="DIR", help="what 'anycharv preprocess' wrote: video, mask and pose")
+    add("--video", type=Path, metavar="VIDEO", help="the clip to put the character into")
+    add("--mask", type=Path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
+    add("--pose", type=Path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors (default: %(default)s)")
     add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
     add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(args: argparse.Namespace) -> int:
     from .demo import run
 
-    with _progress_bar() as progress:
+    with _progress_bar("denoising", "call") as progress:
         run(args.out, args.clips, progress)
     print("\n".join(str(path) for path in sorted(args.out.iterdir()) if path.is_file()))
     return 0
@@ -115,15 +118,50 @@ def _demo(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from .generate import Job, generate
 
-    given = {name: value for name, value in vars(args).items() if name not in ("run", "cfg")}
-    job = Job(**given, guidance_scale=args.cfg)
-    with _progress_bar() as progress:
+    own = ("run", "cfg", "reference", "reference_mask", "prepared", "video", "mask", "pose")
+    given = {name: value for name, value in vars(args).items() if name not in own}
+    video, cast = _cast(args)
+    job = Job(video=video, cast=cast, **given, guidance_scale=args.cfg)
+    with _progress_bar("denoising", "call") as progress:
         report = generate(job, progress)
     if report["audio"] not in ("copied", "none in the source"):
         print(report["audio"])
     for path in filter(None, (job.out, job.report, job.sheet)):
         print(path)
     return 0
+
+
+def _cast(args: argparse.Namespace) -> tuple[Path, tuple[Any, ...]]:
+    """The clip, and a Part for every reference, from the files named or from a prepared folder."""
+    from .inputs import Part
+
+    video, mask, pose = args.video, args.mask, args.pose
+    if args.prepared:
+        from .preprocess.job import read_prepared
+
+        prepared = read_prepared(args.prepared)
+        video = video or prepared.clip
+        people = prepared.people
+    else:
+        missing = [f"--{name}" for name in ("video", "mask", "pose") if getattr(args, name) is None]
+        if missing:
+            raise UserError(
+                f"{' and '.join(missing)} missing: give --video, --mask and --pose, or --prepared with the folder "
+                "that 'anycharv preprocess' wrote."
+            )
+        people = [(mask, pose)]
+    if len(args.reference) != len(people):
+        raise UserError(
+            f"There are {len(people)} people to replace and {len(args.reference)} references; give --reference "
+            "once for each, in their order."
+        )
+    outlines = args.reference_mask or [None] * len(people)
+    if len(outlines) != len(people):
+        raise UserError(f"Give --reference-mask once for each of the {len(people)} references, or not at all.")
+    if (mask or pose) and len(people) > 1:
+        raise UserError("--mask and --pose speak of one person; leave them out for several prepared people.")
+    rows = zip(args.reference, people, outlines, strict=True)
+    return video, tuple(Part(r, mask or of[0], pose or of[1], outline) for r, of, outline in rows)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -180,11 +218,11 @@ def _check_target(target: Path, single: bool, force: bool) -> None:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Any]:
+def _progress_bar(what: str, unit: str) -> Iterator[Any]:
     """progress(done, total), drawn on stderr where that is a terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc="denoising", unit="call", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(desc=what, unit=unit, disable=not sys.stderr.isatty()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

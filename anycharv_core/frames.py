@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -43,6 +43,16 @@ class FrameStore:
     def take(self, indices: Sequence[int]) -> np.ndarray:
         """uint8 [len(indices), ...]."""
         return np.stack([self[index] for index in indices])
+
+
+class Reopened:
+    """Frames that can be read any number of times: every loop calls `read` anew."""
+
+    def __init__(self, read: Callable[[], Iterator[np.ndarray]]):
+        self._read = read
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._read()
 
 
 class Replay:

@@ -10,29 +10,30 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from . import __version__
 from .doctor import OPENCV
 from .errors import UserError
 from .files import atomic_path
+from .frames import Reopened
 from .imaging import resize
-from .masks import boxes_to_masks, read_boxes
+from .inputs import Part, read_inputs
 from .pipeline import Pipeline, paste_weights
-from .pose import Pose, draw_pose, read_poses, scale_pose
 from .recipes import Size, get_recipe
 from .sheet import sheet
-from .video import VideoInfo, VideoWriter, probe, read_frames, read_gray
+from .video import VideoWriter, read_frames
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STEPS, GUIDANCE = 30, 3.0  # where neither the caller nor the model says otherwise
@@ -47,18 +48,15 @@ Progress = Callable[[int, int], None]
 class Job:
     """What to make from which files, and how. None = the model's own setting, or nothing given.
 
-    mask: a video, a folder of PNGs or a JSON list of boxes; pose: POSE_KEYPOINT JSON (a file, or
-    OpenPose's folder) or a skeleton video; size: (width, height) in pixels the networks work at: a box the
-    clip is fitted in by recipe "default", the exact size for "official"; device: None = CUDA where there
-    is one, else the CPU; sheet: a PNG to draw a contact sheet to.
+    cast: at least one; several are put in one after the other, each into what the one before left; size:
+    (width, height) in pixels the networks work at: a box the clip is fitted in by recipe "default", the
+    exact size for "official"; device: None = CUDA where there is one, else the CPU; sheet: a PNG to draw a
+    contact sheet to.
     """
 
-    reference: Path
     video: Path
-    mask: Path
-    pose: Path
+    cast: tuple[Part, ...]
     out: Path
-    reference_mask: Path | None = None
     model: str = "embedded"
     vae: Path | None = None
     image_encoder: Path | None = None
@@ -76,30 +74,6 @@ class Job:
         return self.out.with_suffix(".report.json")
 
 
-class Reopened:
-    """Frames that can be read any number of times: every loop calls `read` anew."""
-
-    def __init__(self, read: Callable[[], Iterator[np.ndarray]]):
-        self._read = read
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self._read()
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The checked files of a job. reference: uint8 [H, W, 3 or 4]; reference_mask: uint8 [H, W] or None;
-    pose: the skeletons, drawn on a canvas of the size asked for; they were made for `pose_size`."""
-
-    info: VideoInfo
-    reference: np.ndarray
-    reference_mask: np.ndarray | None
-    scene: Reopened
-    mask: Reopened
-    pose: Callable[[Size], Reopened]
-    pose_size: Size
-
-
 def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     """Runs the job: writes the video, its report beside it, and the sheet where one is asked for.
 
@@ -113,9 +87,11 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     _check_places(job)
     device = pick_device(job.device)
+    recipe = get_recipe(job.recipe)
+    if len(job.cast) > 1 and not recipe.paste_back:
+        raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
     with _phase(seconds, "check"):
-        inputs = read_inputs(job)
-    info = inputs.info
+        info, cast = read_inputs(job.video, job.cast, recipe, job.size)
     with _explained_memory(), _phase(seconds, "load"):
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
     size = job.size or working_size(pipe.settings.get("size"), (info.width, info.height), pipe.multiple)
@@ -123,10 +99,9 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     guidance = job.guidance_scale
     if guidance is None:
         guidance = pipe.settings.get("guidance_scale", GUIDANCE)
-    recipe = get_recipe(job.recipe)
-    canvas = recipe.canvas((info.width, info.height), inputs.pose_size, size, pipe.multiple)
-    working = canvas.inner if recipe.paste_back else size or inputs.pose_size
-    poses = inputs.pose(pose_canvas(working, pipe.settings.get("pose_scale", 1)))
+    canvas = recipe.canvas((info.width, info.height), cast[0].pose_size, size, pipe.multiple)
+    working = canvas.inner if recipe.paste_back else size or cast[0].pose_size
+    pose_size = pose_canvas(working, pipe.settings.get("pose_scale", 1))
     width, height = canvas.source
     # The writer is opened first, so that audio or timestamps mp4 cannot hold show before the long part.
     writer = VideoWriter(
@@ -144,33 +119,41 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     driving: list[np.ndarray] = []
     output: list[np.ndarray] = []
     with _explained_memory(), writer:
-        out = pipe(
-            inputs.reference,
-            inputs.scene,
-            inputs.mask,
-            poses,
-            steps=steps,
-            guidance_scale=guidance,
-            seed=job.seed,
-            size=size,
-            recipe=job.recipe,
-            progress=progress,
-            reference_mask=inputs.reference_mask,
-        )
+        scene = Reopened(partial(read_frames, job.video))
+        frames: Iterable[np.ndarray] = scene
+        spent = []  # each part's seconds by phase, which still grow while its frames are decoded
+        for number, part in enumerate(cast):
+            out = pipe(
+                part.reference,
+                frames,
+                part.mask,
+                part.pose(pose_size),
+                steps=steps,
+                guidance_scale=guidance,
+                seed=job.seed,
+                size=size,
+                recipe=job.recipe,
+                progress=progress and _share(progress, number, len(cast)),
+                reference_mask=part.reference_mask,
+            )
+            frames = out.frames
+            spent.append(out.seconds)
         sampled = time.perf_counter()
-        rows = zip(out.frames, inputs.scene, inputs.mask, strict=True)
-        for index, (frame, original, mask) in enumerate(rows):
+        rows = zip(frames, scene, *(part.mask for part in cast), strict=True)
+        for index, (frame, original, *masks) in enumerate(rows):
             writer.write(frame)
             if recipe.paste_back:
-                equal = equal and background_equal(frame, original, mask)
+                equal = equal and background_equal(frame, original, masks)
             if index in chosen:
                 driving.append(thumbnail(original))
                 output.append(thumbnail(frame))
-    seconds |= out.seconds
-    seconds["write"] = time.perf_counter() - sampled - seconds["decode"]
+    seconds["write"] = time.perf_counter() - sampled - spent[-1]["decode"]
+    for phase in spent[0]:
+        seconds[phase] = sum(each[phase] for each in spent)
     if job.sheet:
-        skeletons = [thumbnail(frame) for i, frame in enumerate(poses) if i in chosen]
-        write_sheet(job.sheet, inputs.reference, driving, skeletons, output)
+        drawn = zip(*(part.pose(pose_size) for part in cast), strict=True)
+        skeletons = [thumbnail(np.maximum.reduce(frame)) for i, frame in enumerate(drawn) if i in chosen]
+        write_sheet(job.sheet, [part.reference for part in cast], driving, skeletons, output)
     seconds["total"] = time.perf_counter() - started
     latent = out.latents.shape
     report = {
@@ -183,11 +166,8 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
             "size": list(size) if size else None,
             "dtype": job.dtype,
         },
-        "inputs": {
-            name: str(path)
-            for name in ("reference", "reference_mask", "video", "mask", "pose", "vae", "image_encoder")
-            if (path := getattr(job, name)) is not None
-        },
+        "inputs": _paths(job, "video", "vae", "image_encoder")
+        | {"cast": [_paths(part, "reference", "reference_mask", "mask", "pose") for part in job.cast]},
         "output": str(job.out),
         "sheet": str(job.sheet) if job.sheet else None,
         "frames": info.frames,
@@ -228,76 +208,9 @@ def pose_canvas(working: Size, scale: float) -> Size:
     return round(scale * working[0]), round(scale * working[1])
 
 
-def read_inputs(job: Job) -> Inputs:
-    """Opens and checks every input file of the job, without weights.
-
-    Raises UserError when one cannot be read, or when they don't fit together.
-    """
-    recipe = get_recipe(job.recipe)
-    reference = read_reference(job.reference)
-    outline = read_reference_mask(job.reference_mask, reference) if job.reference_mask else None
-    info = probe(job.video)
-    clip = info.width, info.height
-    mask = mask_frames(job.mask, clip)
-    _check_mask(job, mask, info, same_size=recipe.paste_back)
-    poses, count, size = pose_frames(job.pose, clip)
-    _check_count(job.pose, "poses", count, job, info)
-    recipe.canvas(clip, size, job.size, 1)  # raises where proportions differ
-    return Inputs(info, reference, outline, Reopened(partial(read_frames, job.video)), mask, poses, size)
-
-
-def read_reference(path: Path) -> np.ndarray:
-    """The character's picture, turned upright: uint8 [H, W, 3], or [H, W, 4] where it has transparency."""
-    with _open_picture(path) as picture:
-        transparent = "A" in picture.getbands() or "transparency" in picture.info
-        pixels = np.asarray(picture.convert("RGBA" if transparent else "RGB"))
-    if transparent and not pixels[..., 3].any():
-        raise UserError(f"{path} is transparent everywhere; give a picture that shows the character.")
-    return pixels
-
-
-def read_reference_mask(path: Path, reference: np.ndarray) -> np.ndarray:
-    """The character's outline in the reference picture: uint8 [H, W], 255 = character."""
-    with _open_picture(path) as picture:
-        mask = np.asarray(picture.convert("L"))
-    if mask.shape != reference.shape[:2]:
-        raise UserError(
-            f"{path} is {mask.shape[1]}x{mask.shape[0]} but the reference is "
-            f"{reference.shape[1]}x{reference.shape[0]}; give a mask of the reference's size."
-        )
-    if not mask.any():
-        raise UserError(f"{path} is black everywhere; mark the character with white.")
-    return mask
-
-
-def mask_frames(path: Path, clip: Size) -> Reopened:
-    """The masks of a clip of size `clip` from a box list (.json), a video, or a folder of PNGs."""
-    if path.suffix.lower() != ".json":
-        return Reopened(partial(read_gray, path))
-    boxes = read_boxes(path)
-    return Reopened(lambda: (boxes_to_masks([box], *clip)[0] for box in boxes))
-
-
-def pose_frames(path: Path, clip: Size) -> tuple[Callable[[Size], Reopened], int, Size]:
-    """How to get the skeleton pictures of a clip of size `clip` (drawn on a canvas of the size asked for),
-    how many there are, and the size they were made for.
-
-    `path`: POSE_KEYPOINT JSON, a folder of OpenPose's JSON files, or a video of skeletons drawn already.
-    """
-    if path.suffix.lower() != ".json" and not path.is_dir():
-        info = probe(path)
-        return lambda canvas: Reopened(partial(read_frames, path)), info.frames, (info.width, info.height)
-    poses = read_poses(path, clip)
-
-    def drawn(canvas: Size) -> Reopened:
-        return Reopened(lambda: (draw_pose(scale_pose(pose, *canvas)) for pose in poses))
-
-    return drawn, len(poses), _canvas_size(poses[0])
-
-
-def background_equal(frame: np.ndarray, original: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether every pixel outside the padded and feathered mask is the original's, bit for bit."""
-    outside = paste_weights(mask) == 0
+def background_equal(frame: np.ndarray, original: np.ndarray, masks: Iterable[np.ndarray]) -> bool:
+    """Whether every pixel outside all padded and feathered masks is the original's, bit for bit."""
+    outside = np.all([paste_weights(mask) == 0 for mask in masks], axis=0)
     return bool((frame == original).all(axis=-1)[outside].all())
 
 
@@ -355,15 +268,29 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
     return resize(frame, (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))))
 
 
-def write_sheet(path: Path, reference: np.ndarray, *columns: list[np.ndarray]) -> None:
-    """Draws a PNG with a row for each frame: the reference, then the thumbnails of `columns`."""
+def write_sheet(path: Path, references: Sequence[np.ndarray], *columns: list[np.ndarray]) -> None:
+    """Draws a PNG with a row for each frame: the references in turn, then the thumbnails of `columns`."""
+    characters = [thumbnail(_on_white(picture)) for picture in references]
+    rows = zip(cycle(characters), *columns)
+    page = sheet(list(rows), SHEET_TITLES)
+    with atomic_path(path) as temporary:
+        page.save(temporary, "PNG")
+
+
+def _on_white(reference: np.ndarray) -> np.ndarray:
     picture = Image.fromarray(reference)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    character = thumbnail(np.asarray(picture))
-    page = sheet([(character, *row) for row in zip(*columns, strict=True)], SHEET_TITLES)
-    with atomic_path(path) as temporary:
-        page.save(temporary, "PNG")
+    return np.asarray(picture)
+
+
+def _share(progress: Progress, number: int, parts: int) -> Progress:
+    """The progress of part `number` of `parts` as progress of the whole job."""
+    return lambda done, total: progress(number * total + done, parts * total)
+
+
+def _paths(holder: Job | Part, *names: str) -> dict[str, str]:
+    return {name: str(path) for name in names if (path := getattr(holder, name)) is not None}
 
 
 def _check_places(job: Job) -> None:
@@ -372,7 +299,8 @@ def _check_places(job: Job) -> None:
         raise UserError(f"The output {job.out} is an mp4 video; let its name end in .mp4.")
     if job.sheet and job.sheet.suffix.lower() != ".png":
         raise UserError(f"The sheet {job.sheet} is a PNG picture; let its name end in .png.")
-    sources = (job.reference, job.reference_mask, job.video, job.mask, job.pose)
+    parts = (path for part in job.cast for path in (part.reference, part.reference_mask, part.mask, part.pose))
+    sources = (job.video, *parts)
     for place in filter(None, (job.out, job.report, job.sheet)):
         if any(source and source.resolve() == place.resolve() for source in sources):
             raise UserError(f"{place} is one of the inputs and would be overwritten; choose another output.")
@@ -382,48 +310,6 @@ def _check_places(job: Job) -> None:
 
 class _OnlyTried(Exception):
     """Ends an attempt to write that was only made to see whether it would work."""
-
-
-def _check_mask(job: Job, masks: Iterable[np.ndarray], info: VideoInfo, same_size: bool) -> None:
-    count, present = 0, False
-    for mask in masks:
-        if same_size and mask.shape != (info.height, info.width):
-            raise UserError(
-                f"{job.mask} is {mask.shape[1]}x{mask.shape[0]} but {job.video} is "
-                f"{info.width}x{info.height}; give masks of the video's size."
-            )
-        count += 1
-        present = present or bool((mask >= 128).any())
-    _check_count(job.mask, "masks", count, job, info)
-    if not present:
-        raise UserError(f"{job.mask} marks nothing in any frame; mark the person to replace with white.")
-
-
-def _check_count(path: Path, what: str, count: int, job: Job, info: VideoInfo) -> None:
-    if count != info.frames:
-        raise UserError(
-            f"{path} holds {count} {what} but {job.video} has {info.frames} frames; give one for every frame."
-        )
-
-
-def _canvas_size(pose: Pose) -> Size:
-    return pose["canvas_width"], pose["canvas_height"]
-
-
-@contextmanager
-def _open_picture(path: Path) -> Iterator[Image.Image]:
-    if not path.is_file():
-        raise UserError(f"{path} is not there or is not a file; check the path.")
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise UserError(f"{path} has more than 8 bits a channel; save it as an ordinary PNG.")
-            picture = ImageOps.exif_transpose(opened)
-    except PermissionError as error:
-        raise UserError(f"{path} may not be read; change its permissions.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a picture that can be read; give a complete PNG or JPEG.") from error
-    yield picture
 
 
 @contextmanager

@@ -41,37 +41,52 @@ def mask_box(mask: np.ndarray) -> Box | None:
 def box_masks(masks: np.ndarray, padding: float = 0.1, smooth: int = 2) -> np.ndarray:
     """Coarse masks that hide the character's outline (AnyCharV, section 3.2): a box in every frame.
 
-    Each box is padded, then steadied over time: every edge becomes the outermost over the frames within
-    `smooth` of it, and then the mean of those over the same frames. Every term of that mean takes the
-    frame itself into account, so the box never loses a pixel of its own frame's mask. A cut inside the
-    clip widens the boxes next to it; use `smooth=0` there.
-
     Args:
         masks: uint8 [F, H, W].
-        padding: margin on each side as a fraction of the box's width or height, at least 4 pixels.
-        smooth: frames on either side to steady over; 0 leaves every box as it is.
+        padding, smooth: as `steady_boxes` takes them.
 
     Returns:
         uint8 [F, H, W] of 0 and 255; all 0 where the frame's mask is empty.
     """
-    count, height, width = masks.shape
+    _, height, width = masks.shape
+    return boxes_to_masks(steady_boxes([mask_box(mask) for mask in masks], padding, smooth), width, height)
+
+
+def steady_boxes(
+    boxes: Sequence[Sequence[float] | None], padding: float = 0.1, smooth: int = 2
+) -> list[tuple[float, float, float, float] | None]:
+    """Boxes with a margin that move calmly, yet never lose a pixel of their own frame's box.
+
+    Each box is padded, then steadied over time: every edge becomes the outermost over the frames within
+    `smooth` of it, and then the mean of those over the same frames. Every term of that mean takes the
+    frame itself into account. A cut inside the clip widens the boxes next to it: give shots one by one.
+
+    Args:
+        boxes: (x0, y0, x1, y1) in pixels with exclusive ends per frame, or None.
+        padding: margin on each side as a fraction of the box's width or height, at least 4 pixels.
+        smooth: frames on either side to steady over; 0 only pads.
+
+    Returns:
+        The new boxes, None where there was none; they may reach over the picture's edges.
+    """
     # The far edges are negated, so that the outermost of each of the four is its minimum.
-    edges = np.full((count, 4), np.nan)
-    for index, box in enumerate(map(mask_box, masks)):
-        if box:
+    edges = np.full((len(boxes), 4), np.nan)
+    for index, box in enumerate(boxes):
+        if box is not None:
             x0, y0, x1, y1 = box
             dx, dy = (max(_MIN_PADDING, math.ceil(padding * side)) for side in (x1 - x0, y1 - y0))
             edges[index] = x0 - dx, y0 - dy, -x1 - dx, -y1 - dy
     present = np.flatnonzero(~np.isnan(edges[:, 0]))
-    windows = {t: present[abs(present - t) <= smooth] for t in present}
+    reach = {t: present[np.searchsorted(present, t - smooth) : np.searchsorted(present, t + smooth, "right")]
+             for t in present}
     outermost = edges.copy()
-    for t, window in windows.items():
+    for t, window in reach.items():
         outermost[t] = edges[window].min(axis=0)
-    boxes: list[list[float] | None] = [None] * count
-    for t, window in windows.items():
-        x0, y0, x1, y1 = outermost[window].mean(axis=0)
-        boxes[t] = [x0, y0, -x1, -y1]
-    return boxes_to_masks(boxes, width, height)
+    steady: list[tuple[float, float, float, float] | None] = [None] * len(boxes)
+    for t, window in reach.items():
+        x0, y0, x1, y1 = outermost[window].mean(axis=0).tolist()
+        steady[t] = (x0, y0, -x1, -y1)
+    return steady
 
 
 def grow_boxes(masks: np.ndarray, smallest: int) -> np.ndarray:

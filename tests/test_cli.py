@@ -25,7 +25,8 @@ from anycharv_core import Pipeline, UserError
 from anycharv_core.checkpoint import read_checkpoint, write_folder, write_single
 from anycharv_core.cli import main
 from anycharv_core.doctor import examine, find_models
-from anycharv_core.generate import pose_canvas, read_reference, sheet_frames, working_size
+from anycharv_core.generate import pose_canvas, sheet_frames, working_size
+from anycharv_core.inputs import read_reference
 from anycharv_core.pose import write_poses
 from anycharv_core.video import VideoWriter, probe, read_frames, write_masks
 
@@ -491,7 +492,7 @@ def test_an_odd_system_error_is_one_sentence(
     def broken(_: object) -> None:
         raise OSError(5, "Input/output error", "/some/clip.mp4")
 
-    monkeypatch.setattr("anycharv_core.generate.probe", broken)
+    monkeypatch.setattr("anycharv_core.inputs.probe", broken)
     refused(run(*command(files, tmp_path, tmp_path / "a.mp4")), "/some/clip.mp4: Input/output error")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.generate import Reopened
+from ...anycharv_core.frames import Reopened
 from ...anycharv_core.masks import boxes_to_masks, feather
 from ...anycharv_core.recipes import Canvas
 

@@ -17,7 +17,8 @@ from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.generate import Reopened, pose_canvas
+from ...anycharv_core.frames import Reopened
+from ...anycharv_core.generate import pose_canvas
 from ...anycharv_core.masks import boxes_to_masks
 from ...anycharv_core.pose import clean_pose
 from ...anycharv_core.recipes import Size, get_recipe
