@@ -1,4 +1,4 @@
-"""The command line: `anycharv demo | generate | doctor | convert`.
+"""The command line: `anycharv demo | preprocess | generate | doctor | convert | download`.
 
 Exit codes: 0 done; 1 `doctor` found something missing; 2 something the user can put right, said in one
 sentence on stderr; 130 stopped by Ctrl-C. torch is imported by the commands that need it, not by --help.
@@ -11,8 +11,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +51,8 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .download import NAMES
+
     parser = _Parser(prog="anycharv", description="Puts any character, given as one picture, into any video.")
     commands = parser.add_subparsers(metavar="command", required=True)
 
@@ -84,6 +86,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
     make.set_defaults(run=_generate)
 
+    ready = commands.add_parser("preprocess", help="pose, mask and box of the people you choose in a clip")
+    add = ready.add_argument
+    add("clip", type=Path, metavar="CLIP", help="any video")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for pose.json, mask.mkv, box.mkv and more")
+    add("--people", metavar="N,N", help="their numbers in people.png (default: the most prominent person)")
+    add("--click", type=_numbers(3), metavar="F,X,Y", help="the person at this pixel of frame F, counted from 0")
+    add("--box", type=_numbers(5), metavar="F,X0,Y0,X1,Y1", help="the person in this box of frame F")
+    add("--like", type=Path, metavar="PNG", help="the person who looks most like this picture")
+    add("--pose-model", metavar="DIR", help="DWPose's ONNX folder, or 'embedded' (default: ComfyUI's)")
+    add("--poses", type=Path, metavar="POSE", help="POSE_KEYPOINT JSON made elsewhere, in place of DWPose")
+    add("--segmenter", metavar="DIR", help="SAM2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
+    add("--masks", type=Path, metavar="MASK", help="masks made elsewhere, in place of SAM2")
+    add("--smooth", action="store_true", help="steady the skeleton over time")
+    add("--retarget", type=Path, action="append", default=[], metavar="PNG",
+        help="give the skeleton the proportions of this character; once for every person chosen")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
+    ready.set_defaults(run=_preprocess)
+
     doctor = commands.add_parser("doctor", help="tell what is installed, which weights are found, what to do")
     doctor.add_argument(
         "--models",
@@ -103,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder to put in")
     add("--force", action="store_true", help="replace DST if it exists")
     convert.set_defaults(run=_convert)
+
+    get = commands.add_parser("download", help="fetch weights from the Hugging Face hub, or say how to")
+    add = get.add_argument
+    add("what", nargs="*", choices=NAMES, default="all", metavar="WHAT", help=f"any of {', '.join(NAMES)}")
+    add("--to", type=Path, metavar="DIR", help="models folder (default: ComfyUI's, where one is found)")
+    add("--dry-run", action="store_true", help="only list files, sizes, places and licences")
+    add("--offline", action="store_true", help="without any network, say which file to put where")
+    get.set_defaults(run=_download)
     return parser
 
 
@@ -164,6 +192,31 @@ def _cast(args: argparse.Namespace) -> tuple[Path, tuple[Any, ...]]:
     return video, tuple(Part(r, mask or of[0], pose or of[1], outline) for r, of, outline in rows)
 
 
+def _preprocess(args: argparse.Namespace) -> int:
+    from .preprocess.job import Preparation, preprocess
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "retarget")}
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in bars:
+                bars[phase] = stack.enter_context(_progress_bar(phase, "frame"))
+            bars[phase](done, total)
+
+        report = preprocess(Preparation(**given, retarget=tuple(args.retarget)), progress)
+    others = len(report["people"]) - len(report["chosen"])
+    if others and not (args.people or args.click or args.box or args.like):
+        print(f"{len(report['people'])} people are in the clip; people.png shows them, --people chooses.")
+    if report["likeness"] is not None:
+        number = report["chosen"][0]["number"]
+        print(f"Person {number} looks most like {args.like}: {report['likeness']:.2f} of 1.")
+    for path in sorted(args.out.rglob("*")):
+        if path.is_file():
+            print(path)
+    return 0
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from .doctor import examine
 
@@ -193,6 +246,36 @@ def _convert(args: argparse.Namespace) -> int:
                 raise UserError(str(error).replace(str(temporary), str(target))) from error
     for path in [target] if single else sorted(p for p in target.rglob("*") if p.is_file()):
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    # Its own bars would run through ours, and its remarks on every lost connection too.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    from . import download
+
+    sources, to = download.choose(args.what), download.models_folder(args.to)
+    if args.offline:
+        print("\n".join(download.by_hand(sources, to)))
+        return 0
+    items = download.plan(sources, to)
+    print("\n".join(download.listing(items)), flush=True)
+    if args.dry_run:
+        return 0
+    from tqdm import tqdm
+
+    try:
+        with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            fetched = download.fetch(items, to, progress)
+    except KeyboardInterrupt:
+        return _say("stopped; run the same command again to go on where it stopped.", 130)
+    print("\n".join(str(path) for path in fetched) or "Nothing to do.")
     return 0
 
 
@@ -237,6 +320,22 @@ def _size(text: str) -> tuple[int, int]:
     if not 0 < min(size) <= max(size) <= 16384:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size; write it like 512x768")
     return size
+
+
+def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    """Reads `count` numbers with commas between them, the first of them the index of a frame."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            frame, *rest = text.split(",")
+            numbers = (int(frame), *map(float, rest))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != count or not all(0 <= number < math.inf for number in numbers):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {count} numbers from 0 on with commas between them")
+        return numbers
+
+    return read
 
 
 def _count(text: str) -> int:

@@ -14,7 +14,10 @@ from pathlib import Path
 _KINDS = ("python", "python-headless", "contrib-python", "contrib-python-headless")
 OPENCV = tuple(f"opencv-{kind}" for kind in _KINDS)
 ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-silicon")
-NEEDED = ("numpy", "pillow", "diffusers", "transformers", "einops", "safetensors", "av", "tqdm")
+NEEDED = (
+    *("numpy", "pillow", "diffusers", "transformers", "einops", "safetensors", "av", "scipy"),
+    *("huggingface_hub", "tqdm"),
+)
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
 DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 LIBGL = "pip uninstall opencv-python; pip install opencv-python-headless"

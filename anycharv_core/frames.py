@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 import numpy as np
 
@@ -43,6 +43,13 @@ class FrameStore:
     def take(self, indices: Sequence[int]) -> np.ndarray:
         """uint8 [len(indices), ...]."""
         return np.stack([self[index] for index in indices])
+
+
+def batched(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Lists of `size` frames, the last one possibly shorter; nothing is read ahead."""
+    stream = iter(frames)
+    while batch := list(islice(stream, size)):
+        yield batch
 
 
 class Reopened:

@@ -6,9 +6,7 @@ The clip, its masks and its poses are read again whenever they are needed and ar
 from __future__ import annotations
 
 import json
-import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +22,7 @@ import torch
 from PIL import Image
 
 from . import __version__
+from .device import device_name, peak_memory, pick_device
 from .doctor import OPENCV
 from .errors import UserError
 from .files import atomic_path
@@ -212,36 +211,6 @@ def background_equal(frame: np.ndarray, original: np.ndarray, masks: Iterable[np
     """Whether every pixel outside all padded and feathered masks is the original's, bit for bit."""
     outside = np.all([paste_weights(mask) == 0 for mask in masks], axis=0)
     return bool((frame == original).all(axis=-1)[outside].all())
-
-
-def pick_device(name: str | None) -> str:
-    """`name`, or what is there: "cuda", else "cpu". Raises UserError where torch cannot use it."""
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("torch finds no CUDA device; use --device cpu, or see 'anycharv doctor'.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("torch finds no Apple GPU (mps); use --device cpu, or see 'anycharv doctor'.")
-    return name
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return f"cuda: {torch.cuda.get_device_name()}"
-    return f"{device}: {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def peak_memory(device: str) -> dict[str, int]:
-    """Most bytes held so far, by the process (where the system tells) and on the GPU (where one is used)."""
-    peak: dict[str, int] = {}
-    with suppress(ImportError):  # Windows has no such module
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if device == "cuda":
-        peak["cuda"] = torch.cuda.max_memory_allocated()
-    return peak
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from .masks import boxes_to_masks, read_boxes
 from .pose import Pose, draw_pose, read_poses, scale_pose
 from .recipes import Recipe, Size
 from .video import VideoInfo, probe, read_frames, read_gray
+from .video_read import has_alpha, read_alpha
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,12 @@ def read_reference_mask(path: Path, reference: np.ndarray) -> np.ndarray:
 
 
 def mask_frames(path: Path, clip: Size) -> Reopened:
-    """The masks of a clip of size `clip` from a box list (.json), a video, or a folder of PNGs."""
+    """The masks of a clip of size `clip` from a box list (.json), a video, or a folder of PNGs.
+
+    Of pictures that are transparent somewhere the opacity is the mask, of others the brightness.
+    """
     if path.suffix.lower() != ".json":
-        return Reopened(partial(read_gray, path))
+        return Reopened(partial(read_alpha if has_alpha(path) else read_gray, path))
     boxes = read_boxes(path)
     return Reopened(lambda: (boxes_to_masks([box], *clip)[0] for box in boxes))
 

@@ -1,4 +1,4 @@
-"""Masks of the character to replace: boxes, augmentation, and the soft paste-back.
+"""Masks of the character to replace: boxes, blocks, augmentation, and the soft paste-back.
 
 Masks are uint8 [H, W] or [F, H, W], 255 where the picture is replaced and 0 where it is kept. A pixel
 belongs to the mask from 128 on, so that the noise of a compressed mask video does not; bool masks are
@@ -74,7 +74,7 @@ def steady_boxes(
     for index, box in enumerate(boxes):
         if box is not None:
             x0, y0, x1, y1 = box
-            dx, dy = (max(_MIN_PADDING, math.ceil(padding * side)) for side in (x1 - x0, y1 - y0))
+            dx, dy = margins(box, padding)
             edges[index] = x0 - dx, y0 - dy, -x1 - dx, -y1 - dy
     present = np.flatnonzero(~np.isnan(edges[:, 0]))
     reach = {t: present[np.searchsorted(present, t - smooth) : np.searchsorted(present, t + smooth, "right")]
@@ -87,6 +87,48 @@ def steady_boxes(
         x0, y0, x1, y1 = outermost[window].mean(axis=0).tolist()
         steady[t] = (x0, y0, -x1, -y1)
     return steady
+
+
+def margins(box: Sequence[float], padding: float) -> tuple[int, int]:
+    """Pixels to pad a box with at its left and right, and at its top and bottom: the fraction `padding` of
+    its width and height, at least 4."""
+    x0, y0, x1, y1 = box
+    dx, dy = (max(_MIN_PADDING, math.ceil(padding * side)) for side in (x1 - x0, y1 - y0))
+    return dx, dy
+
+
+def block_masks(masks: np.ndarray, rows: int = 10, columns: int = 10) -> np.ndarray:
+    """Shape-agnostic masks (Animate Anyone 2, section 3.2, equation 2): a coarse picture of the mask.
+
+    The mask's bounding box, h x w pixels, is divided into `rows` x `columns` blocks that don't overlap, and
+    every block takes the largest value in it. Blocks are as equal as whole pixels allow; there are no more
+    than pixels. 1 x 1 gives the box, h x w the mask itself.
+
+    The paper sets k_h = h / 10 and k_w = w / 10 for inference and says both that the box is divided into
+    k_h x k_w blocks and that k grows with the box. The default takes k for a block's size, which gives
+    blocks that grow with the character, ten along each side.
+
+    Args:
+        masks: uint8 [F, H, W].
+        rows, columns: number of blocks along the height and width, at least 1.
+
+    Returns:
+        uint8 [F, H, W] of 0 and 255, which covers `masks`; all 0 where the frame's mask is empty.
+    """
+    blocks = np.zeros(masks.shape, np.uint8)
+    for mask, filled in zip(masks, blocks, strict=True):
+        box = mask_box(mask)
+        if box:
+            x0, y0, x1, y1 = box
+            window = _inside(mask[y0:y1, x0:x1])
+            tops, lefts = (
+                np.arange(min(number, side)) * side // min(number, side)
+                for number, side in zip((rows, columns), window.shape, strict=True)
+            )
+            largest = np.logical_or.reduceat(np.logical_or.reduceat(window, tops, 0), lefts, 1)
+            heights, widths = np.diff(tops, append=y1 - y0), np.diff(lefts, append=x1 - x0)
+            filled[y0:y1, x0:x1] = 255 * largest.repeat(heights, 0).repeat(widths, 1)
+    return blocks
 
 
 def grow_boxes(masks: np.ndarray, smallest: int) -> np.ndarray:

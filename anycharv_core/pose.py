@@ -23,10 +23,15 @@ Pose = dict[str, Any]
 MIN_SCORE = 0.3
 BODY, FACE = "pose_keypoints_2d", "face_keypoints_2d"
 HANDS = ("hand_left_keypoints_2d", "hand_right_keypoints_2d")
+FEET, MID_HIP, BOX = "foot_keypoints_2d", "mid_hip_keypoints_2d", "box_keypoints_2d"
 
-_COUNTS = {BODY: (18, 25), FACE: (68, 70), HANDS[0]: (21,), HANDS[1]: (21,)}
+# What a person is made of, and the most points each part may have.
+PARTS = {BODY: 18, FACE: 70, **dict.fromkeys(HANDS, 21), FEET: 6, MID_HIP: 1, BOX: 2}
+
+_COUNTS = {part: (most,) for part, most in PARTS.items()} | {BODY: (18, 25), FACE: (68, 70)}
 # OpenPose's BODY_25 is the 18 points with a mid hip inserted at 8 and the feet appended from 19.
 _BODY_25_TO_18 = [*range(8), *range(9, 19)]
+_REST_OF_BODY_25 = {MID_HIP: slice(8, 9), FEET: slice(19, 25)}
 _LIMBS = (
     *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
     *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17)),
@@ -44,13 +49,17 @@ def clean_pose(frame: Any, canvas: tuple[int, int] | None = None) -> Pose:
 
     Args:
         frame: `canvas_width` and `canvas_height` in pixels, and `people`, each with flat
-            `[x, y, score, ...]` lists: 18 body points (OpenPose's 25 are reduced), 68 or 70 face
-            points, 21 per hand; a list may be missing, None or empty. Points are pixels, or
-            fractions of the canvas if every point seen (score > 0.3) is within +-2.
+            `[x, y, score, ...]` lists: 18 body points (OpenPose's BODY_25 is taken apart into these,
+            the mid hip and the feet), 68 or 70 face points, 21 per hand, 6 of the feet (left big toe,
+            small toe, heel, then right), 1 mid hip, and 2 corners of the detector's box, exclusive
+            at the lower right; a list may be missing, None or empty. Points are pixels, or
+            fractions of the canvas if every point seen (score > 0.3) is within +-2. All else, such
+            as OpenPose's `person_id` or ComfyUI's `animals`, is left out.
         canvas: (width, height) in pixels for a frame that names no canvas, as OpenPose's do not.
 
     Returns:
-        A new frame with exactly these keys; points in pixels, absent lists None.
+        A new frame with exactly these keys; points in pixels, absent lists None. Every score is kept,
+        also of points that count as unseen.
 
     Raises:
         UserError: the structure, a list's length, a number or the canvas is not as above.
@@ -70,7 +79,7 @@ def clean_pose(frame: Any, canvas: tuple[int, int] | None = None) -> Pose:
     people = frame.get("people") or []
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise UserError("A pose frame's people must be a list of objects that hold keypoint lists.")
-    points = [{part: _points(person.get(part), part) for part in _COUNTS} for person in people]
+    points = [_parts(person) for person in people]
     seen = [p[p[:, 2] > MIN_SCORE, :2] for person in points for p in person.values() if p is not None]
     largest = max((np.abs(p).max() for p in seen if p.size), default=math.inf)
     size = (width, height) if largest <= _MAX_NORMALISED else (1, 1)
@@ -82,7 +91,8 @@ def draw_pose(frame: Pose) -> np.ndarray:
 
     All bodies' limbs come first, dimmed to 0.6, then their joints, all left hands, all right hands
     and all faces, whose points are all drawn (so also the two pupils of OpenPose's 70). Points with
-    a score of at most 0.3 are not drawn, nor hand and face points in or before the first row or column.
+    a score of at most 0.3 are not drawn, nor hand and face points in or before the first row or column,
+    nor feet, mid hip and box.
 
     Args:
         frame: as `clean_pose` takes it; without people the picture is black.
@@ -97,7 +107,7 @@ def draw_pose(frame: Pose) -> np.ndarray:
     width, height = frame["canvas_width"], frame["canvas_height"]
     drawn = {
         part: [_to_canvas(person[part], width, height) for person in frame["people"] if person[part]]
-        for part in _COUNTS
+        for part in (BODY, FACE, *HANDS)
     }
     picture = np.zeros((height, width, 3), np.uint8)
     for (start, end), colour in zip(_LIMBS, _hues(18), strict=False):
@@ -132,7 +142,7 @@ def scale_pose(frame: Pose, width: int, height: int) -> Pose:
         UserError: see `clean_pose`.
     """
     frame = clean_pose(frame)
-    points = [{part: _points(person[part], part) for part in _COUNTS} for person in frame["people"]]
+    points = [_parts(person) for person in frame["people"]]
     factors = width / frame["canvas_width"], height / frame["canvas_height"]
     return _frame(width, height, points, factors)
 
@@ -236,6 +246,18 @@ def _sequence(
     return poses
 
 
+def _parts(person: dict[str, Any]) -> dict[str, np.ndarray | None]:
+    parts = {part: _points(person.get(part), part) for part in PARTS}
+    body = parts[BODY]
+    if body is not None and len(body) == 25:
+        parts[BODY] = body[_BODY_25_TO_18]
+        for part, where in _REST_OF_BODY_25.items():
+            # A list of its own says more: a file of two detectors' findings has it.
+            if parts[part] is None:
+                parts[part] = body[where]
+    return parts
+
+
 def _points(values: Any, part: str) -> np.ndarray | None:
     """float64 [points, 3], or None where the list is absent."""
     if values is None or (isinstance(values, list) and not values):
@@ -252,7 +274,7 @@ def _points(values: Any, part: str) -> np.ndarray | None:
     points = flat.astype(np.float64).reshape(-1, 3)
     if not (np.abs(points) <= _MAX_COORDINATE).all():
         raise UserError(f"{part} must hold finite numbers of at most {_MAX_COORDINATE:g} in size.")
-    return points[_BODY_25_TO_18] if len(points) == 25 else points
+    return points
 
 
 def _frame(width: int, height: int, people: list[dict[str, Any]], factors: tuple[float, float]) -> Pose:

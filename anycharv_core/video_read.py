@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +16,7 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from .errors import UserError
 
@@ -25,6 +26,8 @@ EXACT = (
     | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 _Matrix = tuple[int, int, int, int]
+# FFmpeg's own decoders of these drop the alpha channel.
+_LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its luma and chroma
 
 
@@ -110,9 +113,38 @@ def read_gray(path: Path | str) -> Iterator[np.ndarray]:
 
     Raises UserError as `probe` does, if a folder holds no PNGs, or if their sizes differ.
     """
+    yield from _masks(path, _gray_frames)
+
+
+def read_alpha(path: Path | str) -> Iterator[np.ndarray]:
+    """Yield the alpha channel as uint8 [H, W], 0 (clear) to 255 (opaque), of what `read_gray` takes.
+
+    8-bit alpha comes back bit for bit, deeper one scaled to 8. VP8 and VP9 are included.
+
+    Raises UserError as `read_gray` does, or if there is no alpha channel.
+    """
+    yield from _masks(path, _alpha_frames)
+
+
+def has_alpha(path: Path | str) -> bool:
+    """Whether the first picture has an alpha channel that is not opaque everywhere.
+
+    Raises UserError as `read_gray` does.
+    """
+    try:
+        return bool((next(read_alpha(path)) < 255).any())
+    except _NoAlphaError:
+        return False
+
+
+class _NoAlphaError(UserError):
+    pass
+
+
+def _masks(path: Path | str, read: Callable[[Path | str], Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
     folder = Path(path)
     if not folder.is_dir():
-        yield from _gray_frames(path)
+        yield from read(path)
         return
     images = sorted(
         (file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.is_file()),
@@ -122,7 +154,7 @@ def read_gray(path: Path | str) -> Iterator[np.ndarray]:
         raise UserError(f"{path} holds no PNG files; give a folder of PNG masks or a mask video.")
     first: tuple[int, ...] | None = None
     for image in images:
-        for mask in _gray_frames(image):
+        for mask in read(image):
             first = first or mask.shape
             if mask.shape != first:
                 raise UserError(
@@ -163,14 +195,16 @@ def open_input(path: Path | str, kind: str = "video") -> Iterator[InputContainer
         yield container
 
 
-def _decoded(path: Path | str, container: InputContainer) -> Iterator[tuple[av.VideoFrame, _Matrix]]:
+def _decoded(
+    path: Path | str, container: InputContainer, alpha: bool = False
+) -> Iterator[tuple[av.VideoFrame, _Matrix]]:
     stream = container.streams.best("video")
     stream.thread_type = "AUTO"
     stored = Path(path).stat().st_size
     for index, entry in enumerate(stream.index_entries):
         if entry.pos + entry.size > stored:
             raise UserError(f"{path} is cut short at frame {index}; give a complete copy.")
-    frames = container.decode(stream)
+    frames = _libvpx_frames(container) if alpha and _has_libvpx_alpha(stream) else container.decode(stream)
     size: tuple[int, int] | None = None
     for index in itertools.count():
         try:
@@ -197,6 +231,20 @@ def _decoded(path: Path | str, container: InputContainer) -> Iterator[tuple[av.V
         raise UserError(f"{path} holds no frames; give a complete video file.")
 
 
+def _has_libvpx_alpha(stream: VideoStream) -> bool:
+    """Whether the stream carries alpha as WebM has it: beside the pictures, where only libvpx looks for it."""
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    return stream.codec_context.name in _LIBVPX and tags.get("alpha_mode") == "1"
+
+
+def _libvpx_frames(container: InputContainer) -> Iterator[av.VideoFrame]:
+    stream = container.streams.best("video")
+    decoder = av.CodecContext.create(_LIBVPX[stream.codec_context.name], "r")
+    for packet in container.demux(stream):
+        # The empty packet at the end asks for what the decoder still holds.
+        yield from decoder.decode(packet if packet.size else None)
+
+
 def _rgb(path: Path | str, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     matrix = None
     if frame.colorspace == _UNSPECIFIED:
@@ -216,15 +264,48 @@ def _gray_frames(path: Path | str) -> Iterator[np.ndarray]:
     with open_input(path) as container:
         for frame, matrix in _decoded(path, container):
             if re.fullmatch(r"gray(\d+[lb]e)?", frame.format.name):
-                gray = frame.to_ndarray()
-                top = 2 ** frame.format.components[0].bits - 1
-                if top > 255:
-                    gray = ((gray.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+                gray = _to_8_bits(frame.to_ndarray(), frame.format.components[0].bits)
             else:
                 # Integer weights that add up to one, so that gray stays exactly what it is.
                 weighted = _rgb(path, frame, reformatter) @ np.array([19595, 38470, 7471], np.uint32)
                 gray = ((weighted + 0x8000) >> 16).astype(np.uint8)
             yield _oriented(gray, matrix)
+
+
+def _alpha_frames(path: Path | str) -> Iterator[np.ndarray]:
+    reformatter = VideoReformatter()
+    with open_input(path) as container:
+        for frame, matrix in _decoded(path, container, alpha=True):
+            # A palette has its alpha in the colours, not in the picture.
+            picture = reformatter.reformat(frame, format="rgba") if frame.format.name == "pal8" else frame
+            channels = picture.format.components
+            if not channels[-1].is_alpha or channels[-1].bits > 16:
+                raise _NoAlphaError(
+                    f"{path} has no alpha channel ({frame.format.name}); give a video with transparency "
+                    "(ProRes 4444, QuickTime Animation, FFV1 or VP9), PNGs with transparency, or masks in black "
+                    "and white."
+                )
+            yield _oriented(_to_8_bits(_alpha(picture), channels[-1].bits), matrix)
+
+
+def _alpha(frame: av.VideoFrame) -> np.ndarray:
+    """The alpha channel, uint8 or uint16 [H, W], in any of FFmpeg's whole-number layouts."""
+    kind = frame.format
+    channel = kind.components[-1]
+    plane = frame.planes[channel.plane]
+    width = 1 if channel.bits == 8 else 2
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height]
+    together = sum(other.plane == channel.plane for other in kind.components)
+    samples = rows[:, : frame.width * together * width].reshape(frame.height, frame.width, together, width)
+    # Names of interleaved layouts spell the order of their channels, such as argb.
+    chosen = samples[:, :, kind.name.index("a") if together > 1 else 0]
+    order = ">" if kind.is_big_endian else "<"
+    return np.ascontiguousarray(chosen).view(f"{order}u{width}")[..., 0]
+
+
+def _to_8_bits(gray: np.ndarray, bits: int) -> np.ndarray:
+    top = 2**bits - 1
+    return gray if bits == 8 else ((gray.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
 def _matrix(frame: av.VideoFrame) -> _Matrix:

@@ -12,12 +12,14 @@ from hypothesis.extra import numpy as npst
 from anycharv_core.errors import UserError
 from anycharv_core.masks import (
     augment_mask,
+    block_masks,
     box_masks,
     boxes_to_masks,
     composite,
     feather,
     fill_absent,
     grow_boxes,
+    margins,
     mask_box,
     read_boxes,
 )
@@ -93,6 +95,37 @@ def test_box_masks_are_padded_and_steadied():
         return sum(abs(b - a) for a, b in pairwise(lefts))
 
     assert travel(box_masks(clip)) < travel(box_masks(clip, smooth=0)) / 4
+
+
+def test_margins_are_a_fraction_of_each_side_and_at_least_4():
+    assert margins((10, 20, 110, 21), 0.1) == (10, 4)
+    assert margins((0.0, 0.0, 50.5, 90.0), 0.1) == (6, 9)
+
+
+@given(clips(), st.integers(1, 12), st.integers(1, 12))
+def test_every_block_takes_the_largest_value_in_it(clip, rows, columns):
+    blocks = block_masks(clip, rows, columns)
+    assert blocks.shape == clip.shape and blocks.dtype == np.uint8 and set(np.unique(blocks)) <= {0, 255}
+    for mask, blocky in zip(clip, blocks, strict=True):
+        x0, y0, x1, y1 = mask_box(mask) or (0, 0, 0, 0)
+        expected = np.zeros_like(mask)
+        for top, bottom in pairwise(sorted({i * (y1 - y0) // rows for i in range(rows + 1)})):
+            for left, right in pairwise(sorted({i * (x1 - x0) // columns for i in range(columns + 1)})):
+                part = slice(y0 + top, y0 + bottom), slice(x0 + left, x0 + right)
+                expected[part] = mask[part].max()
+        assert np.array_equal(blocky, expected)
+
+
+def test_blocks_go_from_the_box_to_the_mask():
+    clip = np.stack([blob(), blob() * 0])
+    assert np.array_equal(block_masks(clip, 1, 1), boxes_to_masks([mask_box(mask) for mask in clip], 128, 128))
+    assert np.array_equal(block_masks(clip, 1000, 1000), clip)
+    areas = [int((block_masks(clip, k, k) > 0).sum()) for k in (1, 10, 20, 1000)]
+    assert areas == sorted(areas, reverse=True) and len(set(areas)) == 4
+    # The default makes the outline steps of a tenth of the box.
+    x0, y0, x1, y1 = mask_box(clip[0])
+    inside = block_masks(clip)[0, y0:y1, x0:x1] > 0
+    assert len(np.unique(inside, axis=0)) <= 10 and len(np.unique(inside, axis=1).T) <= 10
 
 
 @given(masks(), st.integers(0, 2**32), st.floats(0, 3))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from anycharv_core.errors import UserError
 from anycharv_core.pose import (
+    PARTS,
     body_points,
     clean_pose,
     draw_pose,
@@ -174,6 +175,104 @@ def test_poses_survive_writing_and_reading(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["poses.json"]
 
 
+def sdpose_sample():
+    """What ComfyUI's SDPose hands on: pixels, 70 face points, feet; -1 where its heat map was empty."""
+    person = {
+        "pose_keypoints_2d": [*flat_points(18)[:-3], -1.0, -1.0, 0.02],
+        "foot_keypoints_2d": flat_points(6),
+        "face_keypoints_2d": flat_points(70),
+        "hand_right_keypoints_2d": flat_points(21),
+        "hand_left_keypoints_2d": flat_points(21),
+    }
+    return {"canvas_width": 320, "canvas_height": 256, "people": [person, person]}, person
+
+
+def dwpose_sample():
+    """comfyui_controlnet_aux: None for a list and zeros for a point it did not find, fractions, animals."""
+    body = flat_points(18, 1 / 320, 1 / 256)
+    body[3:6] = [0.0, 0.0, 0.0]
+    person = {
+        "pose_keypoints_2d": body,
+        "face_keypoints_2d": None,
+        "hand_left_keypoints_2d": None,
+        "hand_right_keypoints_2d": flat_points(21, 1 / 320, 1 / 256),
+    }
+    expected = {
+        "pose_keypoints_2d": flat_points(18),
+        "hand_right_keypoints_2d": flat_points(21),
+    }
+    expected["pose_keypoints_2d"][3:6] = [0.0, 0.0, 0.0]
+    return {"people": [person], "animals": [[1.0]], "canvas_height": 256, "canvas_width": 320}, expected
+
+
+def openpose_sample():
+    """OpenPose's own JSON: BODY_25, person_id, empty lists and no canvas."""
+    points = flat_points(25)
+    person = {
+        "person_id": [-1],
+        "pose_keypoints_2d": points,
+        "face_keypoints_2d": [],
+        "hand_left_keypoints_2d": flat_points(21),
+        "hand_right_keypoints_2d": [],
+        "pose_keypoints_3d": [],
+    }
+    expected = {
+        "pose_keypoints_2d": points[:24] + points[27:57],
+        "mid_hip_keypoints_2d": points[24:27],
+        "foot_keypoints_2d": points[57:],
+        "hand_left_keypoints_2d": flat_points(21),
+    }
+    return {"version": 1.3, "people": [person]}, expected
+
+
+def our_sample():
+    person = {part: flat_points(count) for part, count in PARTS.items()}
+    person["box_keypoints_2d"] = [8.5, 16.25, 0.87, 250.0, 256.0, 0.87]
+    return {"canvas_width": 320, "canvas_height": 256, "people": [person]}, person
+
+
+def flat_points(count, x=1.0, y=1.0):
+    return [v for i in range(count) for v in ((10 + 3.5 * i) * x, (20 + 2.25 * i) * y, 0.1 + 0.9 * i / count)]
+
+
+@pytest.mark.parametrize("sample", [sdpose_sample, dwpose_sample, openpose_sample, our_sample])
+def test_nothing_is_lost_of_what_detectors_write(tmp_path, sample):
+    content, expected = sample()
+    (tmp_path / "theirs_000_keypoints.json").write_text(json.dumps(content))
+    single = read_poses(tmp_path / "theirs_000_keypoints.json", (320, 256))
+    poses = read_poses(tmp_path, (320, 256))
+    assert poses == single and len(poses) == 1
+    for person in poses[0]["people"]:
+        assert set(person) == set(PARTS)
+        for part, flat in person.items():
+            assert flat == (pytest.approx(expected[part], abs=1e-9) if part in expected else None), part
+    assert len(poses[0]["people"]) == len(content["people"])
+    write_poses(tmp_path / "ours.json", poses)
+    assert read_poses(tmp_path / "ours.json") == poses
+
+
+def test_feet_of_their_own_come_before_those_of_body_25():
+    content, expected = openpose_sample()
+    content |= {"canvas_width": 320, "canvas_height": 256}
+    content["people"][0]["foot_keypoints_2d"] = flat_points(6)
+    (person,) = clean_pose(content)["people"]
+    assert person["foot_keypoints_2d"] == flat_points(6)
+    assert person["mid_hip_keypoints_2d"] == expected["mid_hip_keypoints_2d"]
+
+
+def test_feet_mid_hip_and_box_are_kept_scaled_and_not_drawn():
+    content, _ = our_sample()
+    drawn = {part: content["people"][0][part] for part in COUNTS}
+    assert np.array_equal(draw_pose(content), draw_pose({**content, "people": [drawn]}))
+    (scaled,) = scale_pose(content, 160, 768)["people"]
+    assert scaled["box_keypoints_2d"] == [4.25, 48.75, 0.87, 125.0, 768.0, 0.87]
+    assert scaled["foot_keypoints_2d"][:3] == [5.0, 60.0, 0.1]
+    kept = only_person(content, np.full((256, 320), 255, np.uint8))
+    assert kept == clean_pose(content) and kept["people"][0]["mid_hip_keypoints_2d"]
+    alone = {**content, "people": [{"box_keypoints_2d": content["people"][0]["box_keypoints_2d"]}]}
+    assert not draw_pose(alone).any() and not body_points(alone).any()
+
+
 def test_a_single_frame_is_a_clip_of_one(tmp_path):
     (tmp_path / "one.json").write_text("\ufeff" + json.dumps(make_frame(8)), encoding="utf-8")
     assert read_poses(tmp_path / "one.json") == [clean_pose(make_frame(8))]
@@ -190,6 +289,7 @@ def test_a_folder_of_openpose_files_needs_the_canvas(tmp_path):
     for index, content in enumerate([openpose, {"people": []}]):
         (tmp_path / f"clip_{index:012d}_keypoints.json").write_text(json.dumps(content))
     first, second = read_poses(tmp_path, canvas=(320, 256))
+    frame["people"][0] |= {"mid_hip_keypoints_2d": [7.0, 7.0, 1.0], "foot_keypoints_2d": [9.0] * 18}
     assert first == clean_pose(frame) and second == {**first, "people": []}
     with pytest.raises(UserError, match="canvas size"):
         read_poses(tmp_path)
@@ -211,6 +311,10 @@ def body_of(*values):
         (json.dumps([make_frame(0), make_frame(0, 64, 64)]), "frame 1: its canvas is 64x64"),
         (json.dumps(body_of(*[1.0] * 53)), "18 or 25 points"),
         (json.dumps(body_of(*[1.0] * 51)), "not 51 numbers"),
+        (
+            json.dumps({**make_frame(0), "people": [{"foot_keypoints_2d": [1.0] * 21}]}),
+            "foot_keypoints_2d must hold 6 points",
+        ),
         (json.dumps(body_of(*[1.0] * 53, None)), "flat list of numbers"),
         (json.dumps(body_of(*[[1.0, 1.0, 1.0]] * 18)), "flat list of numbers"),
         (json.dumps(body_of([1.0], *[[1.0, 1.0, 1.0]] * 17)), "flat list of numbers"),

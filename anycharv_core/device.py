@@ -1,0 +1,42 @@
+"""The device to run on, its name, and the memory it took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from contextlib import suppress
+
+import torch
+
+from .errors import UserError
+
+
+def pick_device(name: str | None) -> str:
+    """`name`, or what is there: "cuda", else "cpu". Raises UserError where torch cannot use it."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch finds no CUDA device; use --device cpu, or see 'anycharv doctor'.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("torch finds no Apple GPU (mps); use --device cpu, or see 'anycharv doctor'.")
+    return name
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return f"{device}: {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def peak_memory(device: str) -> dict[str, int]:
+    """Most bytes held so far, by the process (where the system tells) and on the GPU (where one is used)."""
+    peak: dict[str, int] = {}
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated()
+    return peak

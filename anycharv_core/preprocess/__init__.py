@@ -1,0 +1,1 @@
+"""From a plain driving video to what `generate` takes: shots, skeletons, people and their masks."""

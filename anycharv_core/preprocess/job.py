@@ -1,0 +1,275 @@
+"""From a raw clip to pose, mask and box of the people chosen: the job behind `anycharv preprocess`.
+
+The clip is read as a stream, several times over, and is never wholly in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import atomic_folder, read_json, write_error
+from ..inputs import mask_frames, read_reference
+from ..pose import Pose, only_person, read_poses, write_poses
+from ..video import read_frames
+from .cache import content_key, kept, weights_key
+from .dwpose import DWPose
+from .look import SHEET, Look, look_at
+from .models import pose_files, segmenter_name
+from .people import by_box, by_click, by_likeness, by_number, chosen_boxes, chosen_poses
+from .person import BOXES, MASKS, pose_extent, write_person
+from .retarget import retarget
+from .segment import Segmenter
+from .smoothing import smooth_poses
+from .tracking import Track
+
+POSES, REPORT, COUNTS = "pose.json", "report.json", "counts.json"
+
+Progress = Callable[[str, int, int], None]
+"""(phase, frames done, frames in all)"""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What to prepare from which clip, and how.
+
+    people: numbers from the contact sheet, "1,3"; click: frame, x, y; box: frame, x0, y0, x1, y1, frames
+    counted from 0 and the rest in pixels; like: a picture of the person. At most one of the four; without any,
+    whoever is inside `masks` where masks are given, else the most prominent person.
+    pose_model: a folder with both ONNX files, or "embedded", None = ComfyUI's; poses: POSE_KEYPOINT JSON in its
+    place; segmenter: a folder of a SAM2 video model, a hub id or "embedded", None = ComfyUI's; masks: a mask or
+    alpha video, a folder of PNGs or a JSON list of boxes in its place; smooth: steady the skeleton over time;
+    retarget: pictures of the characters to come, one for each person chosen; device: None = CUDA where there is
+    one, else the CPU.
+    """
+
+    clip: Path
+    out: Path
+    people: str | None = None
+    click: tuple[int, float, float] | None = None
+    box: tuple[int, float, float, float, float] | None = None
+    like: Path | None = None
+    pose_model: str | None = None
+    poses: Path | None = None
+    segmenter: str | None = None
+    masks: Path | None = None
+    smooth: bool = False
+    retarget: tuple[Path, ...] = ()
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a prepared folder holds. people: (coarse mask, pose) files of every person, in their order."""
+
+    clip: Path
+    people: list[tuple[Path, Path]]
+
+
+@dataclass(frozen=True)
+class _Person:
+    """A chosen person: the number on the contact sheet (None for whoever is inside the masks given), the poses
+    with nobody else in them, the folder of the masks, and what to report of them."""
+
+    number: int | None
+    poses: list[Pose]
+    masks: Path
+    counts: dict[str, int]
+
+
+def preprocess(job: Preparation, progress: Progress | None = None) -> dict[str, Any]:
+    """Finds the people of the clip and writes pose, masks and boxes of those chosen to `job.out`.
+
+    The folder takes its name when all is written. Poses, tracks and masks are kept by the content they came
+    from (`cache.cache_folder`), so that a second run, or one with another choice, does only what is new.
+
+    Returns the report. Raises UserError for anything the user can put right.
+    """
+    started = time.perf_counter()
+    _check(job)
+    told = progress and partial(progress, "people")
+    look = look_at(job.clip, job.pose_model, job.poses, job.device, told)
+    numbers, likeness = _choose(job, look)
+    if job.retarget and len(job.retarget) != len(numbers):
+        raise UserError(f"{len(numbers)} people are chosen; give as many pictures to retarget to, or none.")
+    people = [_prepare(job, look, number, place, progress) for place, number in enumerate(numbers)]
+    report = {
+        "clip": str(job.clip.resolve()),
+        "frames": len(look.timestamps),
+        "size": list(look.size),
+        "rate": look.rate,
+        "cuts": look.findings.cuts,
+        "people": [_described(number, track) for number, track in enumerate(look.findings.tracks, 1)],
+        "chosen": [
+            {"number": person.number, "folder": _folder(place), **person.counts}
+            for place, person in enumerate(people)
+        ],
+        "likeness": likeness,
+        "smooth": job.smooth,
+        "retarget": [str(path) for path in job.retarget],
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    with atomic_folder(job.out) as temporary:
+        shutil.copyfile(look.sheet, temporary / SHEET)
+        for place, person in enumerate(people):
+            folder = temporary / _folder(place)
+            folder.mkdir(exist_ok=True)
+            write_poses(folder / POSES, person.poses)
+            for name in (MASKS, BOXES):
+                shutil.copyfile(person.masks / name, folder / name)
+        (temporary / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """Raises UserError where `folder` is not what `preprocess` wrote."""
+    report = read_json(folder / REPORT)
+    try:
+        places = [folder / person["folder"] for person in report["chosen"]]
+        clip = Path(report["clip"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / REPORT} is not from 'anycharv preprocess'; prepare the clip.") from error
+    return Prepared(clip, [(place / BOXES, place / POSES) for place in places])
+
+
+def _check(job: Preparation) -> None:
+    """Raises UserError where the job contradicts itself or would replace what it did not write."""
+    ways = [name for name in ("people", "click", "box", "like") if getattr(job, name) is not None]
+    if len(ways) > 1:
+        raise UserError(f"{' and '.join(f'--{way}' for way in ways)} both choose people; give one of them.")
+    if not job.clip.is_file():
+        raise UserError(f"{job.clip} is not there or is not a file; check the path.")
+    try:
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(job.out, error) from error
+    if job.out.is_dir():
+        ours = {SHEET, POSES, MASKS, BOXES, REPORT}
+        for path in job.out.iterdir():
+            if path.name not in ours and not path.name.startswith("person_"):
+                raise UserError(f"{job.out} also holds {path.name}; name a new folder with --out.")
+    elif job.out.exists():
+        raise UserError(f"{job.out} is a file; name a new folder with --out.")
+
+
+def _choose(job: Preparation, look: Look) -> tuple[list[int | None], float | None]:
+    """Numbers on the contact sheet, None for whoever is inside the masks given; and the likeness, 0 to 1, where
+    a picture chose."""
+    tracks, likeness = look.findings.tracks, None
+    if job.people is not None:
+        indices = by_number(tracks, job.people)
+    elif job.click is not None:
+        indices = [by_click(tracks, *job.click)]
+    elif job.box is not None:
+        indices = [by_box(tracks, job.box[0], job.box[1:])]
+    elif job.like is not None:
+        index, likeness = by_likeness(tracks, read_reference(job.like))
+        indices = [index]
+    elif job.masks:
+        return [None], None
+    else:
+        indices = [0]
+    return [index + 1 for index in indices], likeness
+
+
+def _prepare(job: Preparation, look: Look, number: int | None, place: int, progress: Progress | None) -> _Person:
+    findings, count = look.findings, len(look.timestamps)
+    if number is None:
+        poses = _inside(findings.poses, mask_frames(job.masks, look.size))
+        boxes = [None] * count
+    else:
+        track = findings.tracks[number - 1]
+        poses, boxes = chosen_poses(findings.poses, [track]), chosen_boxes(track)
+    if job.smooth:
+        present = np.array([0 if pose["people"] else -1 for pose in poses])
+        poses = smooth_poses(poses, [present], look.rate, findings.cuts)
+    extents: list[Any] = [None] * count
+    if job.retarget:
+        poses = retarget(poses, _figure(job, job.retarget[place]))
+        # A taller character leaves the box of the person whose place it takes.
+        extents = [pose_extent(pose) for pose in poses]
+    segmenter = None if job.masks else segmenter_name(job.segmenter)
+    key = content_key(look.key, *_sources(job.masks or Path(segmenter)), segmenter, boxes, extents)
+
+    def make(folder: Path) -> None:
+        if job.masks:
+            masks: Iterable[np.ndarray] = _sized(mask_frames(job.masks, look.size), look.size, job.masks)
+        else:
+            masks = Segmenter(segmenter, job.device).masks(read_frames(job.clip), boxes, findings.cuts)
+        if progress:
+            masks = _counted(masks, partial(progress, "masks", total=count))
+        counts = write_person(folder, masks, boxes, extents, findings.cuts, look.timestamps, look.time_base)
+        (folder / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+
+    folder = kept("mask", key, make)
+    return _Person(number, poses, folder, read_json(folder / COUNTS))
+
+
+def _folder(place: int) -> str:
+    return f"person_{place + 1}" if place else "."
+
+
+def _sources(path: Path) -> tuple[object, ...]:
+    """What stands for masks or a segmenter in a key: a file's content, a folder's files, a hub id itself."""
+    if path.is_dir():
+        return weights_key(path)
+    return (path,) if path.is_file() else (str(path),)
+
+
+def _described(number: int, track: Track) -> dict[str, Any]:
+    seen = np.flatnonzero(track.present)
+    width, height = (track.boxes[seen, 2:] - track.boxes[seen, :2]).mean(axis=0)
+    return {
+        "number": number,
+        "frames": len(seen),
+        "first_frame": int(seen[0]),
+        "last_frame": int(seen[-1]),
+        "mean_size": [round(float(width)), round(float(height))],
+    }
+
+
+def _inside(poses: Sequence[Pose], masks: Iterable[np.ndarray]) -> list[Pose]:
+    """In every frame only the person in the mask."""
+    found = [only_person(pose, mask) for pose, mask in zip(poses, masks, strict=False)]
+    if len(found) < len(poses):
+        raise UserError(f"There are {len(found)} masks but the clip has {len(poses)} frames; give one for each.")
+    return found
+
+
+def _sized(masks: Iterable[np.ndarray], size: tuple[int, int], path: Path) -> Iterator[np.ndarray]:
+    for mask in masks:
+        if mask.shape != size[::-1]:
+            raise UserError(
+                f"{path} is {mask.shape[1]}x{mask.shape[0]} but the clip is {size[0]}x{size[1]}; give masks of "
+                "the clip's size."
+            )
+        yield mask
+
+
+def _counted(frames: Iterable[np.ndarray], progress: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for done, frame in enumerate(frames, 1):
+        yield frame
+        progress(done)
+
+
+def _figure(job: Preparation, picture: Path) -> Pose:
+    """The pose of the character in a picture."""
+    files = pose_files(job.pose_model)
+
+    def make(folder: Path) -> None:
+        reference = read_reference(picture)[..., :3]
+        poses = DWPose(*files, job.device).poses(reference[None], people_limit=1)
+        if not poses[0]["people"]:
+            raise UserError(f"Nobody was found in {picture}; retarget to a picture of the whole character.")
+        write_poses(folder / POSES, poses)
+
+    return read_poses(kept("figure", content_key(picture, *map(weights_key, files)), make) / POSES)[0]

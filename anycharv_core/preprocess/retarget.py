@@ -1,0 +1,248 @@
+"""A driving skeleton given the proportions of the reference character.
+
+Animate Anyone (section 4.1) brings the driving skeleton's length close to that of the character's. Here every
+bone gets one factor for the whole clip, so nothing swells and shrinks from frame to frame, and the factors are
+chosen so that the person stays as tall as they were: the scale is the scene's, the build the character's.
+Bones keep their directions, and the ankles, the lowest points that the drawing has, keep to the ground.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, Pose, clean_pose
+
+# Of the 18 body points; pairs are left, right, as the hands and the feet are.
+_NOSE, _NECK, _WRISTS, _ANKLES = 0, 1, (7, 4), (13, 10)
+# A nineteenth between the hips, because trunk and pelvis have lengths of their own.
+_MIDDLE = 18
+
+# Limbs and the distances that tell their length; the two of a left and a right count as one distance.
+_DISTANCES = (
+    ("neck", (_NECK, _NOSE)),
+    ("head", (16, 17)),
+    ("head", (14, 15)),
+    ("head", (_NOSE, 16), (_NOSE, 17)),
+    ("head", (_NOSE, 14), (_NOSE, 15)),
+    ("shoulder", (_NECK, 2), (_NECK, 5)),
+    ("upper arm", (2, 3), (5, 6)),
+    ("forearm", (3, 4), (6, 7)),
+    ("trunk", (_NECK, _MIDDLE)),
+    ("pelvis", (8, 11)),
+    ("thigh", (8, 9), (11, 12)),
+    ("shin", (9, 10), (12, 13)),
+)
+_LIMBS = np.array([limb for limb, *_ in _DISTANCES])
+_ENDS = np.array([(pairs * 2)[:2] for _, *pairs in _DISTANCES])
+_UPRIGHT = np.isin(_LIMBS, ("shin", "thigh", "trunk", "neck"))
+# A joint, its parent and the limb whose factor the bone between them has; parents come first. The head is
+# rigid and hangs on the nose, or the eyes of body and face would come apart.
+_BONES = (
+    *((_MIDDLE, _NECK, "trunk"), (8, _MIDDLE, "pelvis"), (11, _MIDDLE, "pelvis")),
+    *((9, 8, "thigh"), (10, 9, "shin"), (12, 11, "thigh"), (13, 12, "shin")),
+    *((2, _NECK, "shoulder"), (3, 2, "upper arm"), (4, 3, "forearm")),
+    *((5, _NECK, "shoulder"), (6, 5, "upper arm"), (7, 6, "forearm")),
+    *((_NOSE, _NECK, "neck"), *((joint, _NOSE, "head") for joint in (14, 15, 16, 17))),
+)
+# What stands on the ground, or is nearest to it of a person whom the clip never shows whole.
+_STANDS = (_ANKLES, (12, 9), (11, 8), (_NECK,), tuple(range(18)))
+# Lengths are taken at this percentile, not the largest, which is a mistake of the detector's.
+_LONG = 90
+# A limb that points at the camera in the reference picture has hardly a length; no body is built like that.
+_LARGEST = 4.0
+# How much higher than the other, in body heights, a foot is when it no longer carries: small beside a step,
+# and large enough for the weight to move over within some frames and not at once.
+_LIFT = 0.02
+_STEADY = 3
+
+
+def retarget(poses: Sequence[Pose], reference: Pose) -> list[Pose]:
+    """The clip's poses with the reference character's proportions.
+
+    A limb's length in the clip is a high percentile over time of what shows of it, relative to the person's
+    size in that frame, because projection only shortens; in the reference it is the longer of left and right.
+    A limb that either of the two never shows keeps its length. Hands, feet and face are carried whole, with
+    the factors of forearm, shin and head. In every frame the lower ankle stays at its height, and sideways
+    the foot that carries stays, or the point between two that do.
+
+    Args:
+        poses: F frames as `clean_pose` takes them, each with one person or nobody.
+        reference: the character; of several people the tallest in pixels.
+
+    Returns:
+        F new frames in `clean_pose` form. Scores are kept, and unseen points (score <= 0.3) stay where they
+        were; a box keeps its margins around the points.
+
+    Raises:
+        UserError: a frame has several people, the reference has no body, or see `clean_pose`.
+    """
+    frames = [clean_pose(pose) for pose in poses]
+    for index, frame in enumerate(frames):
+        if len(frame["people"]) > 1:
+            raise UserError(
+                f"Frame {index} of the poses to retarget has {len(frame['people'])} people; choose one first."
+            )
+    people = [(frame["people"] or [None])[0] for frame in frames]
+    joints = np.array([_joints(person) for person in people]).reshape(-1, _MIDDLE + 1, 2)
+    known, wanted = _lengths(joints), _reference_lengths(reference)
+    factors = _factors(known, wanted)
+    moves = _moves(joints, factors, np.nansum(known[_UPRIGHT]))
+    wrists = _wrists_of_hands(people, joints)
+    for frame, person, *where in zip(frames, people, joints, moves, strict=True):
+        if person is not None:
+            frame["people"] = [_carried(person, *where, factors, wrists)]
+    return frames
+
+
+def _joints(person: dict[str, Any] | None) -> np.ndarray:
+    """float64 [19, 2]: body points and the middle of the hips, or the hip that shows; NaN where unseen."""
+    points = np.reshape(person[BODY] if person and person[BODY] else np.zeros(54), (-1, 3))
+    seen = np.where(points[:, 2:] > MIN_SCORE, points[:, :2], np.nan)
+    right, left = seen[8], seen[11]
+    middle = np.where(np.isnan(right), left, np.where(np.isnan(left), right, (left + right) / 2))
+    return np.concatenate([seen, middle[None]])
+
+
+def _reference_lengths(reference: Pose) -> np.ndarray:
+    bodies = [_joints(person) for person in clean_pose(reference)["people"]]
+    bodies = [body for body in bodies if not np.isnan(_lengths(body[None])).all()]
+    if not bodies:
+        raise UserError("The reference pose has no body to take proportions from; use a picture that shows one.")
+    tallest = max(bodies, key=lambda body: np.nanmax(body[:, 1]) - np.nanmin(body[:, 1]))
+    return _lengths(tallest[None])
+
+
+def _lengths(joints: np.ndarray) -> np.ndarray:
+    """Of joints [F, 19, 2], the length of each of `_DISTANCES` in pixels of a usual frame; NaN if never seen."""
+    ends = joints[:, _ENDS]
+    shown = np.linalg.norm(ends[..., 0, :] - ends[..., 1, :], axis=-1)
+    shown[shown == 0] = np.nan
+    size = np.ones(len(joints))
+    # Lengths follow from sizes and sizes from lengths. A person's size in a frame is what its longer limbs
+    # say, and no one limb decides it, so that it holds while they bend, turn or leave the picture.
+    for _ in range(4):
+        lengths = _percentile(shown / size[:, None, None], _LONG, (0, 2))
+        size = _percentile(shown / lengths[:, None], 75, (1, 2))
+    return lengths
+
+
+def _percentile(values: np.ndarray, percent: float, axes: tuple[int, int]) -> np.ndarray:
+    if not values.size:
+        return np.full(np.delete(values.shape, axes), np.nan)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        return np.nanpercentile(values, percent, axis=axes)
+
+
+def _factors(known: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """What to multiply each limb's length by, from the lengths in the clip and in the reference."""
+    both = ~np.isnan(known * wanted)
+    upright = both & _UPRIGHT if (both & _UPRIGHT).any() else both
+    same_height = known[upright].sum() / wanted[upright].sum() if both.any() else 1.0
+    factors = {}
+    for limb in dict.fromkeys(_LIMBS.tolist()):
+        chosen = both & (limb == _LIMBS)
+        ratio = same_height * wanted[chosen].sum() / known[chosen].sum() if chosen.any() else 1.0
+        factors[limb] = float(np.clip(ratio, 1 / _LARGEST, _LARGEST))
+    return factors
+
+
+def _moves(joints: np.ndarray, factors: dict[str, float], height: float) -> np.ndarray:
+    """float64 [F, 19, 2]: by how many pixels each joint moves, also where it is unseen."""
+    places, moves = np.zeros_like(joints), np.zeros_like(joints)  # as seen from the neck
+    for joint, parent, limb in _BONES:
+        bone = _filled(joints[:, joint] - joints[:, parent])
+        direct = joints[:, joint] - joints[:, _NECK]
+        places[:, joint] = np.where(np.isnan(direct), places[:, parent] + bone, direct)
+        moves[:, joint] = moves[:, parent] + (factors[limb] - 1) * bone
+    ever = ~np.isnan(joints[..., 0]).all(axis=0)
+    stands = next(([j for j in group if ever[j]] for group in _STANDS if ever[list(group)].any()), None)
+    if stands is None:
+        return moves
+    below, change = places[:, stands, 1], moves[:, stands]
+    lift = (below.max(axis=1, keepdims=True) - below) / (_LIFT * height or 1.0)
+    carrying = np.exp(-lift) / np.exp(-lift).sum(axis=1, keepdims=True)
+    aside = _steadied((carrying * change[..., 0]).sum(axis=1))
+    down = (below + change[..., 1]).max(axis=1) - below.max(axis=1)
+    return moves - np.stack([aside, down], axis=-1)[:, None]
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    """Values [F, 2] with the gaps (NaN) bridged evenly over time; zeros if there is nothing but a gap.
+
+    So what hangs on a joint does not jump whenever the detector loses that joint for a frame.
+    """
+    known = np.flatnonzero(~np.isnan(values[:, 0]))
+    if not known.size:
+        return np.zeros_like(values)
+    times = np.arange(len(values))
+    return np.stack([np.interp(times, known, axis[known]) for axis in values.T], axis=-1)
+
+
+def _steadied(values: np.ndarray) -> np.ndarray:
+    """Means of values [F] over up to `_STEADY` frames on either side, as many as there are on both.
+
+    The weight may move from foot to foot at once where the detector confuses left and right; the body may not.
+    Windows that are even on both sides leave a steady walk as it is.
+    """
+    last = len(values) - 1
+    reach = [min(_STEADY, t, last - t) for t in range(len(values))]
+    return np.array([values[t - r : t + r + 1].mean() for t, r in enumerate(reach)])
+
+
+def _wrists_of_hands(people: list[dict[str, Any] | None], joints: np.ndarray) -> tuple[int, ...]:
+    """The wrist that each of the two hand lists hangs on: ComfyUI's SDPose has left and right swapped."""
+    distance = np.zeros(2)
+    for person, body in zip(people, joints, strict=True):
+        for side, part in enumerate(HANDS):
+            root = np.array(person[part][:3]) if person and person[part] else np.zeros(3)
+            if root[2] > MIN_SCORE and not np.isnan(body[list(_WRISTS)]).any():
+                away = np.linalg.norm(body[list(_WRISTS)] - root[:2], axis=-1)
+                distance += away[[side, 1 - side]]
+    return _WRISTS if distance[0] <= distance[1] else _WRISTS[::-1]
+
+
+def _carried(
+    person: dict[str, Any],
+    body: np.ndarray,
+    moves: np.ndarray,
+    factors: dict[str, float],
+    wrists: tuple[int, ...],
+) -> dict[str, Any]:
+    old = {part: np.reshape(flat, (-1, 3)) for part, flat in person.items() if flat}
+    new = {part: points.copy() for part, points in old.items()}
+
+    def carry(points: np.ndarray, joint: int, limb: str) -> None:
+        seen = points[:, 2] > MIN_SCORE
+        if seen.any():
+            places = points[seen, :2]
+            pivot = places.mean(axis=0) if np.isnan(body[joint]).any() else body[joint]
+            points[seen, :2] = places + moves[joint] + (factors[limb] - 1) * (places - pivot)
+
+    for part, points in new.items():
+        if part == BODY:
+            points[:, :2] += np.where(points[:, 2:] > MIN_SCORE, moves[:_MIDDLE], 0.0)
+        elif part == FACE:
+            carry(points, _NOSE, "head")
+        elif part in HANDS:
+            carry(points, wrists[HANDS.index(part)], "forearm")
+        elif part == FEET:
+            carry(points[:3], _ANKLES[0], "shin")
+            carry(points[3:], _ANKLES[1], "shin")
+        elif part == MID_HIP:
+            carry(points, _MIDDLE, "trunk")
+    if BOX in new and (extents := [_extent(parts) for parts in (old, new)])[0] is not None:
+        new[BOX][:, :2] += extents[1] - extents[0]
+    return {part: new[part].ravel().tolist() if part in new else None for part in person}
+
+
+def _extent(parts: dict[str, np.ndarray]) -> np.ndarray | None:
+    """[[x0, y0], [x1, y1]] around what is seen, or None."""
+    points = np.concatenate([points for part, points in parts.items() if part != BOX] or [np.zeros((0, 3))])
+    seen = points[points[:, 2] > MIN_SCORE, :2]
+    return np.stack([seen.min(axis=0), seen.max(axis=0)]) if len(seen) else None

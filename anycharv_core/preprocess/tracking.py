@@ -1,0 +1,182 @@
+"""Who is who: people found frame by frame become tracks that keep one person's identity over the whole clip.
+
+Three stages. (1) Within a shot, each frame's people are assigned to the running tracklets at the least total
+cost of motion and looks (Hungarian algorithm, as in SORT and DeepSORT, arXiv:1602.00763 and 1703.07402), so
+that short occlusions are bridged. (2) Where two tracklets met, their looks before and after decide whether they
+changed places. (3) Tracklets are joined over long gaps, re-entries and cuts by looks, closest pair first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..pose import BODY, MIN_SCORE, Pose
+from .looks import SIZE, body_looks, looks_distance, mean_looks
+from .tracklets import (
+    ALIKE,
+    Clip,
+    Observation,
+    Tracklet,
+    box_area,
+    box_centre,
+    follow,
+    spans,
+    untangle,
+    with_scraps,
+    without_twins,
+)
+
+__all__ = ["Observation", "Track", "absent_spans", "observe", "present_spans", "track"]
+
+# The skeleton ends at the ears, wrists and ankles: what the body reaches beyond them, in parts of its extent.
+_GROW = 0.12
+# Box sizes per frame that a person can cross out of sight, plus an allowance for one step.
+_SPEED, _STEP = 0.25, 1.0
+# What the farthest plausible way, and a doubling of size, cost beside looks between tracklets of one shot.
+_WAY_COST, _RESIZE_COST = 0.1, 0.06
+
+
+@dataclass(frozen=True)
+class Track:
+    """One person over a clip of F frames.
+
+    boxes: float32 [F, 4], x0, y0, x1, y1 in pixels, NaN where absent; people: int [F], index into the frame's
+    POSE_KEYPOINT people, -1 where absent; looks: float32 [D], averaged where nobody is in the way.
+    """
+
+    boxes: np.ndarray
+    people: np.ndarray
+    looks: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool [F]: the frames in which the person is seen."""
+        return self.people >= 0
+
+
+def observe(frame: np.ndarray, pose: Pose) -> Observation:
+    """Boxes, scores and looks of a frame's people.
+
+    Args:
+        frame: uint8 RGB [H, W, 3].
+        pose: the frame's people as `pose.clean_pose` returns them; of any canvas size, it covers the frame.
+            Boxes are the detector's (`box_keypoints_2d`), or else drawn around the body points seen.
+    """
+    height, width = frame.shape[:2]
+    scale = np.array([width / pose["canvas_width"], height / pose["canvas_height"]])
+    count = len(pose["people"])
+    boxes, scores = np.full((count, 4), np.nan, np.float32), np.zeros(count, np.float32)
+    looks = np.zeros((count, SIZE), np.float32)
+    for index, person in enumerate(pose["people"]):
+        points = np.array(person.get(BODY) or np.zeros(54), np.float64).reshape(-1, 3)
+        points[:, :2] *= scale
+        box, scores[index] = _person_box(person, points, scale)
+        box = np.clip(box, 0, (width, height) * 2)
+        if box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
+            boxes[index] = box
+            looks[index] = body_looks(frame, box, points)
+    return Observation(boxes, scores, looks)
+
+
+def track(observations: Sequence[Observation], cuts: Sequence[int] = ()) -> list[Track]:
+    """Follow everybody through the clip.
+
+    Args:
+        observations: one per frame.
+        cuts: first frame of every shot but the first, as `shots.find_cuts` returns them.
+
+    Returns:
+        One track per person, by time on screen times mean area, the most prominent first; no two tracks hold
+        the same person of a frame. Nobody is left out but second detections of one person.
+    """
+    clip = Clip(observations)
+    ends = [0, *sorted({cut for cut in cuts if 0 < cut < len(observations)}), len(observations)]
+    shots: list[list[Tracklet]] = []
+    for start, stop in pairwise(ends):
+        tracklets = follow(clip, start, stop)
+        untangle(clip, tracklets)
+        shots.append(with_scraps(clip, without_twins(clip, tracklets)))
+    tracks = [_as_track(clip, group) for group in _join(clip, shots)]
+    return sorted(tracks, key=_prominence, reverse=True)
+
+
+def absent_spans(track: Track) -> list[tuple[int, int]]:
+    """Runs of frames without the person, as (start, stop) with `stop` exclusive, in order."""
+    return spans(~track.present)
+
+
+def present_spans(track: Track) -> list[tuple[int, int]]:
+    """Runs of frames with the person, as (start, stop) with `stop` exclusive, in order."""
+    return spans(track.present)
+
+
+def _person_box(person: dict[str, Any], points: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, float]:
+    given = person.get("box_keypoints_2d")
+    if given:
+        return np.array([*given[0:2], *given[3:5]]) * np.tile(scale, 2), given[2]
+    seen = points[points[:, 2] > MIN_SCORE]
+    if not len(seen):
+        return np.zeros(4), 0.0
+    low, high = seen[:, :2].min(0), seen[:, :2].max(0)
+    margin = _GROW * float((high - low).max())
+    return np.concatenate([low - margin, high + margin]), float(seen[:, 2].mean())
+
+
+def _join(clip: Clip, shots: list[list[Tracklet]]) -> list[list[Tracklet]]:
+    """Groups of tracklets that show one person each, the closest pair of groups joined first."""
+    tracklets = [one for shot in shots for one in shot]
+    shot_of = np.repeat(np.arange(len(shots)), [len(shot) for shot in shots])
+    groups = [[one] for one in tracklets]
+    if not groups:
+        return []
+    looks = np.stack([clip.looks(one) for one in tracklets])
+    extra = np.zeros((len(tracklets), len(tracklets)))
+    for i, one in enumerate(tracklets):
+        for j in np.flatnonzero(shot_of[:i] == shot_of[i]):
+            extra[i, j] = extra[j, i] = _implausible(clip, one, tracklets[j])
+    np.fill_diagonal(extra, np.inf)
+    cost = looks_distance(looks, looks) + extra
+    while np.min(cost) <= ALIKE:
+        i, j = sorted(divmod(int(np.argmin(cost)), len(cost)))
+        sizes = np.array([sum(len(one.frames) for one in groups[n]) for n in (i, j)], np.float32)
+        groups[i] += groups[j]
+        groups[j] = []
+        looks[i] = mean_looks(looks[[i, j]], sizes / sizes.sum())
+        extra[i] = extra[:, i] = np.maximum(extra[i], extra[j])
+        extra[j] = extra[:, j] = np.inf
+        cost[i] = cost[:, i] = looks_distance(looks[i : i + 1], looks)[0] + extra[i]
+        cost[j] = cost[:, j] = np.inf
+    return [group for group in groups if group]
+
+
+def _implausible(clip: Clip, one: Tracklet, other: Tracklet) -> float:
+    """What speaks against two tracklets of one shot being one person; infinite where they cannot be."""
+    first, second = sorted((one, other), key=lambda tracklet: tracklet.frames[0])
+    if second.frames[0] <= first.frames[-1] and np.intersect1d(one.frames, other.frames).size:
+        return np.inf
+    left, entered = clip.boxes(first)[-1], clip.boxes(second)[0]
+    size = (box_area(left) * box_area(entered)) ** 0.25
+    away = float(np.linalg.norm(box_centre(left) - box_centre(entered))) / size
+    reach = _STEP + _SPEED * max(1, second.frames[0] - first.frames[-1])
+    doublings = abs(float(np.log2(box_area(left) / box_area(entered)))) / 2
+    return np.inf if away > reach else _WAY_COST * away / reach + _RESIZE_COST * doublings
+
+
+def _as_track(clip: Clip, group: list[Tracklet]) -> Track:
+    boxes = np.full((len(clip.seen), 4), np.nan, np.float32)
+    people = np.full(len(clip.seen), -1)
+    for one in group:
+        boxes[one.frames] = clip.boxes(one)
+        people[one.frames] = one.places
+    sightings = np.float32([len(one.frames) for one in group])
+    looks = mean_looks(np.stack([clip.looks(one) for one in group]), sightings / sightings.sum())
+    return Track(boxes, people, looks)
+
+
+def _prominence(one: Track) -> float:
+    return float(np.nansum(box_area(one.boxes.astype(np.float64))))
