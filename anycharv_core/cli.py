@@ -254,8 +254,9 @@ def _download(args: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     from . import download
+    from .places import models_folder
 
-    sources, to = download.choose(args.what), download.models_folder(args.to)
+    sources, to = download.choose(args.what), models_folder(args.to)
     if args.offline:
         print("\n".join(download.by_hand(sources, to)))
         return 0

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from .places import DEFAULT_MODELS
+
 _KINDS = ("python", "python-headless", "contrib-python", "contrib-python-headless")
 OPENCV = tuple(f"opencv-{kind}" for kind in _KINDS)
 ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-silicon")
@@ -19,7 +21,6 @@ NEEDED = (
     *("huggingface_hub", "tqdm"),
 )
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
-DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 LIBGL = "pip uninstall opencv-python; pip install opencv-python-headless"
 
 

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .doctor import DEFAULT_MODELS
 from .errors import UserError
 from .files import write_error
 
@@ -112,34 +111,6 @@ class Item:
 def choose(names: Sequence[str]) -> list[Source]:
     """The sources that `names` (of `NAMES`) stand for, in the table's order."""
     return [source for source in SOURCES if source.name in names or "all" in names]
-
-
-def models_folder(named: Path | None = None) -> Path:
-    """`named`, or else ComfyUI's models folder.
-
-    Looked for in this order: the parent of $ANYCHARV_MODELS if that is a folder called anycharv, $COMFYUI_PATH,
-    the ComfyUI whose custom_nodes this package lies in, ~/comfy/ComfyUI.
-
-    Raises UserError asking for COMFYUI_PATH or --to if there is none.
-    """
-    if named is not None:
-        return named.expanduser()
-    candidates = [DEFAULT_MODELS.expanduser().parent]
-    package = Path(__file__).resolve().parents[1]
-    if package.parent.name == "custom_nodes":
-        candidates.insert(0, package.parents[1] / "models")
-    if comfyui := os.environ.get("COMFYUI_PATH"):
-        candidates.insert(0, Path(comfyui).expanduser() / "models")
-    models = Path(os.environ.get("ANYCHARV_MODELS", "")).expanduser()
-    if models.name == DEFAULT_MODELS.name:
-        candidates.insert(0, models.parent)
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise UserError(
-        "No ComfyUI models folder was found: set COMFYUI_PATH to your ComfyUI, or name a folder yourself, which "
-        "'anycharv download' takes as --to DIR."
-    )
 
 
 def by_hand(sources: Sequence[Source], to: Path) -> list[str]:

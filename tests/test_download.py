@@ -15,10 +15,11 @@ import pytest
 from filelock import FileLock
 from hub_server import COMMIT, Hub, serve
 
-from anycharv_core import UserError, cli, download
+from anycharv_core import UserError, cli, download, places
 from anycharv_core.checkpoint import read_checkpoint
 from anycharv_core.doctor import NETWORKS, find_models
-from anycharv_core.download import SOURCES, Item, by_hand, choose, fetch, models_folder, plan
+from anycharv_core.download import SOURCES, Item, by_hand, choose, fetch, plan
+from anycharv_core.places import models_folder
 
 STEP = 1024  # bytes that the tests' transfers are written in
 POSE, DETECTOR = "dw-ll_ucoco_384.onnx", "yolox_l.onnx"
@@ -299,7 +300,7 @@ def test_the_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for folder in (usual, comfyui / "models", tmp_path / "other" / "models", tmp_path / "mine"):
         folder.mkdir(parents=True)
     assert models_folder() == usual
-    monkeypatch.setattr(download, "__file__", str(pack / "anycharv_core" / "download.py"))
+    monkeypatch.setattr(places, "__file__", str(pack / "anycharv_core" / "places.py"))
     assert models_folder() == tmp_path / "other" / "models"
     monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
     assert models_folder() == comfyui / "models"

@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from torch.nn import functional
 
+from ..device import pick_device
 from ..errors import UserError
 from ..files import read_json
-from ..device import pick_device
 from ..masks import margins
 
 # Frames after which the box is given again, so that an error cannot grow for longer.
@@ -175,7 +175,7 @@ def load_model(model: Path | str) -> Any:
     # transformers fills gaps with random weights; what it keeps twice (buffers) may rightly be stored once.
     if report["missing_keys"] & {name for name, _ in loaded.named_parameters()}:
         raise _unusable(model, "holds another kind of model")
-    return loaded.eval()
+    return loaded.train(False)
 
 
 def _unusable(model: Path | str, problem: str) -> UserError:

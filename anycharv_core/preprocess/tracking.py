@@ -3,7 +3,8 @@
 Three stages. (1) Within a shot, each frame's people are assigned to the running tracklets at the least total
 cost of motion and looks (Hungarian algorithm, as in SORT and DeepSORT, arXiv:1602.00763 and 1703.07402), so
 that short occlusions are bridged. (2) Where two tracklets met, their looks before and after decide whether they
-changed places. (3) Tracklets are joined over long gaps, re-entries and cuts by looks, closest pair first.
+changed places; second detections and scraps of people nearly hidden are put away. (3) Tracklets are joined over
+long gaps, re-entries and cuts by looks, closest pair first.
 """
 
 from __future__ import annotations
