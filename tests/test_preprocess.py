@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from clip_files import make_clip
 from PIL import Image
 
 from anycharv_core.cli import main
@@ -305,3 +306,39 @@ def test_keys_follow_content_not_names(tmp_path):
         (tmp_path / name).write_text(text)
     a, b, c = (cache.content_key(tmp_path / name, 1) for name in "abc")
     assert a == b != c and cache.content_key(tmp_path / "a", 2) != a
+
+
+@pytest.mark.parametrize(
+    ("count", "codec", "pix_fmt", "crop", "rotation"),
+    [(1, "libx264", "yuv420p", 0, 0), (3, "libx264", "yuv422p10le", 0, 90), (3, "ffv1", "bgr0", 1, 0)],
+    ids=["one frame", "10 bit 4:2:2, turned", "odd sizes"],
+)
+def test_clips_of_all_kinds_by_the_embedded_networks(tmp_path, count, codec, pix_fmt, crop, rotation):
+    character = sample_character(5, "heldout")
+    motion = sample_motion(5, 3, character.proportions, "heldout")
+    truth = render(character, motion, sample_scene(5, "heldout"), (160 - crop, 160 - crop))
+    stored = [np.rot90(frame, -rotation // 90) for frame in truth.frames[:count]]
+    clip = make_clip(
+        tmp_path / "clip.mkv", stored, codec=codec, pix_fmt=pix_fmt, rotation=(rotation, False)
+    )
+    embedded = ["--pose-model", "embedded", "--segmenter", "embedded"]
+    assert run("preprocess", clip, "--out", tmp_path / "out", *embedded) == 0
+    found, masks = read_poses(tmp_path / "out" / "pose.json"), read(tmp_path / "out" / "mask.mkv")
+    assert len(found) == len(masks) == count and masks.shape[1:] == truth.mask.shape[1:]
+    for pose, points, mask, true in zip(found, truth.keypoints, masks, truth.mask, strict=False):
+        body = np.reshape(pose["people"][0]["pose_keypoints_2d"], (-1, 3))
+        seen = (points[:, 2] > 0) & (body[:, 2] > 0.3)
+        assert np.median(np.linalg.norm(body[seen, :2] - points[seen, :2], axis=1)) < 8
+        both = (mask > 0) & (true > 0)
+        assert both.sum() > 0.5 * ((mask > 0) | (true > 0)).sum()
+
+
+def test_a_person_in_one_frame_only(stage, tmp_path):
+    poses = read_poses(stage / "poses.json")
+    for t, pose in enumerate(poses):
+        pose["people"] = pose["people"][:1] if t == 3 else []
+    write_poses(tmp_path / "once.json", poses)
+    given = ["--poses", tmp_path / "once.json", "--segmenter", "embedded"]
+    assert run("preprocess", stage / "clip.mp4", "--out", tmp_path / "out", *given) == 0
+    boxes = read(tmp_path / "out" / "box.mkv")
+    assert [bool(box.any()) for box in boxes] == [t == 3 for t in range(FRAMES)]

@@ -8,13 +8,14 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from clip_files import make_clip
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
@@ -51,42 +52,6 @@ def noise(count: int, height: int = 96, width: int = 128) -> Iterator[np.ndarray
     rng = np.random.default_rng(0)
     for _ in range(count):
         yield rng.integers(0, 256, (height, width, 3), np.uint8)
-
-
-def make_clip(
-    path: Path,
-    frames: Sequence[np.ndarray],
-    *,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv420p",
-    times: Sequence[int] | None = None,
-    time_base: Fraction = Fraction(1, 25),
-    rotation: tuple[int, bool] = (0, False),
-    audio_codec: str | None = None,
-    sample_format: str = "fltp",
-    options: dict[str, str] | None = None,
-) -> Path:
-    """Write a clip by the shortest route, not the one under test."""
-    with av.open(str(path), "w", options=options or {}) as container:
-        height, width = frames[0].shape[:2]
-        stream = container.add_stream(codec, 25, width=width, height=height, pix_fmt=pix_fmt)
-        stream.codec_context.time_base = time_base
-        if rotation != (0, False):
-            stream.set_display_rotation(rotation[0], hflip=rotation[1])
-        sound = container.add_stream(audio_codec, 44100) if audio_codec else None
-        for index, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(frame, "rgb24")
-            picture.pts = times[index] if times else index
-            picture.time_base = time_base
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-        if sound:
-            samples = (np.sin(np.arange(44100) / 20) * 9000).astype(np.int16)
-            tone = av.AudioFrame.from_ndarray(np.repeat(samples, 2)[None], "s16", "stereo")
-            tone.sample_rate, tone.pts, tone.time_base = 44100, 0, Fraction(1, 44100)
-            container.mux(sound.encode(tone))
-            container.mux(sound.encode())
-    return path
 
 
 def rewrite(source: Path, target: Path) -> str | None:
