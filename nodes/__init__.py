@@ -9,18 +9,25 @@ from comfy_api.latest import ComfyExtension, io
 
 from .composite import AnyCharVComposite
 from .conditioning import AnyCharVConditioning
+from .dwpose import MODELS as POSE_MODELS
+from .dwpose import AnyCharVDWPose
 from .loader import MODELS, AnyCharVLoader
 from .masks import AnyCharVBoxMask, AnyCharVMaskAugment
+from .people import AnyCharVFindPeople
 from .pose import AnyCharVPoseDraw
 from .puppets import AnyCharVPuppetClip
 from .reference import AnyCharVReferenceEncode
 from .replace import AnyCharVReplaceCharacter
+from .retarget import AnyCharVPoseRetarget
 from .sampling import AnyCharVLongVideo, AnyCharVSampler
+from .segment import MODELS as SEGMENTERS
+from .segment import AnyCharVSegment
 
 
 class AnyCharVExtension(ComfyExtension):
     async def on_load(self) -> None:
-        folder_paths.add_model_folder_path(MODELS, str(Path(folder_paths.models_dir) / MODELS))
+        for name in (MODELS, POSE_MODELS, SEGMENTERS):
+            folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -35,4 +42,8 @@ class AnyCharVExtension(ComfyExtension):
             AnyCharVComposite,
             AnyCharVReplaceCharacter,
             AnyCharVPuppetClip,
+            AnyCharVDWPose,
+            AnyCharVFindPeople,
+            AnyCharVSegment,
+            AnyCharVPoseRetarget,
         ]

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from .types import CATEGORY
 
 ABSENT = ["keep the frame", "hold the last box", "whole frame"]
+KINDS = ["irregular border", "blocks"]
 
 
 class AnyCharVBoxMask(io.ComfyNode):
@@ -74,28 +75,42 @@ class AnyCharVMaskAugment(io.ComfyNode):
             node_id="AnyCharVMaskAugment",
             display_name="AnyCharV Mask Augment",
             category=CATEGORY,
-            description="Gives a fine mask the irregular border of the first training stage, so that its "
-            "outline does not betray the old character.",
+            description="Gives a fine mask the irregular border of the first training stage, or makes it of "
+            "blocks, so that its outline does not betray the old character.",
+            search_aliases=["shape-agnostic mask", "block mask", "dilate mask"],
             inputs=[
                 io.Mask.Input("mask", tooltip="Fine mask, white on the person, one per frame."),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=4.0, step=0.05,
-                    tooltip="Factor on how far the border reaches out; 0 leaves the mask as it is.",
+                    tooltip="Irregular border: factor on how far it reaches out; 0 leaves the mask as it is.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                    tooltip="Seed of the border; the same seed gives the same mask.",
+                    tooltip="Irregular border: the same seed gives the same border.",
+                ),
+                io.Combo.Input(
+                    "kind", options=KINDS, default=KINDS[0], optional=True,
+                    tooltip="An irregular border around the outline, as AnyCharV was trained with, or the blocks "
+                    "of the person's box that the mask touches, as in Animate Anyone 2.",
+                ),
+                io.Int.Input(
+                    "blocks", default=10, min=1, max=128, optional=True,
+                    tooltip="Blocks: how many along the box's width, and as many along its height.",
                 ),
             ],
             outputs=[io.Mask.Output()],
         )
 
     @classmethod
-    def execute(cls, mask, strength: float, seed: int) -> io.NodeOutput:
+    def execute(
+        cls, mask, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10
+    ) -> io.NodeOutput:
         import numpy as np
 
-        from ..anycharv_core.masks import augment_mask
+        from ..anycharv_core.masks import augment_mask, block_masks
         from .native.pictures import mask_tensor, masks_uint8
 
+        if kind == KINDS[1]:
+            return io.NodeOutput(mask_tensor(block_masks(masks_uint8(mask, "mask"), blocks, blocks)))
         rng = np.random.default_rng(seed)
         return io.NodeOutput(mask_tensor([augment_mask(m, rng, strength) for m in masks_uint8(mask, "mask")]))

@@ -199,6 +199,8 @@ async function templates() {
     page.evaluate(() =>
       [...document.querySelectorAll('[data-testid^="template-workflow-"]')].map((card) => {
         const image = card.querySelector('img')
+        // Pictures below the fold are loaded when they come into view.
+        if (!image?.naturalWidth) card.scrollIntoView()
         return {
           name: card.dataset.testid.replace('template-workflow-', ''),
           // Of an image that failed, the page shows one of its own instead.

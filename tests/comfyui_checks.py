@@ -355,6 +355,62 @@ def check_mask_augment_is_seeded_and_covers() -> None:
     assert (first >= mask).all() and first.sum() > mask.sum()
 
 
+def check_mask_augment_makes_blocks() -> None:
+    mask = torch.zeros(1, 60, 60)
+    mask[0, 20:40, 20:40] = torch.eye(20)
+    blocks, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5, kind="blocks", blocks=10)
+    box, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5, kind="blocks", blocks=1)
+    expected = torch.zeros(1, 60, 60)
+    for step in range(20, 40, 2):
+        expected[0, step : step + 2, step : step + 2] = 1
+    assert torch.equal(blocks, expected)
+    assert box.sum() == 400 and box[0, 20:40, 20:40].all()
+
+
+def check_boxes_are_sorted_by_person() -> None:
+    def box(x: int, **more: Any) -> dict[str, Any]:
+        return {"x": x, "y": 1, "width": 2, "height": 3, **more}
+
+    def corners(x: int) -> tuple[int, ...]:
+        return x, 1, x + 2, 4
+
+    by_person = core("nodes.native.segment").boxes_by_person
+    labelled = [[box(5, label="1"), box(9, label="3")], [box(8, label="3")], []]
+    assert by_person(labelled, 3) == [[corners(5), None, None], [corners(9), corners(8), None]]
+    # Detectors label everybody alike.
+    detected = [[box(5, label="person"), box(9, label="person")], [box(8, label="person")]]
+    assert by_person(detected, 2) == [[corners(5), corners(8)], [corners(9), None]]
+    assert by_person([box(5), box(6)], 2) == [[corners(5), corners(6)]]
+    assert by_person(box(5), 1) == [[corners(5)]]
+    for wrong, words in (([[], []], "no box in any frame"), ([[box(5)]], "has 2 frames but boxes has 1"),
+                         (None, "boxes is NoneType"), ([["left"], []], "A box must have x")):
+        try:
+            by_person(wrong, 2)
+        except core("anycharv_core.errors").UserError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(wrong)
+
+
+def check_networks_are_opened_once() -> list[int]:
+    """Embedded networks over two runs with the same files, then one with other smoothing."""
+    weights = core("anycharv_core.preprocess.models").WEIGHTS
+    if not (weights / "puppet_pose.onnx").is_file():
+        return []
+    preprocess, segment = core("nodes.native.preprocess"), core("nodes.native.segment")
+    _, scene, *_ = execute("AnyCharVPuppetClip", seed=3, frames=2, size=128)
+    for smoothing in (0.0, 0.0, 0.5):
+        poses, drawn = execute("AnyCharVDWPose", images=scene, model="embedded", smoothing=smoothing, fps=24.0)
+        assert len(poses) == 2 and drawn.shape == scene.shape
+    boxes = [[{"x": 30, "y": 10, "width": 60, "height": 100}]] * 2
+    for _ in range(2):
+        mask, = execute("AnyCharVSegment", images=scene, boxes=boxes, model="embedded")
+        assert mask.shape == scene.shape[:3] and set(mask.unique().tolist()) <= {0.0, 1.0}
+    opened = [preprocess._dwpose.cache_info().misses, segment._segmenter.cache_info().misses]
+    assert opened == [1, 1]
+    return opened
+
+
 def check_pose_draw_takes_both_flavours() -> None:
     body = [v for i in range(18) for v in (10.0 + i, 20.0 + 2 * i, 1.0)]
     other = [v for i in range(18) for v in (60.0 + i, 20.0 + 2 * i, 0.9)]

@@ -67,6 +67,18 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def inputs_of(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Inputs by the keys that locales have for them, a dynamic combo's under the combo's name."""
+    found = {}
+    for section in ("required", "optional"):
+        for name, (kind, *rest) in sections.get(section, {}).items():
+            found[prefix + name] = (kind, *rest)
+            if kind == "COMFY_DYNAMICCOMBO_V3":
+                for option in rest[0]["options"]:
+                    found |= inputs_of(option["inputs"], f"{prefix}{name}_")
+    return found
+
+
 def ours(errors: list[str]) -> list[str]:
     """Console errors that this pack is to blame for.
 
@@ -165,7 +177,7 @@ def test_english_locale_is_what_the_server_says(page: dict[str, Any]) -> None:
     for name in names:
         node, entry = info[name], english[name]
         assert (entry["display_name"], entry["description"]) == (node["display_name"], node["description"])
-        specs = {key: spec for part in node["input"].values() for key, spec in part.items()}
+        specs = inputs_of(node["input"])
         entry["inputs"].pop("control_after_generate", None)
         assert {key: part["tooltip"] for key, part in entry["inputs"].items()} == {
             key: spec[1]["tooltip"] for key, spec in specs.items()

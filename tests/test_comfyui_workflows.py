@@ -30,11 +30,12 @@ from PIL import Image
 
 from anycharv_core.pose import draw_pose
 from anycharv_core.puppets.task import sample_swap
-from anycharv_core.video import VideoWriter, probe
+from anycharv_core.video import VideoWriter, probe, read_frames
 
 FOLDER = Path(__file__).parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NO_DOWNLOAD = {"quick_start": 24, "long_video": 72}
+BARE_VIDEO = "preprocess_video"  # needs no download either, but a clip
 SIZE, FRAMES = 64, 8
 
 pytestmark = [
@@ -92,9 +93,9 @@ def saved_videos(server: Server, prompt: dict[str, Any], outputs: dict[str, Any]
     }
 
 
-def test_eight_workflows_are_shipped() -> None:
-    assert len(NAMES) == 8
-    assert set(NO_DOWNLOAD) <= set(NAMES)
+def test_nine_workflows_are_shipped() -> None:
+    assert len(NAMES) == 9
+    assert {*NO_DOWNLOAD, BARE_VIDEO} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,7 +150,7 @@ def test_thumbnail(name: str) -> None:
         assert picture.format == "JPEG" and picture.size == (640, 360)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_DOWNLOAD])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*NO_DOWNLOAD, BARE_VIDEO)])
 def test_only_models_are_missing(server: Server, name: str) -> None:
     workflow = load(name)
     wanted = {
@@ -177,6 +178,25 @@ def test_runs_without_download(server: Server, name: str, frames: int) -> None:
         assert (info.frames, info.width, info.height) == (frames, size * beside, size)
         assert info.rate == 24
     assert len(videos) == 2
+
+
+def test_bare_video_runs_without_download(server: Server) -> None:
+    swap = sample_swap(3, FRAMES, 256)
+    with VideoWriter(server.base / "input" / "puppet_clip.mp4", 256, 256, rate=Fraction(12)) as writer:
+        for frame in swap.driving.frames:
+            writer.write(frame)
+    prompt = to_prompt(load(BARE_VIDEO), server.object_info)
+    one(prompt, "LoadVideo")["file"] = "puppet_clip.mp4"
+    outputs = server.run(prompt)
+    (path,) = saved_videos(server, prompt, outputs).values()
+    info = probe(path)
+    assert (info.frames, info.width, info.height, info.rate) == (FRAMES, 256, 256, 12)
+    (sheet,) = (key for key, node in prompt.items() if node["class_type"] == "AnyCharVFindPeople")
+    assert len(server.files(outputs, sheet)) == 1
+    # The person is where the pixels change, and the rest of the clip stays.
+    mask = swap.driving.mask > 127
+    changed = np.abs(np.stack(list(read_frames(path))).astype(int) - swap.driving.frames).mean(axis=-1)
+    assert changed[mask].mean() > 4 * changed[:, :32].mean()
 
 
 @pytest.mark.parametrize("name", ["replace_character", "replace_character_ksampler"])

@@ -1,0 +1,82 @@
+"""AnyCharVDWPose: the skeletons of everybody in a clip, by the two released DWPose networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from .loader import EMBEDDED
+from .types import CATEGORY, PoseKeypoint
+
+MODELS = "detection"
+PAIR = "dwpose"
+
+
+def pose_folders() -> dict[str, Path]:
+    """Folders with DWPose's two files below models/detection; that folder itself is called "dwpose"."""
+    from ..anycharv_core.preprocess.models import DETECTOR, WHOLE_BODY
+
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(MODELS)):
+        for file in root.glob(f"**/{DETECTOR}"):
+            if file.with_name(WHOLE_BODY).is_file():
+                name = PAIR if file.parent == root else file.parent.relative_to(root).as_posix()
+                found.setdefault(name, file.parent)
+    return dict(sorted(found.items(), key=lambda entry: (entry[0] != PAIR, entry[0])))
+
+
+class AnyCharVDWPose(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [*pose_folders(), EMBEDDED]
+        return io.Schema(
+            node_id="AnyCharVDWPose",
+            display_name="AnyCharV DWPose",
+            category=CATEGORY,
+            description="Finds everybody in a clip and reads their body, feet, hands and face by DWPose, whose "
+            "skeletons AnyCharV was trained on.",
+            search_aliases=["pose estimation", "openpose", "skeleton", "keypoints", "yolox"],
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the clip, or one picture."),
+                io.Combo.Input(
+                    "model", options=names, default=names[0],
+                    tooltip="'dwpose' is the released pair of files in models/detection, which 'anycharv download "
+                    "pose' fetches; 'embedded' comes with this pack and knows only puppets.",
+                ),
+                io.Float.Input(
+                    "smoothing", default=0.0, min=0.0, max=1.0, step=0.05, round=0.01,
+                    tooltip="Steadies trembling points over time: 0 is off, 0.5 is made for detectors' usual "
+                    "tremble, 1 also rounds off fast motion.",
+                ),
+                io.Float.Input(
+                    "fps", default=24.0, min=1.0, max=1000.0, step=0.01, round=0.0001, advanced=True,
+                    tooltip="Frames per second of the clip, by which smoothing tells tremble from motion. Get "
+                    "Video Components knows it.",
+                ),
+            ],
+            outputs=[
+                PoseKeypoint.Output(
+                    display_name="keypoints", tooltip="Everybody in every frame; choose with AnyCharV Find People."
+                ),
+                io.Image.Output(display_name="skeletons", tooltip="Everybody, as AnyCharV Pose Draw draws."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str) -> bool | str:
+        if model == EMBEDDED or model in pose_folders():
+            return True
+        return (
+            f"models/{MODELS} holds no DWPose files for '{model}': run 'anycharv download pose' and press R, or "
+            f"choose '{EMBEDDED}', which knows puppets only."
+        )
+
+    @classmethod
+    def execute(cls, images, model: str, smoothing: float, fps: float) -> io.NodeOutput:
+        from ..anycharv_core.preprocess.models import pose_files
+        from .native.preprocess import find_poses
+
+        folder = EMBEDDED if model == EMBEDDED else str(pose_folders()[model])
+        return io.NodeOutput(*find_poses(images, pose_files(folder), smoothing, fps))
