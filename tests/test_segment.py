@@ -183,7 +183,7 @@ def test_the_model_is_given_the_box_in_its_own_pixels(segmenter, monkeypatch):
 
 def test_what_is_held_does_not_grow(segmenter, sessions, monkeypatch):
     every = 10
-    monkeypatch.setattr(segment, "PROMPT_EVERY", every)
+    monkeypatch.setattr(segmenter._model.config, "prompt_every", every, raising=False)
     count = (KEPT_PROMPTS + 3) * every
     reach = segmenter._model.config.max_object_pointers_in_encoder - 1
     kept = []

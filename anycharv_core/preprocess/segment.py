@@ -25,7 +25,8 @@ from ..errors import UserError
 from ..files import read_json
 from ..masks import margins
 
-# Frames after which the box is given again, so that an error cannot grow for longer.
+# Frames after which the box is given again, so that an error cannot grow for longer. A model that follows worse
+# than its detector finds says so by `prompt_every` in its config.json.
 PROMPT_EVERY = 32
 # A person unseen for more frames than this has left; for fewer, the detector missed them.
 LONGEST_GAP = 12
@@ -83,7 +84,9 @@ class Segmenter:
             ValueError: frames and boxes differ in number.
         """
         session = None
-        for number, (frame, box, step) in enumerate(zip(frames, boxes, plan(boxes, cuts), strict=True)):
+        seen = any(box is not None for box in boxes)
+        every = getattr(self._model.config, "prompt_every", PROMPT_EVERY) if seen else PROMPT_EVERY
+        for number, (frame, box, step) in enumerate(zip(frames, boxes, plan(boxes, cuts, every), strict=True)):
             if step == "empty":
                 yield np.zeros(frame.shape[:2], np.uint8)
                 continue
@@ -106,11 +109,13 @@ class Segmenter:
         return load_model(self.model).to(self._device, self.dtype)
 
 
-def plan(boxes: Sequence[Sequence[float] | None], cuts: Sequence[int] = ()) -> list[Step]:
+def plan(
+    boxes: Sequence[Sequence[float] | None], cuts: Sequence[int] = (), every: int = PROMPT_EVERY
+) -> list[Step]:
     """What is done with every frame, from what is known of all boxes; arguments as `Segmenter.masks`.
 
     "start": forget everything, then prompt (the first box of a shot). "prompt": give the box, after frames
-    without one or PROMPT_EVERY frames after the last prompt. "follow": by memory. "empty": an empty mask,
+    without one or `every` frames after the last prompt. "follow": by memory. "empty": an empty mask,
     without looking.
     """
     steps: list[Step] = []
@@ -123,7 +128,7 @@ def plan(boxes: Sequence[Sequence[float] | None], cuts: Sequence[int] = ()) -> l
                 steps += ["follow" if bridged else "empty"] * len(numbers)
                 continue
             for number in numbers:
-                due = number == numbers[0] or number - prompted >= PROMPT_EVERY
+                due = number == numbers[0] or number - prompted >= every
                 steps.append("follow" if not due else "start" if prompted is None else "prompt")
                 prompted = number if due else prompted
     return steps

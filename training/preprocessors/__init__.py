@@ -1,0 +1,1 @@
+"""Trains the small detector, pose net and segmenter that are shipped for the puppet world."""
