@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
 
+def decibels(error: float) -> float:
+    """PSNR in dB of a mean squared error of levels 0 to 255; inf for 0."""
+    return 10 * math.log10(255.0**2 / error) if error else math.inf
+
+
 def psnr(made: np.ndarray, truth: np.ndarray, region: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 [..., H, W, 3] over a bool region [..., H, W]."""
+    """Peak signal-to-noise ratio in dB of uint8 [..., H, W, 3] over a bool region [..., H, W].
+
+    Capped at 148.13 dB, so that clips of which one is equal still have a mean.
+    """
     error = made[region].astype(np.float64) - truth[region]
-    return float(10 * np.log10(255.0**2 / max(float(np.mean(error**2)), 1e-10)))
+    return decibels(max(float(np.mean(error**2)), 1e-10))
 
 
 def ssim(made: np.ndarray, truth: np.ndarray, region: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004, Gaussian window of 1.5 px, grey) averaged over a region.
+
+    Of grey pictures the map equals that of torchmetrics on floats.
 
     made, truth: uint8 [F, H, W, 3]; region: bool [F, H, W].
     """

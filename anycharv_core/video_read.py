@@ -146,10 +146,7 @@ def _masks(path: Path | str, read: Callable[[Path | str], Iterator[np.ndarray]])
     if not folder.is_dir():
         yield from read(path)
         return
-    images = sorted(
-        (file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.is_file()),
-        key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)],
-    )
+    images = numbered_pngs(folder)
     if not images:
         raise UserError(f"{path} holds no PNG files; give a folder of PNG masks or a mask video.")
     first: tuple[int, ...] | None = None
@@ -162,6 +159,12 @@ def _masks(path: Path | str, read: Callable[[Path | str], Iterator[np.ndarray]])
                     "give masks of one size."
                 )
             yield mask
+
+
+def numbered_pngs(folder: Path) -> list[Path]:
+    """The PNG files of a folder in the order of the numbers in their names."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.is_file())
+    return sorted(files, key=lambda file: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", file.name)])
 
 
 def average_rate(timestamps: Sequence[int], time_base: Fraction) -> Fraction | None:

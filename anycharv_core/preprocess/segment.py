@@ -169,7 +169,7 @@ def load_model(model: Path | str) -> Any:
         settings = read_json(config)
         if not isinstance(settings, dict) or settings.get("model_type") != "sam2_video":
             raise _unusable(model, "holds another kind of model")
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             loaded, report = Sam2VideoModel.from_pretrained(
                 str(model), local_files_only=folder, output_loading_info=True
@@ -190,7 +190,7 @@ def _unusable(model: Path | str, problem: str) -> UserError:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without its progress bars and its table of missing weights, for which there is one sentence."""
     from transformers.utils import logging
 

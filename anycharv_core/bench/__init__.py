@@ -1,0 +1,1 @@
+"""Scores: PuppetBench, whose truth is exact, and metrics for real clips."""

@@ -1,0 +1,68 @@
+"""Clips as files or folders of PNGs, and the pairs of two folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..frames import checked
+from ..video_read import numbered_pngs, read_frames
+
+VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
+
+
+def clip_frames(path: Path) -> Iterator[np.ndarray]:
+    """Frames uint8 [H, W, 3] of a video, or of a folder's PNGs in the order of the numbers in their names.
+
+    Raises UserError for what cannot be read, and for PNGs of several sizes.
+    """
+    if not path.is_dir():
+        yield from read_frames(path)
+        return
+    pictures = numbered_pngs(path)
+    if not pictures:
+        raise UserError(f"{path} holds no PNG files; give a folder of frames, or a video.")
+    yield from checked(f"clip {path}", (next(read_frames(picture)) for picture in pictures), 3)
+
+
+def named_clips(folder: Path) -> dict[str, Path]:
+    """The clips of a folder by name without suffix: its videos, and its folders that hold PNGs.
+
+    Raises UserError for no folder, no clip, or two of one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one that holds the clips.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in VIDEOS if path.is_file() else numbered_pngs(path):
+            name = path.stem if path.is_file() else path.name
+            if name in found:
+                raise UserError(f"{folder} holds '{name}' twice, {found[name].name} and {path.name}; remove one.")
+            found[name] = path
+    if not found:
+        raise UserError(f"{folder} holds no videos ({', '.join(VIDEOS)}) and no folders of PNGs; check the path.")
+    return found
+
+
+def pairs(real: Path, generated: Path) -> dict[str, tuple[Path, Path]]:
+    """The clips of two folders by their common names. Raises UserError where one has no partner."""
+    ours, theirs = named_clips(real), named_clips(generated)
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        folder, other = (real, generated) if name in ours else (generated, real)
+        raise UserError(f"'{name}' is in {folder} and not in {other}; give every clip a partner of its name.")
+    return {name: (path, theirs[name]) for name, path in ours.items()}
+
+
+def partner(folder: Path | None, name: str, suffixes: tuple[str, ...]) -> Path:
+    """What `folder` holds for the clip `name`: a file of one of `suffixes`, or a folder.
+
+    Raises UserError where there is nothing.
+    """
+    for suffix in ("", *suffixes):
+        path = folder / f"{name}{suffix}"
+        if path.is_file() if suffix else path.is_dir():
+            return path
+    raise UserError(f"{folder} holds nothing for '{name}'; add {name} with one of {', '.join(suffixes)}.")

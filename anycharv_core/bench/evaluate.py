@@ -1,0 +1,232 @@
+"""`anycharv evaluate`: generated clips beside the real ones they should equal, pair by pair.
+
+Frames are compared as float64 of 0 to 255. Published tables of this field were partly made on uint8 arrays, whose
+differences wrap around: 250 - 5 squared is then small, and every PSNR too high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..device import pick_device
+from ..errors import UserError
+from ..frames import Reopened, batched, together
+from ..generate import versions
+from ..inputs import mask_frames, read_reference
+from ..metrics import decibels
+from ..pose import Pose, read_poses
+from ..recipes import get_recipe
+from .clip_score import Embed, load_clip
+from .clips import clip_frames, pairs, partner
+from .fvd import WINDOW, Features, frechet_distance, load_features
+from .lpips import Lpips, load_lpips
+from .pck import ALPHA, pck
+from .puppets import Progress
+from .report import NOT_MEASURED, make_folder, markdown, summarise, write_report
+
+METRICS = {
+    "PSNR": "dB, from the squared error of all the clip's frames; inf where the clips are equal",
+    "SSIM": "torchmetrics, colour, Gaussian window of 1.5 px, mean over frames; 1 is equal",
+    "LPIPS": "AlexNet, version 0.1, mean over frames; 0 is equal",
+    "background PSNR": "dB over the pixels outside the mask; inf where they are all equal",
+    "CLIP-I": "cosine between CLIP's embeddings of the reference picture and of each generated frame, mean",
+    "pose PCK": f"share of the real clip's body points found within {ALPHA} of the person's size",
+    "FVD": f"Frechet distance over all windows of {WINDOW} frames that follow one another; 0 is equal",
+}
+_SMALLEST = 11  # pixels a side: the window of SSIM
+_MASKS = (".json", ".mkv", ".mp4", ".mov", ".webm", ".png")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Folders of clips, paired by name, and what the metrics beyond PSNR and SSIM need, each None where it is
+    not at hand: folders with a mask, a reference picture or poses for every clip, by its name; weights by path;
+    `pose_model`: DWPose's folder or "embedded", run on both sides in place of poses."""
+
+    real: Path
+    generated: Path
+    out: Path
+    masks: Path | None = None
+    references: Path | None = None
+    real_poses: Path | None = None
+    generated_poses: Path | None = None
+    pose_model: str | None = None
+    lpips_weights: Path | None = None
+    clip_model: Path | None = None
+    fvd_model: Path | None = None
+    device: str | None = None
+
+
+@dataclass
+class _Tools:
+    """What was loaded; a text says why a metric will be missing."""
+
+    torchmetrics: str | None
+    lpips: Lpips | str
+    embed: Embed | str
+    features: Features | str
+    poses: str | None
+    detector: Any = None
+    windows: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))
+
+
+def evaluate(job: EvaluateJob, progress: Progress | None = None) -> tuple[dict[str, Any], str]:
+    """Writes evaluate.json and evaluate.md to `job.out`; returns the report and the table.
+
+    progress(done, total) counts pairs. Raises UserError for clips without a partner, of different lengths or
+    sizes, and for anything else the user can put right; what is not given is not measured, and the report says so.
+    """
+    found = pairs(job.real, job.generated)
+    make_folder(job.out)
+    tools = _load(job)
+    values: dict[str, dict[str, float | str]] = {}
+    for number, (name, (real, generated)) in enumerate(found.items(), 1):
+        values[name] = _measure(job, tools, name, real, generated)
+        if progress is not None:
+            progress(number, len(found))
+    summary = {metric: _summary([row[metric] for row in values.values()]) for metric in METRICS if metric != "FVD"}
+    summary["FVD"] = _fvd(tools)
+    table = markdown({"all": summary}, f"{len(found)} pairs")
+    report = {"pairs": values, "summary": summary, "metrics": METRICS, "versions": versions()}
+    meanings = "\n".join(f"- {name}: {meaning}." for name, meaning in METRICS.items())
+    text = f"{table}\nMean over clips [95 % bootstrap interval].\n\n{meanings}\n"
+    write_report(job.out, "evaluate", report, text)
+    return report, table
+
+
+def _load(job: EvaluateJob) -> _Tools:
+    device = pick_device(job.device)
+    embed: Embed | str = "give --clip-model, a folder of transformers' CLIP"
+    if job.clip_model is not None:
+        embed = load_clip(job.clip_model, device)
+    if job.references is None:
+        embed = "give --references, a folder with a picture of every clip's character"
+    features: Features | str = "give --fvd-model, I3D as TorchScript or a folder of VideoMAE"
+    if job.fvd_model is not None:
+        features = load_features(job.fvd_model, device)
+    if (job.real_poses is None) != (job.generated_poses is None):
+        raise UserError("Give --real-poses and --generated-poses together, or --pose-model.")
+    detector, poses = None, None
+    if job.pose_model is not None:
+        from ..preprocess.dwpose import DWPose
+        from ..preprocess.models import pose_files
+
+        detector = DWPose(*pose_files(job.pose_model), device)
+    elif job.real_poses is None:
+        poses = "give --pose-model, or --real-poses and --generated-poses"
+    missing = None if find_spec("torchmetrics") else "the package torchmetrics is not installed"
+    return _Tools(missing, load_lpips(job.lpips_weights, device), embed, features, poses, detector)
+
+
+def _measure(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: Path) -> dict[str, float | str]:
+    """Every metric of one pair but FVD, whose windows go to `tools`; a text says why one is missing."""
+    errors, similar, apart, alike = [], [], [], []
+    outside_error, outside = 0.0, 0
+    character = None if isinstance(tools.embed, str) else tools.embed([_character(job, name)])[0]
+    for batch in batched(_rows(job, name, real, generated), WINDOW):
+        for truth, made, mask in batch:
+            square = (made.astype(np.float64) - truth) ** 2
+            errors.append(square.mean())
+            if mask is not None:
+                outside_error += float(square[mask < 128].sum())
+                outside += 3 * int((mask < 128).sum())
+            if tools.torchmetrics is None:
+                similar.append(_ssim(made, truth))
+            if not isinstance(tools.lpips, str):
+                apart += tools.lpips(made[None], truth[None]).tolist()
+            if character is not None:
+                alike.append(float(tools.embed([made])[0] @ character))
+        if not isinstance(tools.features, str) and len(batch) == WINDOW:
+            for side, kept in enumerate(tools.windows):
+                kept.append(tools.features(np.stack([row[side] for row in batch])))
+    background: float | str = "give --masks, a folder with a mask of every clip"
+    if job.masks is not None:
+        background = decibels(outside_error / outside) if outside else math.nan
+    return {
+        "PSNR": decibels(float(np.mean(errors))),
+        "SSIM": tools.torchmetrics or float(np.mean(similar)),
+        "LPIPS": tools.lpips if isinstance(tools.lpips, str) else float(np.mean(apart)),
+        "background PSNR": background,
+        "CLIP-I": tools.embed if isinstance(tools.embed, str) else float(np.mean(alike)),
+        "pose PCK": tools.poses or _pck(job, tools, name, real, generated),
+    }
+
+
+def _rows(
+    job: EvaluateJob, name: str, real: Path, generated: Path
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Real frame, generated frame and mask (None without masks), checked."""
+    clips: dict[str, Iterable[np.ndarray]] = {f"real clip {real}": clip_frames(real)}
+    clips[f"generated clip {generated}"] = clip_frames(generated)
+    if job.masks is not None:
+        first = next(clip_frames(real))
+        path = partner(job.masks, name, _MASKS)
+        clips[f"mask {path}"] = mask_frames(path, (first.shape[1], first.shape[0]))
+    for truth, *others in together(**clips):
+        for of, other in zip(list(clips)[1:], others, strict=True):
+            if other.shape[:2] != truth.shape[:2]:
+                raise UserError(
+                    f"The {of} is {other.shape[1]}x{other.shape[0]} and {real} is {truth.shape[1]}x"
+                    f"{truth.shape[0]}; bring them to one size, the same for every system you compare."
+                )
+        if min(truth.shape[:2]) < _SMALLEST:
+            raise UserError(f"{real} is smaller than {_SMALLEST} pixels, the window of SSIM; give larger clips.")
+        yield truth, others[0], others[1] if len(others) > 1 else None
+
+
+def _ssim(made: np.ndarray, truth: np.ndarray) -> float:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a, b = (torch.as_tensor(x).movedim(-1, 0)[None].double() for x in (made, truth))
+    return float(structural_similarity_index_measure(a, b, data_range=255.0))
+
+
+def _character(job: EvaluateJob, name: str) -> np.ndarray:
+    picture = read_reference(partner(job.references, name, _PICTURES))
+    alpha = picture[..., 3] if picture.shape[2] == 4 else None
+    return get_recipe("default").cut_out(picture[..., :3], alpha)
+
+
+def _pck(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: Path) -> float:
+    right, total = 0, 0
+    sides = ((real, job.real_poses), (generated, job.generated_poses))
+    poses = [_poses(tools, name, clip, folder) for clip, folder in sides]
+    if len(poses[0]) != len(poses[1]):
+        raise UserError(
+            f"There are {len(poses[0])} real and {len(poses[1])} generated poses of '{name}'; give one for every "
+            "frame."
+        )
+    for one, other in zip(*poses, strict=True):
+        counted = pck(one, other)
+        right, total = right + counted[0], total + counted[1]
+    return right / total if total else math.nan
+
+
+def _poses(tools: _Tools, name: str, clip: Path, folder: Path | None) -> list[Pose]:
+    if tools.detector is not None:
+        return tools.detector.poses(Reopened(lambda: clip_frames(clip)))
+    first = next(clip_frames(clip))
+    return read_poses(partner(folder, name, (".json",)), (first.shape[1], first.shape[0]))
+
+
+def _summary(values: list[float | str]) -> dict[str, Any]:
+    missing = next((value for value in values if isinstance(value, str)), None)
+    return summarise(missing or values)
+
+
+def _fvd(tools: _Tools) -> dict[str, Any]:
+    if isinstance(tools.features, str):
+        return {NOT_MEASURED: tools.features}
+    if (count := len(tools.windows[0])) < 2:
+        return {NOT_MEASURED: f"the clips hold {count} windows of {WINDOW} frames, and 2 are the fewest"}
+    real, generated = (np.stack(windows) for windows in tools.windows)
+    return {"mean": frechet_distance(real, generated), "windows": count, "features": real.shape[1]}

@@ -1,0 +1,124 @@
+"""PuppetBench for systems of any kind: the tasks as files, and the frames that come back.
+
+    FOLDER/bench.json            clips, frames, size, and a digest of every task
+    FOLDER/README.md             this layout, for whoever runs the other system
+    FOLDER/task_0000/reference.png   the character, RGBA
+                     driving/    PNGs of the driving clip, exact; driving.mp4 the same as H.264
+                     masks/      PNGs, white on the driving character; boxes.json its padded box for every frame
+                     poses.json  POSE_KEYPOINT of every frame; skeletons/ the same drawn, as PNGs
+    FOLDER/task_0000/frames/     to be written: one PNG for every driving frame, or a video frames.mp4 (.mkv, ...)
+
+The truth is not among them: scoring renders it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from ..files import atomic_folder, read_json
+from ..masks import mask_box
+from ..pose import write_poses
+from ..video import VideoWriter, write_masks
+from .clips import VIDEOS, clip_frames, partner
+from .puppets import Method, Progress, Setup, Task, tasks
+
+RATE = Fraction(12)
+_INDEX, _MADE = "bench.json", "frames"
+_ASKED = """# PuppetBench tasks
+
+For every folder here put the character of `reference.png` (RGBA) in the place of the person of the driving
+clip. `driving/` holds its exact frames, `driving.mp4` the same as H.264; `masks/` are white on that person,
+`boxes.json` is a padded box, [x0, y0, x1, y1] in pixels, for every frame; `poses.json` is POSE_KEYPOINT,
+`skeletons/` its drawings.
+
+Write `frames/000000.png`, `frames/000001.png` and so on beside them, of the driving clip's size, one for every
+frame, or a video `frames.mkv` or `frames.mp4` (a lossy one costs score). Then run
+`anycharv bench puppets --score THIS_FOLDER`.
+"""
+
+
+def export(folder: Path, setup: Setup, progress: Progress | None = None) -> None:
+    """Writes the tasks to a new or empty `folder`; raises UserError where that is not possible."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; choose a new one for the tasks.")
+    with atomic_folder(folder) as temporary:
+        digests = {}
+        for task in tasks(setup, flow=False):
+            _write_task(temporary / task.name, task)
+            digests[task.name] = task.digest
+            if progress is not None:
+                progress(task.number + 1, setup.clips)
+        index = asdict(setup) | {"tasks": digests}
+        (temporary / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(_ASKED, encoding="utf-8")
+
+
+def read_setup(folder: Path) -> Setup:
+    """The setup that `folder` was exported with. Raises UserError where it was not."""
+    index = read_json(folder / _INDEX)
+    try:
+        return Setup(**{key: int(index[key]) for key in ("clips", "frames", "size")})
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{folder / _INDEX} is not what 'anycharv bench puppets --export' writes; score the folder it made."
+        ) from None
+
+
+def of_folder(folder: Path) -> Method:
+    """What another system wrote for the tasks exported to `folder`, as a method.
+
+    The method raises UserError for frames that are missing, or of another count or size, and for a task that was
+    made by another version of the puppet world.
+    """
+    digests = read_json(folder / _INDEX).get("tasks", {})
+
+    def run(task: Task) -> np.ndarray:
+        if digests.get(task.name) != task.digest:
+            raise UserError(
+                f"{folder / task.name} was exported by another version, whose puppets differ; export and run the "
+                "tasks again."
+            )
+        place = partner(folder / task.name, _MADE, VIDEOS)
+        frames = np.stack(list(clip_frames(place)))
+        expected = task.swap.driving.frames.shape
+        if frames.shape != expected:
+            raise UserError(
+                f"{place} holds {_said(frames.shape)}; the task has {_said(expected)}: give one of that size for "
+                "every driving frame."
+            )
+        return frames
+
+    return run
+
+
+def _said(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} frames of {shape[2]}x{shape[1]}"
+
+
+def _write_task(folder: Path, task: Task) -> None:
+    swap = task.swap
+    folder.mkdir()
+    Image.fromarray(swap.reference).save(folder / "reference.png")
+    _write_pngs(folder / "driving", swap.driving.frames)
+    _write_pngs(folder / "skeletons", swap.pose)
+    with VideoWriter(folder / "driving.mp4", *swap.driving.frames.shape[2:0:-1], rate=RATE) as video:
+        for frame in swap.driving.frames:
+            video.write(frame)
+    write_masks(folder / "masks", swap.driving.mask)
+    boxes = [mask_box(box) for box in swap.box]
+    (folder / "boxes.json").write_text(json.dumps(boxes) + "\n", encoding="utf-8")
+    write_poses(folder / "poses.json", swap.driving.poses())
+
+
+def _write_pngs(folder: Path, frames: Iterable[np.ndarray]) -> None:
+    folder.mkdir()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{index:06d}.png")

@@ -1,0 +1,91 @@
+"""`anycharv bench puppets`: a model, or what another system wrote, beside the truth and the baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..device import pick_device
+from ..files import atomic_path
+from ..generate import DTYPES, GUIDANCE, STEPS, versions
+from ..pipeline import Pipeline
+from ..sheet import sheet
+from .exchange import of_folder, read_setup
+from .lpips import load_lpips
+from .puppets import Method, Progress, Setup, measure, of_codec, of_model, references, sheet_titles
+from .report import make_folder, markdown, write_report
+
+
+@dataclass(frozen=True)
+class PuppetJob:
+    """What to score. `score`: a folder of tasks that another system has run, in place of `model`.
+
+    None = the model's own setting, or for the size also the embedded model's, 64 pixels a side.
+    """
+
+    out: Path
+    model: str = "embedded"
+    score: Path | None = None
+    clips: int = 64
+    frames: int = 8
+    size: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 42
+    vae: Path | None = None
+    image_encoder: Path | None = None
+    lpips_weights: Path | None = None
+    device: str | None = None
+    dtype: str = "fp32"
+
+
+def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dict[str, Any], str]:
+    """Writes puppets.json, puppets.md and sheet.png to `job.out`; returns the report and the table.
+
+    Raises UserError for anything the user can put right.
+    """
+    device = pick_device(job.device)
+    lpips = load_lpips(job.lpips_weights, device)
+    methods = references()
+    if job.score is not None:
+        setup = read_setup(job.score)
+        methods[job.score.resolve().name] = of_folder(job.score)
+    else:
+        pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
+        setup = Setup(job.clips, job.frames, job.size or Setup.size)
+        if setup.size % pipe.multiple == 0:
+            methods["the model's autoencoder"] = of_codec(pipe)
+        name, method = _model(job, pipe)
+        methods[name] = method
+    make_folder(job.out)
+    report, rows = measure(methods, setup, lpips, progress)
+    report["versions"] = versions()
+    return report, publish(job.out, report, rows, methods)
+
+
+def publish(out: Path, report: dict[str, Any], rows: list[list[Any]], methods: dict[str, Method]) -> str:
+    """Writes what `measure` returned as puppets.json, puppets.md and sheet.png; returns the table."""
+    setup = report["setup"]
+    table = markdown(report["methods"], "method")
+    heading = (
+        f"PuppetBench, {setup['clips']} clips of {setup['frames']} frames of {setup['size']}x{setup['size']} "
+        "pixels. Mean over clips [95 % bootstrap interval].\n\n"
+    )
+    meanings = [f"- {name}: {meaning}." for name, meaning in report["metrics"].items()]
+    regions = [f"- {name} region: {meaning}." for name, meaning in report["regions"].items()]
+    write_report(out, "puppets", report, "\n".join([heading + table, *meanings, *regions, ""]))
+    with atomic_path(out / "sheet.png") as temporary:
+        sheet(rows, sheet_titles(methods)).save(temporary)
+    return table
+
+
+def _model(job: PuppetJob, pipe: Pipeline) -> tuple[str, Method]:
+    steps, guidance = job.steps, job.guidance_scale
+    if steps is None:
+        steps = pipe.settings.get("steps", STEPS)
+    if guidance is None:
+        guidance = pipe.settings.get("guidance_scale", GUIDANCE)
+    plural = "" if steps == 1 else "s"
+    name = f"{Path(job.model).stem}, {steps} step{plural}, guidance {guidance:g}"
+    return name, of_model(pipe, steps, guidance, job.seed)

@@ -1,0 +1,36 @@
+"""PCK, the share of body points in the right place (Yang and Ramanan 2013)."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from ..pose import MIN_SCORE, Pose, body_points, scale_pose
+
+ALPHA = 0.1
+
+
+def pck(real: Pose, generated: Pose, alpha: float = ALPHA) -> tuple[int, int]:
+    """Counts one frame's body points.
+
+    A point seen (score > 0.3) in `real` is right if its namesake is seen in `generated`, at most `alpha` times
+    the longer side of the box around the real person's seen points away. People are paired so that most points
+    are right. Frames are `clean_pose`d; the generated one is scaled to the real canvas.
+
+    Returns:
+        Points that are right, and points seen in `real`.
+    """
+    generated = scale_pose(generated, real["canvas_width"], real["canvas_height"])
+    wanted = [body_points(real, i) for i in range(len(real["people"]))]
+    found = [body_points(generated, i) for i in range(len(generated["people"]))]
+    seen = [points[:, 2] > MIN_SCORE for points in wanted]
+    right = np.zeros((len(wanted), len(found)), int)
+    for row, (points, known) in enumerate(zip(wanted, seen, strict=True)):
+        if not known.any():
+            continue
+        reach = alpha * np.ptp(points[known, :2], axis=0).max()
+        for column, other in enumerate(found):
+            near = np.linalg.norm(points[:, :2] - other[:, :2], axis=1) <= reach
+            right[row, column] = (near & known & (other[:, 2] > MIN_SCORE)).sum()
+    total = int(sum(known.sum() for known in seen))
+    return int(right[linear_sum_assignment(-right)].sum()), total

@@ -1,0 +1,274 @@
+"""PuppetBench: scores whose values are known, tasks that go out and frames that come back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anycharv_core import Pipeline, UserError
+from anycharv_core.bench import puppets
+from anycharv_core.bench.exchange import export, of_folder, read_setup
+from anycharv_core.bench.lpips import Lpips, load_lpips
+from anycharv_core.bench.puppets import METRICS, Setup, measure, of_model, references, score, tasks
+from anycharv_core.bench.report import markdown, summarise, write_report
+from anycharv_core.cli import main
+from anycharv_core.inputs import mask_frames, pose_frames, read_reference
+from anycharv_core.masks import box_masks
+from anycharv_core.metrics import _grey, _ssim_map, psnr
+from anycharv_core.puppets.task import pose_pictures
+from anycharv_core.sheet import sheet
+from anycharv_core.video import read_frames, write_masks
+
+SETUP = Setup(clips=3, frames=3, size=48)
+WHY = "no weights"
+
+
+@pytest.fixture(scope="module")
+def swap():
+    return next(tasks(Setup(1, 4, 64))).swap
+
+
+def alexnet(path: Path) -> Path:
+    """A file in the layout of torchvision's AlexNet, with random convolutions."""
+    generator = torch.Generator().manual_seed(0)
+    layers = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    weights = {"classifier.6.bias": torch.zeros(1000)}
+    for number, (out, into, side) in layers.items():
+        drawn = torch.randn((out, into, side, side), generator=generator)
+        weights[f"features.{number}.weight"] = drawn / (into**0.5 * side)
+        weights[f"features.{number}.bias"] = torch.zeros(out)
+    torch.save(weights, path)
+    return path
+
+
+def test_the_truth_scores_best(swap) -> None:
+    found = score(swap, swap.truth.frames, WHY)
+    assert list(found) == list(METRICS)
+    assert found["character PSNR"] == found["background PSNR"] == pytest.approx(148.1308)
+    assert [found[name] for name in ("character SSIM", "identity", "sharpness")] == pytest.approx([1, 1, 1])
+    assert found["character LPIPS"] == WHY
+
+
+def test_every_region_sees_its_own_errors(swap) -> None:
+    outside = ~(swap.region | (swap.box > 0))
+    spoilt = {"character PSNR": swap.region, "background PSNR": outside, "box PSNR": swap.box > 0}
+    for metric, region in spoilt.items():
+        made = swap.truth.frames.copy()
+        made[region] = np.where(made[region] < 128, made[region] + 10, made[region] - 10)
+        found = score(swap, made, WHY)
+        assert found[metric] == pytest.approx(20 * math.log10(25.5))
+        untouched = "background PSNR" if metric != "background PSNR" else "character PSNR"
+        assert found[untouched] == pytest.approx(148.1308)
+
+
+def test_identity_knows_colours_and_not_where_the_character_stands(swap) -> None:
+    driver, truth = swap.driving.frames, swap.truth.frames
+    other = puppets.identity(swap, driver)
+    assert other < 0.8
+    swapped = truth[..., ::-1].copy()
+    assert puppets.identity(swap, swapped) < 0.8
+    noisy = np.clip(truth + np.random.default_rng(0).normal(0, 3, truth.shape), 0, 255).astype(np.uint8)
+    assert puppets.identity(swap, noisy) > 0.9
+    background = np.where((swap.truth.mask > 0)[..., None], truth, 0)
+    assert puppets.identity(swap, background) == pytest.approx(1)
+
+
+def test_flicker_raises_the_warp_error_alone(swap) -> None:
+    made = swap.truth.frames.astype(int)
+    made[::2] += 12
+    made = np.clip(made, 0, 255).astype(np.uint8)
+    steady, flickering = (score(swap, frames, WHY)["warp error"] for frames in (swap.truth.frames, made))
+    assert flickering > steady + 3
+    one = next(tasks(Setup(1, 1, 48))).swap
+    assert "2 or more" in score(one, one.truth.frames, WHY)["warp error"]
+
+
+def test_our_ssim_is_that_of_torchmetrics_on_floats() -> None:
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    rng = np.random.default_rng(0)
+    a = rng.integers(256, size=(40, 37), dtype=np.uint8)
+    b = np.clip(a + rng.normal(0, 30, a.shape), 0, 255).astype(np.uint8)
+    ours = _ssim_map(*(_grey(np.repeat(x[..., None], 3, axis=2)) for x in (a, b)))
+    as_float = [torch.as_tensor(x)[None, None].double() for x in (a, b)]
+    _, theirs = functional.structural_similarity_index_measure(*as_float, data_range=255.0, return_full_image=True)
+    np.testing.assert_allclose(ours, theirs[0, 0].numpy(), atol=1e-12)
+    everywhere = np.ones(a.shape, bool)
+    pictures = [np.repeat(x[..., None], 3, axis=2) for x in (a, b)]
+    theirs = functional.peak_signal_noise_ratio(*as_float, data_range=255.0)
+    assert psnr(*pictures, everywhere) == pytest.approx(float(theirs), abs=1e-5)
+
+
+def test_intervals_are_those_of_resampled_means() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(10, 2, 400).tolist()
+    found = summarise(values)
+    assert found["mean"] == pytest.approx(np.mean(values)) and found["clips"] == 400
+    # For a mean of many values the bootstrap is the normal interval.
+    half = 1.96 * np.std(values) / 20
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=0.1)
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=0.1)
+    assert summarise(values) == found
+    assert summarise([3.0, 3.0, math.nan]) == {"mean": 3.0, "low": 3.0, "high": 3.0, "clips": 2}
+    assert summarise([math.inf, math.inf])["low"] == math.inf
+    assert summarise("why") == {"not measured": "why"}
+    assert "not measured" in summarise([math.nan])
+
+
+def test_the_table_and_the_json_say_what_was_not_measured(tmp_path: Path) -> None:
+    rows = {"one": {"a": summarise([1.0, 1.0]), "b": summarise("no weights")}, "two": {"a": summarise([20.5])}}
+    rows["two"]["b"] = rows["one"]["b"]
+    table = markdown(rows, "method")
+    assert "| one | 1.000 [1.000, 1.000] | not measured |" in table and "| 20.50 [20.50, 20.50] |" in table
+    assert table.endswith("- b not measured: no weights\n")
+    write_report(tmp_path, "x", {"values": [math.inf, math.nan, 1.0]}, table)
+    assert json.loads((tmp_path / "x.json").read_text())["values"] == ["inf", None, 1.0]
+    assert (tmp_path / "x.md").read_text() == table
+
+
+def test_measuring_twice_gives_the_same_and_longer_runs_keep_their_tasks() -> None:
+    methods = references()
+    first, rows = measure(methods, SETUP, WHY)
+    again, _ = measure(methods, Setup(2, 3, 48), WHY)
+    for name in methods:
+        kept = first["clips"][name]["identity"]
+        assert len(kept) == 3 and kept[:2] == again["clips"][name]["identity"]
+    assert first["methods"]["truth"]["character LPIPS"] == {"not measured": WHY}
+    means = [first["methods"][name]["character PSNR"]["mean"] for name in ("truth", "copy driving")]
+    assert means[0] > means[1] + 100
+    assert sheet(rows, puppets.sheet_titles(methods)).width > 5 * 192
+
+
+def test_a_model_is_shown_the_task_and_never_the_truth() -> None:
+    task = next(tasks(SETUP))
+    shown = {}
+
+    class Model:
+        def __init__(self):
+            self.settings = {"pose_scale": 4}
+
+        def __call__(self, reference, scene, mask, pose, **settings):
+            shown.update(reference=reference, scene=scene, mask=mask, pose=pose, **settings)
+            self.frames = scene.copy()
+            return self
+
+    swap = task.swap
+    made = of_model(Model(), 3, 2.0, seed=7)(task)
+    assert np.array_equal(shown["reference"], swap.reference) and np.array_equal(shown["mask"], swap.box)
+    assert np.array_equal(shown["scene"], swap.driving.frames) and np.array_equal(made, swap.driving.frames)
+    assert shown["pose"].shape == (3, 192, 192, 3)
+    assert (shown["steps"], shown["guidance_scale"], shown["seed"]) == (3, 2.0, 7)
+    made = of_model(Model(), 1, 1.0, fine=True, cut=True)(task)
+    mask = swap.driving.mask
+    assert np.array_equal(shown["mask"], mask) and not shown["scene"][mask > 0].any()
+    inside = box_masks(mask, 0.0, 0) > 0
+    assert np.array_equal(made[~inside], swap.driving.frames[~inside])
+
+
+def test_tasks_go_out_and_frames_come_back(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    export(folder, SETUP)
+    assert read_setup(folder) == SETUP
+    for task in tasks(SETUP):
+        place, swap = folder / task.name, task.swap
+        assert np.array_equal(read_reference(place / "reference.png"), swap.reference)
+        driving = [next(read_frames(path)) for path in sorted((place / "driving").iterdir())]
+        assert np.array_equal(driving, swap.driving.frames)
+        assert np.array_equal(list(mask_frames(place / "masks", (48, 48))), swap.driving.mask)
+        assert np.array_equal(list(mask_frames(place / "boxes.json", (48, 48))), swap.box)
+        drawn, count, size = pose_frames(place / "poses.json", (48, 48))
+        assert count == 3 and size == (48, 48)
+        assert np.array_equal(pose_pictures(swap.driving.poses(), 48)[0].shape, (48, 48, 3)) and list(drawn(size))
+        assert len(list(read_frames(place / "driving.mp4"))) == 3
+        assert sorted(path.name for path in place.iterdir()) == [
+            "boxes.json", "driving", "driving.mp4", "masks", "poses.json", "reference.png", "skeletons",
+        ]
+        (place / "frames").mkdir()
+        for index, frame in enumerate(swap.truth.frames):
+            # Numbers without leading zeros, whose plain order would be 1, 10, 2.
+            Image.fromarray(frame).save(place / "frames" / f"{8 + index}.png")
+    report, _ = measure({"peer": of_folder(folder)}, SETUP, WHY)
+    assert report["methods"]["peer"]["character PSNR"]["low"] == pytest.approx(148.1308)
+    with pytest.raises(UserError, match="not an empty folder"):
+        export(folder, SETUP)
+
+
+def test_frames_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    export(folder, Setup(1, 2, 48))
+    task = next(tasks(Setup(1, 2, 48)))
+    method = of_folder(folder)
+    with pytest.raises(UserError, match="holds nothing for 'frames'"):
+        method(task)
+    write_masks(folder / task.name / "frames", np.zeros((3, 48, 48), np.uint8))
+    with pytest.raises(UserError, match="holds 3 frames of 48x48; the task has 2 frames of 48x48"):
+        method(task)
+    index = json.loads((folder / "bench.json").read_text())
+    (folder / "bench.json").write_text(json.dumps(index | {"tasks": {task.name: "old"}}))
+    with pytest.raises(UserError, match="exported by another version"):
+        of_folder(folder)(task)
+    (folder / "bench.json").write_text("{}")
+    with pytest.raises(UserError, match="is not what"):
+        read_setup(folder)
+
+
+def test_lpips_is_zero_for_equals_and_grows_with_the_error(tmp_path: Path) -> None:
+    lpips = Lpips(alexnet(tmp_path / "alexnet.pth"))
+    rng = np.random.default_rng(0)
+    truth = rng.integers(256, size=(2, 48, 64, 3), dtype=np.uint8)
+    near, far = (np.clip(truth + rng.normal(0, s, truth.shape), 0, 255).astype(np.uint8) for s in (4, 60))
+    assert lpips(truth, truth).tolist() == [0, 0]
+    assert (lpips(near, truth) > 0).all() and (lpips(near, truth) < lpips(far, truth)).all()
+    np.testing.assert_allclose(lpips(far, truth), lpips(truth, far), rtol=1e-5)
+    with pytest.raises(UserError, match="32 pixels a side"):
+        lpips(truth[:, :16], truth[:, :16])
+
+
+def test_lpips_says_what_it_lacks(tmp_path: Path) -> None:
+    assert "--lpips-weights" in load_lpips(None, "cpu")
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"no weights")
+    with pytest.raises(UserError, match="is not a file of weights"):
+        load_lpips(broken, "cpu")
+    torch.save({"features.0.weight": torch.zeros(3)}, broken)
+    with pytest.raises(UserError, match="does not hold torchvision's AlexNet"):
+        load_lpips(broken, "cpu")
+
+
+def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    size = ["--clips", "1", "--frames", "2"]
+    weights = ["--lpips-weights", str(alexnet(tmp_path / "alexnet.pth"))]
+    assert main(["bench", "puppets", *size, *weights, "--out", str(out)]) == 0
+    report = json.loads((out / "puppets.json").read_text())
+    model = report["methods"]["embedded, 1 step, guidance 1"]
+    assert model["character PSNR"]["clips"] == 1
+    assert model["character LPIPS"]["mean"] > 0 == report["methods"]["truth"]["character LPIPS"]["mean"]
+    assert "| embedded, 1 step, guidance 1 |" in (out / "puppets.md").read_text()
+    assert Image.open(out / "sheet.png").width > 8 * 192
+
+    folder = tmp_path / "peer"
+    assert main(["bench", "puppets", *size, "--export", str(folder)]) == 0
+    pipe = Pipeline.from_pretrained("embedded")
+    task = next(tasks(Setup(1, 2, 64)))
+    made = of_model(pipe, 1, 1.0)(task)
+    place = folder / task.name / "frames"
+    place.mkdir()
+    for index, frame in enumerate(made):
+        Image.fromarray(frame).save(place / f"{index}.png")
+    capsys.readouterr()
+    assert main(["bench", "puppets", "--score", str(folder), "--out", str(out)]) == 0
+    assert "not measured: give --lpips-weights" in capsys.readouterr().out
+    peer = json.loads((out / "puppets.json").read_text())["methods"]["peer"]
+    for metric in ("character PSNR", "identity", "warp error", "background PSNR"):
+        assert peer[metric] == model[metric]
+
+
+def test_a_size_too_small_is_one_sentence(tmp_path: Path, capsys) -> None:
+    assert main(["bench", "puppets", "--size", "8", "--clips", "1", "--out", str(tmp_path)]) == 2
+    assert "32 or more" in capsys.readouterr().err
