@@ -1,11 +1,8 @@
-"""Reading and writing AnyCharV weights: the official folder layout and one single file."""
+"""Reading and writing weights: the official folder layouts and one single file."""
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,44 +10,50 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from . import animate_anyone
 from .errors import UserError
-from .files import atomic_path, read_json, write_error
+from .files import atomic_path, read_json
 from .models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from .state_dicts import (
+    UNKNOWN,
+    Weights,
+    identify,
+    read_weights,
+    save_safetensors,
+    stored,
+    weights_file,
+)
 
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
 LIBRARY_PARTS = ("vae", "image_encoder")
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-SUFFIXES = (".safetensors", ".bin", ".pth")
 FORMAT = "anycharv"
 EMBEDDED = "embedded"
 EMBEDDED_FILE = Path(__file__).parent / "weights" / "embedded.safetensors"
 SETTINGS = "settings.json"
-
-# Key fragments by which a file of another model is recognised.
-STRANGERS = {
-    "lora_": "a LoRA",
-    ".lora.": "a LoRA",
-    "double_blocks.": "a Flux or HunyuanVideo model",
-    "model.diffusion_model.input_blocks.": "a plain Stable Diffusion checkpoint",
-    "first_stage_model.": "a plain Stable Diffusion checkpoint",
-    "control_model.": "a ControlNet",
-    "motion_modules.": "a motion module on its own",
-}
+# By these names a folder may hold them; the first is the one we write.
+FOLDERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
+# All that `write_folder` may leave in a folder.
+WRITTEN = (*NETWORKS, *LIBRARY_PARTS, SETTINGS, *animate_anyone.WRITTEN)
 
 
 @dataclass
 class Checkpoint:
     """Configs and weights of each part: the three networks, and `vae` and `image_encoder` where present.
 
-    `settings` are the defaults the weights were made for, such as {"size": [128, 128]}.
+    `settings` are the defaults the weights were made for, such as {"size": [128, 128]}, and under
+    "noise_scheduler_kwargs" the schedule, where it is not AnyCharV's.
     """
 
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    weights: dict[str, Weights] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes_scene(self) -> bool:
+        """Whether the denoising UNet takes scene and mask (AnyCharV) or neither (Animate Anyone)."""
+        return UNetConfig.from_dict(self.configs["denoising_unet"]).takes_scene
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Networks:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads "embedded", a single .safetensors file, or a folder in the official layout.
+    """Reads "embedded", a single .safetensors file, or a folder in AnyCharV's or Animate Anyone's layout.
 
     Raises UserError naming the file when it is missing, torn, incomplete, holds NaN, or is another model's.
     """
@@ -87,7 +90,7 @@ def write_single(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | 
     dtype None keeps each weight's own.
     """
     tensors = {
-        f"{part}.{key}": _stored(key, value, dtype)
+        f"{part}.{key}": stored(key, value, dtype)
         for part, weights in checkpoint.weights.items()
         for key, value in weights.items()
     }
@@ -96,36 +99,33 @@ def write_single(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | 
         "configs": json.dumps(checkpoint.configs),
         "settings": json.dumps(checkpoint.settings),
     }
-    _save(tensors, Path(path), metadata)
+    save_safetensors(tensors, Path(path), metadata)
 
 
 def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the official layout: one folder per part with its config.json and .safetensors weights.
+    """Writes the model's official layout.
 
-    Settings, which the release does not have, go into a settings.json beside them. dtype None keeps each
-    weight's own.
+    AnyCharV's is one folder per part with its config.json and .safetensors weights; Animate Anyone's has one .pth
+    file per network. Settings, which neither release has, go into a settings.json beside them. dtype None keeps
+    each weight's own.
     """
-    for part, weights in checkpoint.weights.items():
-        target = Path(folder) / part
+    folder, settings = Path(folder), checkpoint.settings
+    parts = dict(checkpoint.weights)
+    if "denoising_unet" in parts and not checkpoint.takes_scene:
+        animate_anyone.write_published(checkpoint.configs, parts, settings, folder, dtype)
+        parts = {part: parts[part] for part in LIBRARY_PARTS if part in parts}
+        settings = animate_anyone.own_settings(settings)
+    for part, weights in parts.items():
+        target = folder / part
         target.mkdir(parents=True, exist_ok=True)
         name = "model" if part == "image_encoder" else "diffusion_pytorch_model"
         with atomic_path(target / "config.json") as tmp:
             tmp.write_text(json.dumps(checkpoint.configs[part], indent=2) + "\n")
-        stored = {k: _stored(k, v, dtype) for k, v in weights.items()}
-        _save(stored, target / f"{name}.safetensors", {"format": "pt"})
-    if checkpoint.settings:
-        with atomic_path(Path(folder) / SETTINGS) as tmp:
-            tmp.write_text(json.dumps(checkpoint.settings, indent=2) + "\n")
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    with atomic_path(path) as tmp:
-        try:
-            save_file(tensors, tmp, metadata)
-        except SafetensorError as error:
-            # Its only word on a full disk is the number in the message.
-            number = int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
-            raise write_error(path, OSError(number, os.strerror(number) if number else str(error))) from None
+        kept = {k: stored(k, v, dtype) for k, v in weights.items()}
+        save_safetensors(kept, target / f"{name}.safetensors", {"format": "pt"})
+    if settings:
+        with atomic_path(folder / SETTINGS) as tmp:
+            tmp.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def build_networks(
@@ -210,6 +210,18 @@ def _network(part: str, config: Mapping[str, Any], operations: Any) -> nn.Module
 
 
 def _read_folder(folder: Path) -> Checkpoint:
+    published = animate_anyone.is_published(folder)
+    checkpoint = Checkpoint(*animate_anyone.read_published(folder)) if published else _read_parts(folder)
+    for part, names in FOLDERS.items():
+        place = next((folder / name for name in names if (folder / name).is_dir()), None)
+        if place is not None:
+            checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, place)
+    if (folder / SETTINGS).is_file():
+        checkpoint.settings |= read_json(folder / SETTINGS)
+    return checkpoint
+
+
+def _read_parts(folder: Path) -> Checkpoint:
     checkpoint = Checkpoint()
     for part in NETWORKS:
         config, weights = folder / part / "config.json", weights_file(folder / part)
@@ -218,11 +230,6 @@ def _read_folder(folder: Path) -> Checkpoint:
             raise UserError(f"{folder / part} has no {lacking}: {folder} is not a complete AnyCharV folder.")
         checkpoint.configs[part] = read_json(config)
         checkpoint.weights[part] = read_weights(weights)
-    for part in LIBRARY_PARTS:
-        if (folder / part).is_dir():
-            checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, folder / part)
-    if (folder / SETTINGS).is_file():
-        checkpoint.settings = read_json(folder / SETTINGS)
     return checkpoint
 
 
@@ -235,7 +242,7 @@ def _read_single(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is torn or not a safetensors file ({error}): fetch it again.") from None
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is {_identify(keys)}, not an AnyCharV model.")
+        raise UserError(f"{path} is {_described(keys)}, not an AnyCharV model.")
     checkpoint = Checkpoint(
         configs=json.loads(metadata["configs"]), settings=json.loads(metadata.get("settings", "{}"))
     )
@@ -248,44 +255,13 @@ def _read_single(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def weights_file(folder: Path) -> Path | None:
-    """The weights in a part's folder, safetensors first; None where there are none."""
-    candidates = (folder / (name + suffix) for suffix in SUFFIXES for name in WEIGHT_NAMES)
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of one .safetensors, .bin or .pth file (pickles with weights_only=True).
-
-    Raises UserError when the file is torn, is no state dict, or holds NaN or infinite values.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is torn or not a weights file ({reason}): fetch it again.") from None
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise UserError(f"{path} is not a plain state dict of tensors.")
-    _check_finite(path, weights)
-    return weights
-
-
-def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
-    for key, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path} holds NaN or infinite values in '{key}': the file is damaged.")
-
-
 def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Raises UserError naming the first key of `weights` that `module` lacks, misses or has in another shape."""
     expected = module.state_dict()
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]
     if missing or unexpected:
-        stranger = _identify(list(weights))
+        stranger = identify(list(weights))
         if stranger != UNKNOWN and len(missing) == len(expected):
             raise UserError(f"The {part} weights are {stranger}, not an AnyCharV {part}.")
         kind, keys = ("lack", missing) if missing else ("have the unexpected", unexpected)
@@ -309,26 +285,15 @@ def check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuid
         raise UserError(
             f"pose_guider gives {guider.conv_out.out_channels} channels, but denoising_unet takes {width}."
         )
-    if unet.cfg.in_channels != 2 * unet.cfg.out_channels + 1:
+    latent = unet.cfg.out_channels
+    if unet.cfg.in_channels not in (latent, 2 * latent + 1):
         raise UserError(
             f"denoising_unet takes {unet.cfg.in_channels} channels; AnyCharV's takes noisy latent, scene "
-            f"latent and mask, {2 * unet.cfg.out_channels + 1} in all."
+            f"latent and mask, {2 * latent + 1} in all, and Animate Anyone's the noisy latent, {latent}."
         )
 
 
-UNKNOWN = "another model's file"
-
-
-def _identify(keys: list[str]) -> str:
+def _described(keys: list[str]) -> str:
     if any(key.startswith(tuple(f"{part}." for part in NETWORKS)) for key in keys):
         return "a file without AnyCharV metadata"
-    for fragment, name in STRANGERS.items():
-        if any(fragment in key for key in keys):
-            return name
-    return UNKNOWN
-
-
-def _stored(key: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    # Positional encodings stay float32: they are a table, not weights, and the release keeps them so.
-    keep = dtype is None or key.endswith(".pe") or not value.is_floating_point()
-    return (value if keep else value.to(dtype)).contiguous()
+    return identify(keys)

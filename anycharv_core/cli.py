@@ -1,4 +1,4 @@
-"""The command line: `anycharv demo | preprocess | generate | doctor | convert | download`.
+"""The command line: `anycharv COMMAND`, each command with its options in `_parser`.
 
 Exit codes: 0 done; 1 `doctor` found something missing; 2 something the user can put right, said in one
 sentence on stderr; 130 stopped by Ctrl-C. torch is imported by the commands that need it, not by --help.
@@ -86,6 +86,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
     make.set_defaults(run=_generate)
 
+    move = commands.add_parser("animate", help="animate a picture of a character, with a model of Animate Anyone")
+    add = move.add_argument
+    add("--reference", type=Path, required=True, metavar="PNG", help="the character, background and all")
+    add("--pose", type=Path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add("--model", required=True, metavar="MODEL", help="folder with denoising_unet.pth and more, or .safetensors")
+    add("--scene", type=Path, metavar="FILE", help="video or picture to put the character in front of")
+    add("--reference-mask", type=Path, metavar="PNG",
+        help="white where the reference shows the character; a scene needs it, or transparency, or --mask")
+    add("--mask", type=Path, metavar="MASK", help="where the character covers the scene, in place of keying")
+    add("--frames", type=_number, metavar="N", help="make only the first N frames (default: all poses)")
+    add("--fps", type=_rate, metavar="X", help="frames per second (default: the scene's or pose video's, else 24)")
+    add("--rescale", action="store_true", help="give the skeleton the character's proportions, size and place")
+    add("--reference-pose", type=Path, metavar="POSE", help="the character's POSE_KEYPOINT, and rescale to it")
+    add("--pose-model", metavar="DIR", help="what finds it otherwise: DWPose's folder or 'embedded'")
+    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
+    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
+    add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
+    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.0)")
+    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
+    add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
+    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    add("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
+    add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
+    move.set_defaults(run=_animate)
+
     ready = commands.add_parser("preprocess", help="pose, mask and box of the people you choose in a clip")
     add = ready.add_argument
     add("clip", type=Path, metavar="CLIP", help="any video")
@@ -103,6 +130,45 @@ def _parser() -> argparse.ArgumentParser:
         help="give the skeleton the proportions of this character; once for every person chosen")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
     ready.set_defaults(run=_preprocess)
+
+    bench = commands.add_parser("bench", help="score a model, or any system's frames, where the truth is exact")
+    add = bench.add_argument
+    add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps of the puppet world")
+    way = bench.add_mutually_exclusive_group()
+    way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
+    way.add_argument("--export", type=Path, metavar="DIR", help="write the tasks for another system, and stop")
+    way.add_argument("--score", type=Path, metavar="DIR", help="score the frames another system put beside them")
+    add("--clips", type=_count, default=64, metavar="N", help="tasks (%(default)s)")
+    add("--frames", type=_count, default=8, metavar="N", help="frames of each (%(default)s)")
+    add("--size", type=_count, metavar="N", help="pixels a side (64)")
+    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.0)")
+    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
+    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
+    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
+    add("--lpips-weights", type=Path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
+    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    add("--out", type=Path, default=Path("out/bench"), metavar="DIR",
+        help="folder for puppets.json, puppets.md and sheet.png (default: %(default)s)")
+    bench.set_defaults(run=_bench)
+
+    compare = commands.add_parser("evaluate", help="score generated clips against the real ones of the same names")
+    add = compare.add_argument
+    add("real", type=Path, metavar="REAL_DIR", help="videos, or folders of PNGs")
+    add("generated", type=Path, metavar="GENERATED_DIR", help="as many, of the same names, lengths and sizes")
+    add("--masks", type=Path, metavar="DIR", help="what was replaced in each clip, for the background's PSNR")
+    add("--references", type=Path, metavar="DIR", help="each clip's reference picture, for CLIP-I")
+    add("--real-poses", type=Path, metavar="DIR", help="POSE_KEYPOINT JSON of each real clip, for the pose PCK")
+    add("--generated-poses", type=Path, metavar="DIR", help="the same of each generated clip")
+    add("--pose-model", metavar="DIR", help="DWPose's folder or 'embedded', run on both in place of poses")
+    add("--lpips-weights", type=Path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
+    add("--clip-model", type=Path, metavar="DIR", help="transformers' CLIP, for CLIP-I")
+    add("--fvd-model", type=Path, metavar="PATH", help="I3D as TorchScript or a folder of VideoMAE, for FVD")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
+    add("--out", type=Path, default=Path("out/evaluate"), metavar="DIR",
+        help="folder for evaluate.json and evaluate.md (default: %(default)s)")
+    compare.set_defaults(run=_evaluate)
 
     doctor = commands.add_parser("doctor", help="tell what is installed, which weights are found, what to do")
     doctor.add_argument(
@@ -153,6 +219,20 @@ def _generate(args: argparse.Namespace) -> int:
     with _progress_bar("denoising", "call") as progress:
         report = generate(job, progress)
     if report["audio"] not in ("copied", "none in the source"):
+        print(report["audio"])
+    for path in filter(None, (job.out, job.report, job.sheet)):
+        print(path)
+    return 0
+
+
+def _animate(args: argparse.Namespace) -> int:
+    from .animate import AnimateJob, animate
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "cfg")}
+    job = AnimateJob(**given, guidance_scale=args.cfg)
+    with _progress_bar("denoising", "call") as progress:
+        report = animate(job, progress)
+    if report["audio"] not in ("copied", "none"):
         print(report["audio"])
     for path in filter(None, (job.out, job.report, job.sheet)):
         print(path)
@@ -214,6 +294,37 @@ def _preprocess(args: argparse.Namespace) -> int:
     for path in sorted(args.out.rglob("*")):
         if path.is_file():
             print(path)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench.exchange import export
+    from .bench.job import PuppetJob, bench_puppets
+    from .bench.puppets import Setup
+
+    with _progress_bar("clips", "clip") as progress:
+        if args.export is not None:
+            export(args.export, Setup(args.clips, args.frames, args.size or Setup.size), progress)
+            print(args.export)
+            return 0
+        own = ("run", "suite", "export", "cfg")
+        given = {name: value for name, value in vars(args).items() if name not in own}
+        _, table = bench_puppets(PuppetJob(**given, guidance_scale=args.cfg), progress)
+    print(table)
+    for name in ("puppets.json", "puppets.md", "sheet.png"):
+        print(args.out / name)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .bench.evaluate import EvaluateJob, evaluate
+
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    with _progress_bar("pairs", "pair") as progress:
+        _, table = evaluate(EvaluateJob(**given), progress)
+    print(table)
+    for name in ("evaluate.json", "evaluate.md"):
+        print(args.out / name)
     return 0
 
 
@@ -291,10 +402,10 @@ def _check_target(target: Path, single: bool, force: bool) -> None:
         if target.exists() and target.is_file() != single:
             raise UserError(f"{target} is not a {'file' if single else 'folder'}; choose another name.")
         return
-    from .checkpoint import LIBRARY_PARTS, NETWORKS
+    from .checkpoint import WRITTEN
 
     names = {path.name for path in target.iterdir()}
-    others = sorted(names.difference(NETWORKS, LIBRARY_PARTS, ("settings.json",)))
+    others = sorted(names.difference(WRITTEN))
     if others:
         raise UserError(f"{target} also holds {others[0]}, which is no part of a model; choose a new folder.")
     if names and not force:
@@ -343,6 +454,19 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1000):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 1000")
     return int(text)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10**6):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to a million")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    value = _finite(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to 1000")
+    return value
 
 
 def _seed(text: str) -> int:

@@ -84,15 +84,21 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     """
     started = time.perf_counter()
     seconds: dict[str, float] = {}
-    _check_places(job)
+    parts = (path for part in job.cast for path in (part.reference, part.reference_mask, part.mask, part.pose))
+    check_places(job.out, job.report, job.sheet, (job.video, *parts))
     device = pick_device(job.device)
     recipe = get_recipe(job.recipe)
     if len(job.cast) > 1 and not recipe.paste_back:
         raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
-    with _phase(seconds, "check"):
+    with phase(seconds, "check"):
         info, cast = read_inputs(job.video, job.cast, recipe, job.size)
-    with _explained_memory(), _phase(seconds, "load"):
+    with explained_memory(), phase(seconds, "load"):
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
+    if not pipe.takes_scene:
+        raise UserError(
+            f"{job.model} is a model of Animate Anyone, which replaces nobody: use 'anycharv animate', or give a "
+            "model of AnyCharV."
+        )
     size = job.size or working_size(pipe.settings.get("size"), (info.width, info.height), pipe.multiple)
     steps = job.steps if job.steps is not None else pipe.settings.get("steps", STEPS)
     guidance = job.guidance_scale
@@ -117,7 +123,7 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     chosen = sheet_frames(info.frames) if job.sheet else ()
     driving: list[np.ndarray] = []
     output: list[np.ndarray] = []
-    with _explained_memory(), writer:
+    with explained_memory(), writer:
         scene = Reopened(partial(read_frames, job.video))
         frames: Iterable[np.ndarray] = scene
         spent = []  # each part's seconds by phase, which still grow while its frames are decoded
@@ -147,12 +153,13 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
                 driving.append(thumbnail(original))
                 output.append(thumbnail(frame))
     seconds["write"] = time.perf_counter() - sampled - spent[-1]["decode"]
-    for phase in spent[0]:
-        seconds[phase] = sum(each[phase] for each in spent)
+    for name in spent[0]:
+        seconds[name] = sum(each[name] for each in spent)
     if job.sheet:
         drawn = zip(*(part.pose(pose_size) for part in cast), strict=True)
         skeletons = [thumbnail(np.maximum.reduce(frame)) for i, frame in enumerate(drawn) if i in chosen]
-        write_sheet(job.sheet, [part.reference for part in cast], driving, skeletons, output)
+        references = [part.reference for part in cast]
+        write_sheet(job.sheet, SHEET_TITLES, references, driving, skeletons, output)
     seconds["total"] = time.perf_counter() - started
     latent = out.latents.shape
     report = {
@@ -165,8 +172,8 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
             "size": list(size) if size else None,
             "dtype": job.dtype,
         },
-        "inputs": _paths(job, "video", "vae", "image_encoder")
-        | {"cast": [_paths(part, "reference", "reference_mask", "mask", "pose") for part in job.cast]},
+        "inputs": paths(job, "video", "vae", "image_encoder")
+        | {"cast": [paths(part, "reference", "reference_mask", "mask", "pose") for part in job.cast]},
         "output": str(job.out),
         "sheet": str(job.sheet) if job.sheet else None,
         "frames": info.frames,
@@ -237,11 +244,13 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
     return resize(frame, (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))))
 
 
-def write_sheet(path: Path, references: Sequence[np.ndarray], *columns: list[np.ndarray]) -> None:
+def write_sheet(
+    path: Path, titles: Sequence[str], references: Sequence[np.ndarray], *columns: list[np.ndarray]
+) -> None:
     """Draws a PNG with a row for each frame: the references in turn, then the thumbnails of `columns`."""
     characters = [thumbnail(_on_white(picture)) for picture in references]
     rows = zip(cycle(characters), *columns)
-    page = sheet(list(rows), SHEET_TITLES)
+    page = sheet(list(rows), titles)
     with atomic_path(path) as temporary:
         page.save(temporary, "PNG")
 
@@ -258,19 +267,19 @@ def _share(progress: Progress, number: int, parts: int) -> Progress:
     return lambda done, total: progress(number * total + done, parts * total)
 
 
-def _paths(holder: Job | Part, *names: str) -> dict[str, str]:
+def paths(holder: Any, *names: str) -> dict[str, str]:
+    """Those of the attributes that name a file, for a report."""
     return {name: str(path) for name in names if (path := getattr(holder, name)) is not None}
 
 
-def _check_places(job: Job) -> None:
-    """Raises UserError where an output could not be written, or would replace an input."""
-    if job.out.suffix.lower() != ".mp4":
-        raise UserError(f"The output {job.out} is an mp4 video; let its name end in .mp4.")
-    if job.sheet and job.sheet.suffix.lower() != ".png":
-        raise UserError(f"The sheet {job.sheet} is a PNG picture; let its name end in .png.")
-    parts = (path for part in job.cast for path in (part.reference, part.reference_mask, part.mask, part.pose))
-    sources = (job.video, *parts)
-    for place in filter(None, (job.out, job.report, job.sheet)):
+def check_places(out: Path, report: Path, drawn: Path | None, sources: Iterable[Path | None]) -> None:
+    """Raises UserError where video, report or sheet could not be written, or would replace an input."""
+    if out.suffix.lower() != ".mp4":
+        raise UserError(f"The output {out} is an mp4 video; let its name end in .mp4.")
+    if drawn and drawn.suffix.lower() != ".png":
+        raise UserError(f"The sheet {drawn} is a PNG picture; let its name end in .png.")
+    sources = tuple(sources)
+    for place in filter(None, (out, report, drawn)):
         if any(source and source.resolve() == place.resolve() for source in sources):
             raise UserError(f"{place} is one of the inputs and would be overwritten; choose another output.")
         with suppress(_OnlyTried), atomic_path(place):
@@ -282,7 +291,8 @@ class _OnlyTried(Exception):
 
 
 @contextmanager
-def _explained_memory() -> Iterator[None]:
+def explained_memory() -> Iterator[None]:
+    """Turns a full memory inside it into a UserError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -292,7 +302,8 @@ def _explained_memory() -> Iterator[None]:
 
 
 @contextmanager
-def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
+def phase(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Notes the seconds spent inside it."""
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -104,16 +104,25 @@ def mask_frames(path: Path, clip: Size) -> Reopened:
     return Reopened(lambda: (boxes_to_masks([box], *clip)[0] for box in boxes))
 
 
-def pose_frames(path: Path, clip: Size) -> tuple[Callable[[Size], Reopened], int, Size]:
-    """How to get the skeleton pictures of a clip of size `clip` (drawn on a canvas of the size asked for),
-    how many there are, and the size they were made for.
+def pose_frames(path: Path, clip: Size | None) -> tuple[Callable[[Size], Reopened], int, Size]:
+    """How to get the skeleton pictures of a clip of size `clip`, None where there is no clip (drawn on a canvas of
+    the size asked for), how many there are, and the size they were made for.
 
     `path`: POSE_KEYPOINT JSON, a folder of OpenPose's JSON files, or a video of skeletons drawn already.
     """
-    if path.suffix.lower() != ".json" and not path.is_dir():
+    if not holds_keypoints(path):
         info = probe(path)
         return lambda canvas: Reopened(partial(read_frames, path)), info.frames, (info.width, info.height)
-    poses = read_poses(path, clip)
+    return drawn_poses(read_poses(path, clip))
+
+
+def holds_keypoints(path: Path) -> bool:
+    """Whether poses at `path` are points, a JSON file or a folder of them, rather than a video."""
+    return path.suffix.lower() == ".json" or path.is_dir()
+
+
+def drawn_poses(poses: Sequence[Pose]) -> tuple[Callable[[Size], Reopened], int, Size]:
+    """What `pose_frames` gives, for one or more POSE_KEYPOINT frames."""
 
     def drawn(canvas: Size) -> Reopened:
         return Reopened(lambda: (draw_pose(scale_pose(pose, *canvas)) for pose in poses))

@@ -1,9 +1,9 @@
-"""A character and a clip in, the finished clip out."""
+"""A character and a clip, or poses alone, in; the finished clip out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .animate_anyone import SCHEDULER
 from .checkpoint import LIBRARY_PARTS, Networks, build_networks, read_checkpoint, read_library_part
+from .clip import Clip, encode_clip, frames_at_a_time, place_poses, split_reference
 from .errors import UserError
-from .frames import Frames, FrameStore, Replay, checked, together
+from .frames import Frames, Replay
 from .imaging import clip_input, to_unit
 from .masks import composite, feather
-from .recipes import Canvas, Recipe, Size, get_recipe
-from .sampling import Windows, sample
+from .matte import key_colour, key_onto, on_colour
+from .recipes import Recipe, Size, get_recipe
+from .sampling import Schedule, Windows, sample
 
-CHUNK_PIXELS = 2**19  # pixels that go through the VAE at a time
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
 
 HUB_PARTS = {
@@ -32,7 +34,7 @@ HUB_PARTS = {
 
 @dataclass
 class Output:
-    """frames: uint8 [F, H, W, 3], or an iterator of [H, W, 3] where the scene was one.
+    """frames: uint8 [F, H, W, 3], or an iterator of [H, W, 3] where the scene, or without one the pose, was one.
 
     latents: float32 [F, c, h, w] before decoding. seconds: time spent by phase, "decode" growing as an
     iterator is consumed.
@@ -43,32 +45,24 @@ class Output:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Clip:
-    """What one clip has become for the sampler.
-
-    scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; poses: uint8 skeletons of the canvas's
-    padded size; present: whether the frame's mask has a pixel.
-    """
-
-    canvas: Canvas
-    scene: Tensor
-    mask: Tensor
-    poses: FrameStore
-    present: tuple[bool, ...]
-
-
 class Pipeline:
     """The networks of one model and the way to run them. `settings` are the model's recommended ones.
 
     Everything around the networks goes through `encode`, `decode`, `embed` and `sample_clip`, which a host
-    that keeps the weights elsewhere overrides; `multiple` is the pixels a latent pixel is wide.
+    that keeps the weights elsewhere overrides; `multiple` is the pixels a latent pixel is wide. `takes_scene`
+    tells AnyCharV, which replaces a person, from Animate Anyone, which animates the reference where it stands.
     """
+
+    takes_scene = True
+    schedule = Schedule()
 
     def __init__(self, networks: Networks, settings: dict[str, Any] | None = None):
         self.networks = networks
         self.settings = settings or {}
         self.multiple = 2 ** (len(networks.vae.config.block_out_channels) - 1)
+        self.takes_scene = networks.denoising_unet.cfg.takes_scene
+        if SCHEDULER in self.settings:
+            self.schedule = Schedule.from_dict(self.settings[SCHEDULER])
         weight = networks.denoising_unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -81,7 +75,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
-        """Loads "embedded", a single .safetensors file, or a folder in the official layout.
+        """Loads "embedded", a single .safetensors file, or a folder in AnyCharV's or Animate Anyone's layout.
 
         vae, image_encoder: a folder or a module that takes the place of the checkpoint's own; needed
         where the checkpoint has none. Raises UserError when a file is missing or not what it should be.
@@ -104,9 +98,9 @@ class Pipeline:
     def __call__(
         self,
         reference: np.ndarray,
-        scene: Frames,
-        mask: Frames,
-        pose: Frames,
+        scene: Frames | None = None,
+        mask: Frames | None = None,
+        pose: Frames | None = None,
         steps: int = 30,
         guidance_scale: float = 3.0,
         seed: int = 42,
@@ -116,7 +110,7 @@ class Pipeline:
         progress: Callable[[int, int], None] | None = None,
         reference_mask: np.ndarray | None = None,
     ) -> Output:
-        """Puts the character of `reference` in the place of the masked person of `scene`.
+        """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
 
         reference: uint8 [H, W, 3], or [H, W, 4] whose alpha cuts the character out; reference_mask: uint8
         [H, W] that does the same. scene: uint8 [F, H, W, 3]; mask: uint8 [F, H, W], 255 = replace; pose:
@@ -126,25 +120,35 @@ class Pipeline:
         default recipe returns frames of the scene's size whatever `size` is. progress(done, total) is
         called after every denoising call; what it raises stops the run.
 
-        Raises UserError for input that does not fit together.
+        A model of Animate Anyone needs only reference and pose, gives frames of the poses' size or `size`
+        (divisible by `multiple`) and takes the background from the reference. Where a scene is given all the same,
+        the finished character is put in front of it: by the masks where there are any, and else by its colours,
+        for which the reference must have a matte, alpha or reference_mask (see matte.py).
+
+        Raises UserError for input that does not fit together, or not to the model.
         """
-        chosen = get_recipe(recipe)
+        chosen = get_recipe(recipe, self.takes_scene)
+        self._check_scene(scene, mask, pose, recipe)
         if steps < 1 or steps > 1000:
             raise UserError(f"steps is {steps}; use 1 to 1000.")
-        picture = chosen.cut_out(*split_reference(reference, reference_mask))
-        streamed = not isinstance(scene, np.ndarray)
-        scene, mask = Replay(scene), Replay(mask)
+        picture, alpha = split_reference(reference, reference_mask)
+        keyed = None
+        if scene is not None and mask is None:
+            keyed = _key(picture, alpha)
+            picture = on_colour(picture, alpha, keyed)
+        else:
+            picture = chosen.cut_out(picture, alpha)
+        streamed = not isinstance(pose if scene is None else scene, np.ndarray)
+        scene, mask = (None if frames is None else Replay(frames) for frames in (scene, mask))
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode"):
             clip = self.read_clip(chosen, scene, mask, pose, size)
             embeds = self.embed(chosen.clip_view(picture))
+        shape = self._latent_shape(clip)
         if noise is None:
-            noise = chosen.noise(clip.scene.shape, torch.Generator("cpu").manual_seed(seed))
-        elif noise.shape != clip.scene.shape:
-            raise UserError(
-                f"noise has shape {tuple(noise.shape)}, but this clip's latents are "
-                f"{tuple(clip.scene.shape)}."
-            )
+            noise = chosen.noise(shape, torch.Generator("cpu").manual_seed(seed))
+        elif tuple(noise.shape) != shape:
+            raise UserError(f"noise has shape {tuple(noise.shape)}, but this clip's latents are {shape}.")
         windows = chosen.windows(len(noise), guidance_scale)
         if chosen.paste_back:
             windows = _windows_with_person(windows, clip.present)
@@ -155,8 +159,30 @@ class Pipeline:
         if chosen.paste_back:
             unseen = sorted(set(range(len(noise))).difference(*windows.indices))
             latents[unseen] = clip.scene[unseen]
-        frames = self._decode(chosen, latents, clip, scene, mask, seconds)
+        put = _putting(scene, mask, keyed) if chosen.paste_back or not self.takes_scene else _as_it_is
+        frames = self._decode(chosen, latents, clip, put, seconds)
         return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), seconds)
+
+    def _check_scene(self, scene: Any, mask: Any, pose: Any, recipe: str) -> None:
+        if pose is None:
+            raise UserError("There is no pose; give the skeletons of the motion.")
+        if self.takes_scene and (scene is None or mask is None):
+            raise UserError(
+                "This model replaces a person in a scene: give scene and mask, or load a model of Animate Anyone, "
+                "which needs neither."
+            )
+        if self.takes_scene:
+            return
+        if scene is None and mask is not None:
+            raise UserError("There is a mask but no scene; give both, or neither.")
+        if scene is not None and recipe == "official":
+            raise UserError("Animate Anyone's release knows no scene; leave it out, or use the recipe 'default'.")
+
+    def _latent_shape(self, clip: Clip) -> tuple[int, ...]:
+        if clip.scene is not None:
+            return tuple(clip.scene.shape)
+        width, height = (side // self.multiple for side in clip.canvas.padded)
+        return len(clip.poses), self.networks.denoising_unet.cfg.out_channels, height, width
 
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
@@ -174,45 +200,15 @@ class Pipeline:
         return (levels.round() if rounded else levels).byte().cpu().numpy()
 
     def read_clip(
-        self, recipe: Recipe, scene: Frames, mask: Frames, pose: Frames, size: Size | None
+        self, recipe: Recipe, scene: Frames | None, mask: Frames | None, pose: Frames, size: Size | None
     ) -> Clip:
-        """Encodes scene, mask and pose, given and sized as in `__call__`; scene and mask are read once.
+        """What this network takes of scene, mask and pose, given and sized as in `__call__`.
 
         Raises UserError where they do not fit together.
         """
-        rows = together(
-            scene=checked("scene", scene, 3), mask=checked("mask", mask, None), pose=checked("pose", pose, 3)
-        )
-        latents, masks, poses, present, canvas = [], [], FrameStore(), [], None
-        pending: list[tuple[np.ndarray, np.ndarray]] = []
-
-        def flush() -> None:
-            latents.append(self.encode(np.stack([frame for frame, _ in pending])))
-            stacked = np.stack([m for _, m in pending])
-            masks.append(recipe.mask(stacked, canvas, latents[-1].shape[-2:]))
-            pending.clear()
-
-        for frame, region, skeleton in rows:
-            if canvas is None:
-                canvas = recipe.canvas(_size(frame), _size(skeleton), size, self.multiple)
-                if recipe.paste_back and _size(region) != _size(frame):
-                    raise UserError(
-                        f"The mask is {_size(region)} but the scene is {_size(frame)} (width, height); give "
-                        "masks of the scene's size."
-                    )
-                batch = _frames_at_a_time(canvas)
-            pending.append((canvas.place(frame), region))
-            poses.append(canvas.place(skeleton))
-            present.append(bool((region >= 128).any()))
-            if len(pending) == batch:
-                flush()
-        if canvas is None:
-            raise UserError("The scene has no frames; give at least one.")
-        if pending:
-            flush()
-        if recipe.paste_back and not any(present):
-            raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
-        return Clip(canvas, torch.cat(latents), torch.cat(masks).to(self.device), poses, tuple(present))
+        if self.takes_scene:
+            return encode_clip(self.encode, self.multiple, recipe, scene, mask, pose, size)
+        return place_poses(self.multiple, recipe, scene, mask, pose, size)
 
     @torch.inference_mode()
     def embed(self, picture: np.ndarray) -> Tensor:
@@ -241,7 +237,7 @@ class Pipeline:
             if recipe.bank_dtype is not None:
                 tokens = [x.to(recipe.bank_dtype).to(self.dtype) for x in tokens]
             denoise = self._denoiser(clip, nets.denoising_unet.project_bank(tokens), embeds, guidance)
-            latents = sample(denoise, noise.to(self.device), steps, windows, progress)
+            latents = sample(denoise, noise.to(self.device), steps, windows, progress, self.schedule)
         # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
         return latents.clone()
 
@@ -254,7 +250,9 @@ class Pipeline:
         def denoise(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
             rows, frames = list(index), len(index)
             pose = nets.pose_guider(to_unit(clip.poses.take(rows)).to(self.device, self.dtype))
-            x = torch.cat([x, clip.scene[rows], clip.mask[rows]], dim=1).to(self.dtype)
+            if clip.scene is not None:
+                x = torch.cat([x, clip.scene[rows], clip.mask[rows]], dim=1)
+            x = x.to(self.dtype)
             at = torch.full((1,), t, device=self.device)
             if not guided:
                 return nets.denoising_unet(x, at, embeds, pose, bank, frames)
@@ -271,17 +269,14 @@ class Pipeline:
         recipe: Recipe,
         latents: Tensor,
         clip: Clip,
-        scene: Replay,
-        mask: Replay,
+        put: Callable[[np.ndarray], np.ndarray],
         seconds: dict[str, float],
     ) -> Iterator[np.ndarray]:
-        batch = _frames_at_a_time(clip.canvas)
-        pairs = zip(scene, mask, strict=True)
+        batch = frames_at_a_time(clip.canvas)
         for start in range(0, len(latents), batch):
             with _timed(seconds, "decode"):
-                made = self.decode(latents[start : start + batch], recipe.round)
-                if recipe.paste_back:
-                    made = [_paste(clip.canvas.restore(p), *next(pairs)) for p in made]
+                decoded = self.decode(latents[start : start + batch], recipe.round)
+                made = [put(clip.canvas.restore(picture)) for picture in decoded]
             yield from made
 
 
@@ -291,29 +286,35 @@ def paste_weights(mask: np.ndarray) -> np.ndarray:
     return feather(mask, width, width)
 
 
-def _paste(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return composite(made, original, paste_weights(mask))
+def _putting(
+    scene: Iterable[np.ndarray] | None, mask: Iterable[np.ndarray] | None, keyed: tuple[int, int, int] | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What to do with each finished frame in turn, where they go in front of a scene."""
+    if scene is None:
+        return _as_it_is
+    if keyed is not None:
+        frames = iter(scene)
+        return lambda made: key_onto(made, next(frames), keyed)
+    pairs = zip(scene, mask, strict=True)
+
+    def paste(made: np.ndarray) -> np.ndarray:
+        original, region = next(pairs)
+        return composite(made, original, paste_weights(region))
+
+    return paste
 
 
-def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """A reference uint8 [H, W, 3 or 4] and its mask [H, W] or None -> picture [H, W, 3] and alpha or None.
+def _as_it_is(made: np.ndarray) -> np.ndarray:
+    return made
 
-    Raises UserError for other shapes or types.
-    """
-    reference = np.asarray(reference)
-    if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] not in (3, 4):
+
+def _key(picture: np.ndarray, alpha: np.ndarray | None) -> tuple[int, int, int]:
+    if alpha is None:
         raise UserError(
-            f"The reference must be uint8 [H, W, 3] or [H, W, 4]; it is {reference.dtype} "
-            f"{list(reference.shape)}."
+            "To put the character in front of a scene, its reference needs a matte: give a picture with "
+            "transparency, or a reference mask, or a mask for every frame."
         )
-    if mask is None and reference.shape[2] == 4:
-        mask = reference[..., 3]
-    if mask is not None and (mask.dtype != np.uint8 or mask.shape != reference.shape[:2]):
-        raise UserError(
-            f"The reference mask must be uint8 {list(reference.shape[:2])}, the reference's size; it is "
-            f"{mask.dtype} {list(mask.shape)}."
-        )
-    return reference[..., :3], mask
+    return key_colour(picture, alpha)
 
 
 def _windows_with_person(windows: Windows, present: Sequence[bool]) -> Windows:
@@ -322,14 +323,6 @@ def _windows_with_person(windows: Windows, present: Sequence[bool]) -> Windows:
     kept = [(index, weight) for index, weight in pairs if any(present[frame] for frame in index)]
     indices, weights = zip(*kept, strict=True)
     return replace(windows, indices=indices, weights=weights)
-
-
-def _frames_at_a_time(canvas: Canvas) -> int:
-    return max(1, CHUNK_PIXELS // (canvas.padded[0] * canvas.padded[1]))
-
-
-def _size(picture: np.ndarray) -> Size:
-    return picture.shape[1], picture.shape[0]
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""What surrounds the networks: the release's own way, and the same with its defects mended."""
+"""What surrounds the networks: each release's own way, and the same with its defects mended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,19 +28,20 @@ class Canvas:
 
     def place(self, picture: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] of any size -> [padded height, padded width, 3], edges repeated."""
-        return self._pad(resize(picture, self.inner), "edge")
+        return self.pad(resize(picture, self.inner), "edge")
 
     def place_mask(self, mask: np.ndarray) -> np.ndarray:
         """uint8 [H, W] -> [padded height, padded width] of 0 and 255; every pixel the mask touches is in."""
         touched = resize(np.where(mask >= 128, np.uint8(255), np.uint8(0)), self.inner, Image.Resampling.BOX)
-        return self._pad(np.where(touched > 0, np.uint8(255), np.uint8(0)), "constant")
+        return self.pad(np.where(touched > 0, np.uint8(255), np.uint8(0)), "constant")
 
     def restore(self, picture: np.ndarray) -> np.ndarray:
         """uint8 [padded height, padded width, 3] -> the source's own size."""
         width, height = self.inner
         return resize(picture[:height, :width], self.source)
 
-    def _pad(self, picture: np.ndarray, mode: str) -> np.ndarray:
+    def pad(self, picture: np.ndarray, mode: str) -> np.ndarray:
+        """A picture of the inner size -> of the padded size, in one of np.pad's ways."""
         extra = (self.padded[1] - self.inner[1], self.padded[0] - self.inner[0])
         return np.pad(picture, [(0, extra[0]), (0, extra[1])] + [(0, 0)] * (picture.ndim - 2), mode)
 
@@ -49,7 +50,7 @@ class Canvas:
 class Recipe:
     """The choices around the sampler.
 
-    canvas(scene size, pose size, asked size or None, multiple of the VAE);
+    canvas(scene size or None where there is no scene, pose size, asked size or None, multiple of the VAE);
     cut_out(picture, alpha or None) -> the reference as it is shown to the networks, uint8 [H, W, 3], of
     which reference(picture, canvas) is the VAE's view and clip_view(picture) what is squashed for CLIP;
     mask(masks [F, H, W], canvas, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
@@ -57,7 +58,7 @@ class Recipe:
     `bank_dtype` the ReferenceNet's tokens are rounded to; `paste_back` and `round` of the output pixels.
     """
 
-    canvas: Callable[[Size, Size, Size | None, int], Canvas]
+    canvas: Callable[[Size | None, Size, Size | None, int], Canvas]
     cut_out: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
     reference: Callable[[np.ndarray, Canvas], np.ndarray]
     clip_view: Callable[[np.ndarray], np.ndarray]
@@ -69,7 +70,7 @@ class Recipe:
     round: bool
 
 
-def _official_canvas(scene: Size, pose: Size, size: Size | None, multiple: int) -> Canvas:
+def _official_canvas(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
     width, height = (side // multiple * multiple for side in size or pose)
     if not (width and height):
         raise UserError(f"The size {size or pose} is smaller than one latent pixel; use at least {multiple}.")
@@ -82,16 +83,37 @@ def _official_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn((channels, frames, height, width), generator=generator).movedim(0, 1)
 
 
-def _default_canvas(scene: Size, pose: Size, size: Size | None, multiple: int) -> Canvas:
+def _default_canvas(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
+    source = scene or pose
     # A skeleton drawn for another picture format would put the character elsewhere.
-    if abs(pose[0] * scene[1] / (pose[1] * scene[0]) - 1) > 0.05:
+    if abs(pose[0] * source[1] / (pose[1] * source[0]) - 1) > 0.05:
         raise UserError(
-            f"The pose frames are {pose[0]}x{pose[1]} but the scene is {scene[0]}x{scene[1]}; give poses of "
+            f"The pose frames are {pose[0]}x{pose[1]} but the scene is {source[0]}x{source[1]}; give poses of "
             "the scene's proportions."
         )
-    scale = min(size[0] / scene[0], size[1] / scene[1]) if size else 1.0
-    inner = tuple(max(1, round(side * scale)) for side in scene)
-    return Canvas(scene, inner, tuple(-(-side // multiple) * multiple for side in inner))
+    scale = min(size[0] / source[0], size[1] / source[1]) if size else 1.0
+    inner = tuple(max(1, round(side * scale)) for side in source)
+    return Canvas(scene or inner, inner, tuple(-(-side // multiple) * multiple for side in inner))
+
+
+def _animate_official_canvas(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
+    # The release rounds down without a word, and then fails to put reference and video side by side.
+    _check_multiple(size or pose, multiple)
+    return _official_canvas(scene, pose, size, multiple)
+
+
+def _animate_canvas(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
+    if size:
+        _check_multiple(size, multiple)
+    return _default_canvas(scene, pose, size, multiple)
+
+
+def _check_multiple(size: Size, multiple: int) -> None:
+    if any(side % multiple for side in size):
+        width, height = (max(1, round(side / multiple)) * multiple for side in size)
+        raise UserError(
+            f"The size {size[0]}x{size[1]} is not divisible by {multiple}; use {width}x{height}, say."
+        )
 
 
 def _on_black(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
@@ -101,14 +123,13 @@ def _on_black(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     return np.rint(picture * (alpha[..., None] / 255.0)).astype(np.uint8)
 
 
-def _letterbox(picture: np.ndarray, size: Size) -> np.ndarray:
-    """The whole picture, its proportions kept, in the middle of a black one of `size`."""
+def _letterbox(picture: np.ndarray, size: Size, mode: str = "constant") -> np.ndarray:
+    """The whole picture, its proportions kept, in the middle of one of `size`: black, or its edges repeated."""
     scale = min(size[0] / picture.shape[1], size[1] / picture.shape[0])
     width, height = (max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0]))
     x, y = (size[0] - width) // 2, (size[1] - height) // 2
-    box = np.zeros((size[1], size[0], 3), np.uint8)
-    box[y : y + height, x : x + width] = resize(picture, (width, height))
-    return box
+    bands = [(y, size[1] - height - y), (x, size[0] - width - x), (0, 0)]
+    return np.pad(resize(picture, (width, height)), bands, mode)
 
 
 RECIPES = {
@@ -139,8 +160,30 @@ RECIPES = {
 }
 
 
-def get_recipe(name: str) -> Recipe:
-    """Raises UserError for an unknown name."""
-    if name not in RECIPES:
-        raise UserError(f"There is no recipe '{name}'; use one of {', '.join(map(repr, sorted(RECIPES)))}.")
-    return RECIPES[name]
+# Animate Anyone's. The reference brings the background with it, so there is nothing to paste back into, and what
+# its proportions leave open of the canvas goes on as its edges do.
+ANIMATE_RECIPES = {
+    "official": replace(
+        RECIPES["official"],
+        canvas=_animate_official_canvas,
+        windows=lambda frames, guidance: closed_loop_windows(frames, guidance > 1, overlap=4),
+    ),
+    "default": replace(
+        RECIPES["default"],
+        canvas=_animate_canvas,
+        reference=lambda picture, canvas: canvas.pad(_letterbox(picture, canvas.inner, "edge"), "edge"),
+        clip_view=lambda picture: _letterbox(picture, (max(picture.shape[:2]),) * 2, "edge"),
+        paste_back=False,
+    ),
+}
+
+
+def get_recipe(name: str, scene: bool = True) -> Recipe:
+    """The recipe of that name for a model that takes a scene or for one that does not.
+
+    Raises UserError for an unknown name.
+    """
+    recipes = RECIPES if scene else ANIMATE_RECIPES
+    if name not in recipes:
+        raise UserError(f"There is no recipe '{name}'; use one of {', '.join(map(repr, sorted(recipes)))}.")
+    return recipes[name]

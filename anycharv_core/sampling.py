@@ -2,29 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 TRAIN_STEPS = 1000
+BETAS = 0.00085, 0.012
 WINDOW, OVERLAP = 24, 6
 
 Denoise = Callable[[Tensor, int, Sequence[int]], Tensor]
-"""(latents [w, c, h, w], timestep, frame indices [w]) -> guided v-prediction of the same shape."""
+"""(latents [w, c, h, w], timestep, frame indices [w]) -> guided prediction of the same shape."""
+
+# Settings of the scheduler that these schedules have no other value for.
+FIXED_SETTINGS = {
+    "beta_end": BETAS[1],
+    "beta_schedule": "linear",
+    "beta_start": BETAS[0],
+    "clip_sample": False,
+    "num_train_timesteps": TRAIN_STEPS,
+    "set_alpha_to_one": True,
+    "thresholding": False,
+    "trained_betas": None,
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the weights predict, and at which timesteps they are asked.
+
+    epsilon: the noise, in place of v; zero_snr: t = 999 is noise alone; leading: the timesteps are multiples of
+    1000 // steps plus `offset`, in place of trailing ones, which end at 999. The defaults are those of AnyCharV
+    and of Animate Anyone's second configuration.
+    """
+
+    epsilon: bool = False
+    zero_snr: bool = True
+    leading: bool = False
+    offset: int = 1
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Schedule:
+        """Reads `noise_scheduler_kwargs`, with diffusers' defaults. Raises UserError for other schedulers."""
+        for name, value in FIXED_SETTINGS.items():
+            if settings.get(name, value) != value:
+                raise UserError(f"The noise scheduler has {name}={settings[name]!r}; only {value!r} is supported.")
+        prediction = settings.get("prediction_type", "epsilon")
+        spacing = settings.get("timestep_spacing", "leading")
+        if prediction not in ("epsilon", "v_prediction") or spacing not in ("leading", "trailing"):
+            raise UserError(
+                f"The noise scheduler has prediction_type={prediction!r} and timestep_spacing={spacing!r}; "
+                "supported are 'epsilon' or 'v_prediction', and 'leading' or 'trailing'."
+            )
+        zero_snr = settings.get("rescale_betas_zero_snr", False)
+        if zero_snr and prediction == "epsilon":
+            raise UserError("The noise scheduler asks for epsilon with zero SNR, where epsilon says nothing.")
+        return cls(prediction == "epsilon", zero_snr, spacing == "leading", settings.get("steps_offset", 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`noise_scheduler_kwargs` of this schedule."""
+        return {
+            "beta_start": BETAS[0],
+            "beta_end": BETAS[1],
+            "beta_schedule": "linear",
+            "clip_sample": False,
+            "steps_offset": self.offset,
+            "prediction_type": "epsilon" if self.epsilon else "v_prediction",
+            "rescale_betas_zero_snr": self.zero_snr,
+            "timestep_spacing": "leading" if self.leading else "trailing",
+        }
 
 
 @lru_cache
-def alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """Cumulative signal power float32 [1000] of linear betas rescaled to zero terminal SNR.
+def alphas_cumprod(zero_snr: bool = True) -> Tensor:
+    """Cumulative signal power float32 [1000] of linear betas, rescaled to zero terminal SNR or as they are.
 
     Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1; the last
-    entry is exactly 0. Rounded through float32 betas as the release's scheduler is.
+    entry is then exactly 0. Rounded through float32 betas as the release's scheduler is.
     """
-    betas = torch.linspace(beta_start, beta_end, TRAIN_STEPS, dtype=torch.float32)
+    betas = torch.linspace(*BETAS, TRAIN_STEPS, dtype=torch.float32)
+    if not zero_snr:
+        return (1 - betas).cumprod(0)
     root = (1 - betas).cumprod(0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     power = ((root - last) * (first / (first - last))) ** 2
@@ -39,24 +103,34 @@ def add_noise(clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return signal * clean + sigma * noise, signal * noise - sigma * clean
 
 
-def ddim_timesteps(steps: int) -> list[tuple[int, int]]:
-    """Trailing (t, previous t) pairs; the previous t is negative at the last step.
+def ddim_timesteps(steps: int, schedule: Schedule = Schedule()) -> list[tuple[int, int]]:
+    """(t, previous t) pairs, the largest t first; the previous t is negative at the last step.
 
     As in diffusers, with which the released model is used: previous t = t - 1000 // steps, off by one
     against the next t where `steps` does not divide 1000, and NumPy's arange, whose stride is rounded so
     that some halves fall to the other side.
     """
+    if schedule.leading:
+        # Within the table, which an offset would leave where the steps are a thousand.
+        starts = [min(i * (TRAIN_STEPS // steps) + schedule.offset, TRAIN_STEPS - 1) for i in range(steps)]
+        return [(t, t - TRAIN_STEPS // steps) for t in reversed(starts)]
     ends = np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps)[:steps].round().astype(int)
     return [(t, t - TRAIN_STEPS // steps) for t in (ends - 1).tolist()]
 
 
-def ddim_step(v: Tensor, x: Tensor, t: int, t_prev: int) -> Tensor:
-    """One deterministic DDIM update (eta 0) of latents x from the v-prediction."""
-    power = alphas_cumprod()
+def ddim_step(
+    prediction: Tensor, x: Tensor, t: int, t_prev: int, schedule: Schedule = Schedule()
+) -> Tensor:
+    """One deterministic DDIM update (eta 0) of latents x from the prediction, v or the noise."""
+    power = alphas_cumprod(schedule.zero_snr)
     now = power[t]
     before = power[t_prev] if t_prev >= 0 else torch.ones(())
-    clean = now.sqrt() * x - (1 - now).sqrt() * v
-    noise = now.sqrt() * v + (1 - now).sqrt() * x
+    if schedule.epsilon:
+        noise = prediction
+        clean = (x - (1 - now).sqrt() * noise) / now.sqrt()
+    else:
+        clean = now.sqrt() * x - (1 - now).sqrt() * prediction
+        noise = now.sqrt() * prediction + (1 - now).sqrt() * x
     return before.sqrt() * clean + (1 - before).sqrt() * noise
 
 
@@ -102,6 +176,7 @@ def sample(
     steps: int,
     windows: Windows,
     progress: Callable[[int, int], None] | None = None,
+    schedule: Schedule = Schedule(),
 ) -> Tensor:
     """DDIM from `noise` float32 [F, c, h, w] to clean latents of the same shape.
 
@@ -109,7 +184,7 @@ def sample(
     `progress(done, total)` counts denoising calls; an exception raised in it stops the sampling.
     """
     x, total, done = noise, steps * len(windows.indices), 0
-    for t, t_prev in ddim_timesteps(steps):
+    for t, t_prev in ddim_timesteps(steps, schedule):
         fused = torch.zeros_like(x)
         mass = x.new_zeros(len(x), 1, 1, 1)
         for index, weight in zip(windows.indices, windows.weights, strict=True):
@@ -120,5 +195,5 @@ def sample(
             done += 1
             if progress is not None:
                 progress(done, total)
-        x = ddim_step(fused / mass if windows.average else fused, x, t, t_prev)
+        x = ddim_step(fused / mass if windows.average else fused, x, t, t_prev, schedule)
     return x

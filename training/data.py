@@ -1,17 +1,30 @@
-"""Puppet clips as training samples: a pure function of the sample's index, so that a resumed run sees
-exactly what an uninterrupted one would."""
+"""The sources of training samples: puppets rendered on the fly, shards of real videos, generated pairs.
+
+A sample is one clip, a dict of uint8 tensors, and a pure function of (seed, epoch, index) (`samples.py`):
+
+    frames     [F, H, W, 3]  RGB
+    pose       [F, H, W, 3]  skeletons, drawn `pose_scale` times as large and brought down
+    character  [F, H, W]     exact mask of the person, 0 or 255
+    mask       [F, H, W]     what the network is told, 0 or 255; covers `character`
+    reference  [H, W, 3]     the same person elsewhere, background black
+    scene      [F, H, W, 3]  of pairs only: the generated driving clip (eq. 3)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from anycharv_core.masks import augment_mask, box_masks
+from anycharv_core.errors import UserError
+from anycharv_core.imaging import resize
+from anycharv_core.masks import augment_mask, block_masks, box_masks
+from anycharv_core.pose import Pose, draw_pose, scale_pose
 from anycharv_core.puppets import (
     Character,
     Motion,
@@ -21,92 +34,146 @@ from anycharv_core.puppets import (
     sample_motion,
     sample_scene,
 )
-from anycharv_core.puppets.task import pose_pictures
+from anycharv_core.puppets.task import POSE_SCALE
+
+Size = tuple[int, int]
+"""(width, height) in pixels"""
 
 MOTION_FRAMES = 48
+SCATTERED = 8  # up to this many frames of a puppet are picked at random from a longer motion
+STEADY = 2  # frames on either side over which the boxes of a clip are steadied, as at inference
+
+
+@dataclass(frozen=True)
+class Data:
+    """The `data` section of a recipe; a phase may override any of it.
+
+    source: "puppets" renders `clips` of them; "shards" reads what prepare_dataset made in `path`; "pairs" what
+    make_pairs made in `path`, or what the phase that `made_by` names makes in the run's own folder.
+    size: [width, height] in pixels; None takes each shard's own bucket, and 64 x 64 for puppets.
+    mask: what the network is told (paper 3.2 and 3.3; "block" is Animate Anyone 2's): "fine", exact but for an
+    irregular border where `augment`, "box" or "block". strength: lowest and highest factor on the border's
+    reach (`masks.augment_mask`); box_share: share of clips told a box in place of an augmented mask;
+    padding: lowest and highest margin of a box in parts of its size.
+    segmented: whether the reference's background is black, as in the paper.
+    pose_scale: how many times as large skeletons are drawn before they are brought down; None: 4 for puppets,
+    as the embedded model wants it, and 1 otherwise.
+    stride: frames of a real video from one frame of a clip to the next. flip: probability of mirroring a real
+    clip, and on its own the reference. split: "train" or "heldout". seed: which puppets, and all chance.
+    """
+
+    source: Literal["puppets", "shards", "pairs"] = "puppets"
+    path: str | None = None
+    made_by: str | None = None
+    size: tuple[int, int] | None = None
+    clips: int = 1000
+    mask: Literal["fine", "box", "block"] = "fine"
+    augment: bool = True
+    strength: tuple[float, float] = (0.2, 2.0)
+    box_share: float = 0.0
+    padding: tuple[float, float] = (0.0, 0.2)
+    segmented: bool = True
+    pose_scale: int | None = None
+    stride: int = 1
+    flip: float = 0.0
+    split: Literal["train", "heldout"] = "train"
+    seed: int = 0
+
+
+def open_dataset(data: Data, frames: int) -> Dataset:
+    """The finite dataset of clips of `frames` frames; item (index, epoch) is a sample as this module says.
+
+    Besides `__getitem__` and `__len__` it has `reference(index, epoch)`, a sample's reference without its clip,
+    and `origin(index, epoch)`, where the sample comes from, for JSON; "video" in it tells videos apart.
+
+    Raises UserError where `path` is not named or does not hold what it should.
+    """
+    if data.source == "puppets":
+        return PuppetClips(data, frames)
+    if data.path is None:
+        raise UserError(f"data.source is '{data.source}' but data.path names no folder; name the prepared one.")
+    if data.source == "shards":
+        from training.shard_clips import ShardClips
+
+        return ShardClips(data, frames)
+    from training.pairs import Pairs
+
+    return Pairs(data, frames)
+
+
+def told_masks(masks: np.ndarray, data: Data, rng: np.random.Generator, smooth: int) -> np.ndarray:
+    """Exact masks uint8 [F, H, W] -> what the network is told of them, uint8 [F, H, W] that covers them.
+
+    `smooth`: frames on either side over which boxes are steadied; 0 for frames that don't follow each other.
+    """
+    augmented = data.mask == "fine" and data.augment
+    if data.mask == "box" or (augmented and rng.random() < data.box_share):
+        return box_masks(masks, padding=rng.uniform(*data.padding), smooth=smooth)
+    if data.mask == "block":
+        return block_masks(masks)
+    if not augmented:
+        return np.where(masks > 127, np.uint8(255), np.uint8(0))
+    strength = rng.uniform(*data.strength)
+    return np.stack([augment_mask(mask, rng, strength) for mask in masks])
+
+
+def drawn_poses(poses: Sequence[Pose], size: Size, scale: int) -> np.ndarray:
+    """Skeletons uint8 [F, H, W, 3], drawn `scale` times as large as `size` and brought down."""
+    canvas = scale * size[0], scale * size[1]
+    return np.stack([resize(draw_pose(scale_pose(pose, *canvas)), size) for pose in poses])
 
 
 class PuppetClips(Dataset):
-    """Sample `index` -> uint8 tensors of one clip.
-
-    reference [S, S, 3] (its background black), frames [F, S, S, 3], pose [F, S, S, 3],
-    character [F, S, S] (exact mask), mask [F, S, S] (what the network is told: for mask="fine" the exact
-    mask with an irregular border of any looseness up to the box; for mask="box" the padded box), and
-    with `partner` another character's reference [S, S, 3]. The clip itself depends on nothing but the
-    index, F and `seed`. Up to 8 frames are picked at random from a longer motion; more are consecutive.
+    """`data.clips` puppet clips, each a character, a motion and a scene that depend on nothing but the index,
+    `data.seed` and `data.split`. Every epoch has other references, masks and, up to 8 frames, another choice of
+    frames, which are picked from a longer motion; more are consecutive.
     """
 
-    def __init__(self, size: int, frames: int, seed: int, mask: str, partner: bool = False):
-        self.size, self.frames, self.seed, self.mask, self.partner = size, frames, seed, mask, partner
+    def __init__(self, data: Data, frames: int):
+        self.data, self.frames, self.size = data, frames, data.size or (64, 64)
+        self.pose_scale = data.pose_scale or POSE_SCALE
 
     def __len__(self) -> int:
-        return 2**31
+        return self.data.clips
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.seed, index])
-        seeds = [int(s) for s in rng.integers(2**31, size=6)]
-        character = sample_character(seeds[0])
-        scattered = self.frames <= 8
-        motion = sample_motion(seeds[1], MOTION_FRAMES if scattered else self.frames, character.proportions)
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
+        index, epoch = sample
+        split = self.data.split
+        character, motion_seed, scene_seed = self._cast(index)
+        rng = np.random.default_rng([self.data.seed, epoch, index])
+        reference_seed = int(rng.integers(2**31))
+        scattered = self.frames <= SCATTERED
+        length = MOTION_FRAMES if scattered else self.frames
+        motion = sample_motion(motion_seed, length, character.proportions, split)
         if scattered:
             motion = _moments(motion, rng.choice(MOTION_FRAMES, self.frames, replace=False))
-        clip = render(character, motion, sample_scene(seeds[2]), (self.size, self.size))
+        clip = render(character, motion, sample_scene(scene_seed, split), self.size)
         arrays = {
-            "reference": self._reference(character, seeds[3]),
             "frames": clip.frames,
-            "pose": pose_pictures(clip.poses(), self.size),
+            "pose": drawn_poses(clip.poses(), self.size, self.pose_scale),
             "character": clip.mask,
-            "mask": self._mask(clip.mask, rng),
+            "mask": told_masks(clip.mask, self.data, rng, smooth=0 if scattered else STEADY),
+            "reference": self._reference(character, reference_seed),
         }
-        if self.partner:
-            arrays["partner"] = self._reference(sample_character(seeds[4]), seeds[5])
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _reference(self, character: Character, seed: int) -> np.ndarray:
-        rgb, alpha = render_reference(character, seed, (self.size, self.size))
-        return rgb * (alpha >= 128)[..., None]
+    def reference(self, index: int, epoch: int) -> Tensor:
+        seed = int(np.random.default_rng([self.data.seed, epoch, index]).integers(2**31))
+        return torch.from_numpy(self._reference(self._cast(index)[0], seed))
 
-    def _mask(self, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if self.mask == "box" or rng.random() < 0.2:
-            return box_masks(masks, padding=rng.uniform(0.0, 0.2), smooth=2 if self.frames > 8 else 0)
-        strength = rng.uniform(0.2, 2.0)
-        return np.stack([augment_mask(mask, rng, strength) for mask in masks])
+    def origin(self, index: int, epoch: int) -> dict[str, Any]:
+        return {"video": f"puppet {self.data.split} {self.data.seed} {index}", "epoch": epoch}
+
+    def _cast(self, index: int) -> tuple[Character, int, int]:
+        seeds = np.random.default_rng([self.data.seed, 0, index, 1]).integers(2**31, size=3).tolist()
+        return sample_character(seeds[0], self.data.split), seeds[1], seeds[2]
+
+    def _reference(self, character: Character, seed: int) -> np.ndarray:
+        rgb, alpha = render_reference(character, seed, self.size, self.data.split)
+        return rgb * (alpha >= 128)[..., None] if self.data.segmented else rgb
 
 
 def _moments(motion: Motion, chosen: np.ndarray) -> Motion:
     """The motion at some of its frames."""
     arrays = {f.name: getattr(motion, f.name) for f in fields(motion)}
     return replace(motion, **{k: v[chosen] for k, v in arrays.items() if isinstance(v, np.ndarray)})
-
-
-class BatchIndices(Sampler):
-    """Batch `b` holds samples b * size ... (b + 1) * size - 1, from batch `first` to `last` exclusive."""
-
-    def __init__(self, size: int, first: int, last: int):
-        self.size, self.first, self.last = size, first, last
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.first, self.last):
-            yield list(range(batch * self.size, (batch + 1) * self.size))
-
-
-def loader(dataset: Dataset, batch: int, first: int, last: int, workers: int) -> DataLoader:
-    """Batches `first`..`last` of the dataset, rendered by `workers` processes."""
-    return DataLoader(
-        dataset,
-        batch_sampler=BatchIndices(batch, first, last),
-        num_workers=workers,
-        worker_init_fn=_one_thread,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _one_thread(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)

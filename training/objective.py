@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from anycharv_core.checkpoint import Networks
 from anycharv_core.imaging import clip_batch, latent_mask, to_unit
-from anycharv_core.sampling import TRAIN_STEPS, add_noise
+from anycharv_core.sampling import TRAIN_STEPS, add_noise, alphas_cumprod
+from training.config import Objective
 
-
-@dataclass(frozen=True)
-class Objective:
-    """`drop`: share of clips trained without reference, for guidance. `terminal`: share of clips at pure
-    noise, where sampling starts. `outside`, `inside`: loss weights of the scene and of the masked area
-    around the character, whose own weight is 1."""
-
-    drop: float = 0.1
-    terminal: float = 0.1
-    outside: float = 0.1
-    inside: float = 0.5
+Batch = dict[str, Tensor]
+"""Clips from training/data.py, or their encodings from `encode_batch`; the first dimension counts clips."""
 
 
 def encode(vae: torch.nn.Module, unit: Tensor) -> Tensor:
@@ -37,88 +32,134 @@ def decode(vae: torch.nn.Module, latents: Tensor) -> Tensor:
         return (vae.decode(latents / vae.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class Example:
-    """A batch of B clips as the networks take it, N = B x F rows; nothing in it needs a gradient.
+def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> Batch:
+    """Clips as the networks take them.
 
-    latents, scene: [N, c, h, w]; mask, character: [N, 1, h, w] in 0..1; pose: uint8 [N, H, W, 3];
-    reference: latents [B, c, h, w]; clip_pixels: CLIP's input [B, 3, S, S]; frames = F.
+    The batch of B clips (uint8, see training/data.py) becomes float latents and scene [B, F, c, h, w]; mask
+    and character [B, F, 1, h, w] in 0..1; reference [B, c, h, w]; picture uint8 [B, H, W, 3], which CLIP
+    sees, or `embeds` [B, D] where the image encoder is frozen; pose uint8 [B, F, H, W, 3]. The scene is the
+    batch's own, a generated driving clip (eq. 3), or else its frames with the mask cut out, black (eq. 2).
+    `reference` names the batch's picture to read.
     """
-
-    latents: Tensor
-    scene: Tensor
-    mask: Tensor
-    character: Tensor
-    pose: Tensor
-    reference: Tensor
-    clip_pixels: Tensor
-    frames: int
-
-
-def prepare(
-    nets: Networks, batch: dict[str, Tensor], scene: Tensor | None = None, reference: str = "reference"
-) -> Example:
-    """Encodes a batch of PuppetClips (training/data.py).
-
-    scene: latents [B, F, c, h, w] of the generated driving clip (eq. 3), or None for the batch's own
-    frames with the mask cut out, black (eq. 2). `reference` names the batch's picture to read.
-    """
-    frames = batch["frames"].shape[1]
+    clips, frames = batch["frames"].shape[:2]
     unit = to_unit(batch["frames"].flatten(0, 1))
     masks = batch["mask"].flatten(0, 1)
     latents = encode(nets.vae, unit)
     size = latents.shape[-2:]
-    own = encode(nets.vae, unit * (masks < 128)[:, None]) if scene is None else scene.flatten(0, 1)
-    picture = to_unit(batch[reference])
+    around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * (masks < 128)[:, None]
     character = batch["character"].flatten(0, 1)[:, None].float() / 255
-    return Example(
-        latents=latents,
-        scene=own,
-        mask=latent_mask(masks, size),
-        character=F.adaptive_max_pool2d(character, size),
-        pose=batch["pose"].flatten(0, 1),
-        reference=encode(nets.vae, picture),
-        clip_pixels=clip_batch(picture, nets.image_encoder.config.image_size),
-        frames=frames,
-    )
+    picture = batch[reference]
+    seen = {"picture": picture}
+    if not any(p.requires_grad for p in nets.image_encoder.parameters()):
+        seen = {"embeds": embed(nets, picture)}
+    by_clip = {
+        "latents": latents,
+        "scene": encode(nets.vae, around),
+        "mask": latent_mask(masks, size),
+        "character": F.adaptive_max_pool2d(character, size),
+    }
+    encoded = {name: rows.unflatten(0, (clips, frames)) for name, rows in by_clip.items()}
+    return encoded | seen | {"reference": encode(nets.vae, to_unit(picture)), "pose": batch["pose"]}
 
 
-def read_reference(nets: Networks, example: Example) -> tuple[list[Tensor], Tensor]:
-    """ReferenceNet tokens per block and image embeddings [B, D]."""
-    embeds = nets.image_encoder(example.clip_pixels).image_embeds
-    return nets.reference_unet(example.reference, embeds), embeds
+def embed(nets: Networks, picture: Tensor) -> Tensor:
+    """References uint8 [B, H, W, 3] -> image embeddings [B, D]."""
+    trained = any(p.requires_grad for p in nets.image_encoder.parameters())
+    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+        return nets.image_encoder(clip_batch(to_unit(picture), nets.image_encoder.config.image_size)).image_embeds
 
 
-def loss(
-    nets: Networks, example: Example, cfg: Objective, motion: bool, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Weighted v-prediction error (eq. 2 or 3, after the example's scene); frame-wise without `motion`."""
-    target, frames = example.latents, example.frames
-    clips = len(target) // frames
-    t = torch.randint(TRAIN_STEPS, (clips,), generator=generator, device=target.device)
-    t[torch.rand(clips, generator=generator, device=t.device) < cfg.terminal] = TRAIN_STEPS - 1
-    t = t.repeat_interleave(frames)
-    noise = torch.randn(target.shape, generator=generator, device=target.device)
+def read_reference(nets: Networks, encoded: Batch) -> tuple[list[Tensor], Tensor]:
+    """ReferenceNet tokens per block [B, T, C] and image embeddings [B, D]."""
+    embeds = encoded["embeds"] if "embeds" in encoded else embed(nets, encoded["picture"])
+    return nets.reference_unet(encoded["reference"], embeds), embeds
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides for B clips: timesteps int64 [B], noise [B, F, c, h, w], and who goes without
+    reference, bool [B] on the CPU."""
+
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor
+
+
+def clip_generator(seed: int, purpose: str, position: int) -> torch.Generator:
+    """The CPU generator of the clip at `position` of the data; its numbers depend on nothing else."""
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), position]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def draw(cfg: Objective, generators: Sequence[torch.Generator], shape: torch.Size, device: torch.device) -> Draws:
+    """Each clip's draws, in a fixed order whatever options are on; shape: [F, c, h, w] of one clip."""
+    t, dropped, noise = [], [], []
+    for generator in generators:
+        step = int(torch.randint(TRAIN_STEPS, (), generator=generator))
+        terminal, drop = torch.rand(2, generator=generator).tolist()
+        own = torch.randn(shape, generator=generator)
+        shared = torch.randn(1, shape[1], 1, 1, generator=generator)
+        t.append(TRAIN_STEPS - 1 if terminal < cfg.terminal else step)
+        dropped.append(drop < cfg.drop)
+        noise.append(own + cfg.noise_offset * shared)
+    return Draws(torch.tensor(t, device=device), torch.stack(noise).to(device), torch.tensor(dropped))
+
+
+def loss(nets: Networks, encoded: Batch, draws: Draws, cfg: Objective, motion: bool) -> dict[str, Tensor]:
+    """v-prediction errors of each clip, float [B] (eq. 2 or 3, after the scene); frame-wise without `motion`.
+
+    "loss" is weighted by `cfg` and divided by its clip's mean weight; "character" is the plain error there.
+    """
+    # The network takes the clips without reference first.
+    order = torch.argsort(draws.dropped, descending=True, stable=True).to(draws.t.device)
+    plain = int(draws.dropped.sum())
+    encoded = {name: value[order] for name, value in encoded.items()}
+    t, noise = draws.t[order], draws.noise[order]
+    target = encoded["latents"].float()
     noisy, v = add_noise(target, noise, t)
+    shown = encoded if cfg.mask_input else encoded | {"mask": torch.zeros_like(encoded["mask"])}
+    prediction = predict(nets, shown, noisy, t, plain, motion).float()
 
-    tokens, embeds = read_reference(nets, example)
-    # The first clips of a batch are as random as any others, and their rows are one slice.
-    dropped = int((torch.rand(clips, generator=generator, device=t.device) < cfg.drop).sum())
-    embeds = torch.cat([torch.zeros_like(embeds[:dropped]), embeds[dropped:]])
-    prediction = nets.denoising_unet(
-        torch.cat([noisy, example.scene, example.mask], dim=1),
-        t,
+    mask, character = encoded["mask"].float(), encoded["character"].float()
+    inside = cfg.outside + (cfg.inside - cfg.outside) * (mask > 0)
+    weight = torch.maximum(character, inside)
+    error = (prediction - v).square()
+    over = (1, 2, 3, 4)
+    by_clip = (error * weight).mean(over) / weight.mean(over)
+    return {
+        "loss": by_clip * min_snr_weight(t, cfg.min_snr),
+        "character": (error * character).mean(over) / character.mean(over).clamp_min(1e-3),
+    }
+
+
+def predict(nets: Networks, encoded: Batch, noisy: Tensor, t: Tensor, plain: int, motion: bool) -> Tensor:
+    """v [B, F, c, h, w] for noisy latents of that shape at timesteps t [B]; the first `plain` clips are
+    read without their reference."""
+    clips, frames = noisy.shape[:2]
+    tokens, embeds = read_reference(nets, encoded)
+    embeds = torch.cat([torch.zeros_like(embeds[:plain]), embeds[plain:]])
+    rows = torch.cat([noisy, encoded["scene"].to(noisy), encoded["mask"].to(noisy)], dim=2).flatten(0, 1)
+    v = nets.denoising_unet(
+        rows,
+        t.repeat_interleave(frames),
         embeds.repeat_interleave(frames, dim=0),
-        nets.pose_guider(to_unit(example.pose)),
-        nets.denoising_unet.project_bank([x[dropped:] for x in tokens]),
+        nets.pose_guider(to_unit(encoded["pose"].flatten(0, 1))),
+        nets.denoising_unet.project_bank([x[plain:] for x in tokens]),
         frames=frames,
-        plain_rows=dropped * frames,
+        plain_rows=plain * frames,
         motion=motion,
     )
-    inside = cfg.outside + (cfg.inside - cfg.outside) * (example.mask > 0)
-    weight = torch.maximum(example.character, inside)
-    error = (prediction.float() - v).square()
-    return {
-        "loss": (error * weight).mean() / weight.mean(),
-        "character": (error * example.character).mean() / example.character.mean().clamp_min(1e-3),
-    }
+    return v.unflatten(0, (clips, frames))
+
+
+def min_snr_weight(t: Tensor, gamma: float) -> Tensor:
+    """Hang et al.'s weight of v-prediction at timesteps t [B], in the form min(SNR + 1, gamma) / (SNR + 1).
+
+    The other form in use, min(SNR, gamma) / (SNR + 1), is zero at the last timestep of a schedule of zero
+    terminal SNR, so that a model would never learn the step at which sampling starts.
+    """
+    if not gamma:
+        return torch.ones(len(t), device=t.device)
+    # SNR + 1 = 1 / (1 - signal power) for a schedule that keeps the variance.
+    total = 1 / (1 - alphas_cumprod().to(t.device)[t])
+    return total.clamp_max(gamma) / total

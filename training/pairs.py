@@ -1,117 +1,178 @@
-"""Self-boosting pairs (paper 3.3): clips in which the first-stage model has put another character.
+"""Self-boosting pairs (paper 3.3) as training samples: what training/make_pairs.py wrote, read back.
 
-A pair is a puppet clip and the latents of its generated twin. The clip is a function of its index, so
-only the latents are stored, in shards that an interrupted run finds again.
+A pair of F frames has these members in `000000.tar`, all lossless, so that outside the mask the generated clip is
+the original to the bit:
+
+    KEY.FFF.frame.png      the original frame, which is to be learned
+    KEY.FFF.scene.png      the generated frame, black where it is the original's
+    KEY.FFF.mask.png       what the first-stage model was told to fill
+    KEY.FFF.character.png  exact mask of the original person
+    KEY.FFF.pose.png       skeleton
+    KEY.reference.png      the original person elsewhere, background black
+    KEY.partner.png        the reference of the generated clip
+    KEY.json               provenance
+
+`000000.json`, which is written last, has a line for every pair and where it begins; a shard without one is
+unfinished.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import json
+import tarfile
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from anycharv_core.checkpoint import Networks
-from anycharv_core.files import atomic_path
-from anycharv_core.imaging import to_unit
-from anycharv_core.sampling import Windows, sample
-from training.data import PuppetClips, loader
-from training.loop import Batch, Unfinished
-from training.objective import decode, encode, prepare, read_reference
+from anycharv_core.errors import UserError
+from anycharv_core.files import read_json
+from anycharv_core.pipeline import paste_weights
+from training.data import SCATTERED, STEADY, Data, told_masks
+
+HEADER = "pairs.json"
+LAYERS = ("frame", "scene", "mask", "character", "pose")
+REFERENCE = "reference.png"
 
 
 @dataclass(frozen=True)
-class PairSettings:
-    """`clips` of `frames`, made `batch` at a time by DDIM with `steps` and `guidance`."""
+class Pair:
+    """A pair in a shard. offset: where its members begin, in bytes; size: (width, height); origin: its provenance,
+    seed and quality."""
 
-    clips: int
+    key: str
+    shard: Path
+    offset: int
     frames: int
-    batch: int
-    steps: int
-    guidance: float
+    size: tuple[int, int]
+    origin: dict[str, Any]
+
+    def pictures(self, names: Collection[str]) -> dict[str, np.ndarray]:
+        """Some members by name, uint8 [H, W, 3] RGB or [H, W].
+
+        Raises UserError where the shard is missing or torn.
+        """
+        wanted = {f"{self.key}.{name}": name for name in names}
+        found: dict[str, np.ndarray] = {}
+        try:
+            with self.shard.open("rb") as file:
+                file.seek(self.offset)
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for member in tar:
+                        if member.name in wanted:
+                            found[wanted[member.name]] = _decoded(tar.extractfile(member).read())
+                        if len(found) == len(wanted):
+                            return found
+        except OSError as error:
+            raise _lost(self.shard, error.strerror or "damaged") from error
+        except (tarfile.TarError, ValueError) as error:
+            raise _lost(self.shard, f"damaged ({error})") from error
+        raise _lost(self.shard, f"without {next(name for name in wanted if wanted[name] not in found)}")
+
+    def clip(self, numbers: range) -> dict[str, np.ndarray]:
+        """frame, scene, mask, character and pose of some frames, stacked, and reference."""
+        names = {kind: [f"{number:03d}.{kind}.png" for number in numbers] for kind in LAYERS}
+        pictures = self.pictures([name for each in names.values() for name in each] + [REFERENCE])
+        stacked = {kind: np.stack([pictures[name] for name in each]) for kind, each in names.items()}
+        return stacked | {"reference": pictures[REFERENCE]}
 
 
-@torch.no_grad()
-def replace_character(
-    nets: Networks, batch: Batch, settings: PairSettings, generator: torch.Generator
-) -> Tensor:
-    """The batch's clips with the partner in the place of their character -> float [N, 3, H, W] in 0..1.
+def _decoded(content: bytes) -> np.ndarray:
+    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    if picture is None:
+        raise ValueError("no picture")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if picture.ndim == 3 else picture
 
-    Pixels outside the mask are the clip's own, as in the finished product.
+
+def finished_shards(folder: Path) -> Iterator[Path]:
+    """The indices of the shards of `folder` that are complete, in order."""
+    return (path for path in sorted(folder.glob("[0-9]*.json")))
+
+
+def read_pairs(folder: Path) -> list[Pair]:
+    """All pairs of a folder, in the order of their numbers.
+
+    Raises UserError where it holds none, or where a shard is missing.
     """
-    example = prepare(nets, batch, reference="partner")
-    clips, frames = batch["frames"].shape[:2]
-    pose = nets.pose_guider(to_unit(example.pose)).repeat(2, 1, 1, 1)
-    tokens, embeds = read_reference(nets, example)
-    bank = nets.denoising_unet.project_bank(tokens)
-    embeds = embeds.repeat_interleave(frames, dim=0)
-    embeds = torch.cat([torch.zeros_like(embeds), embeds])
-
-    def denoise(x: Tensor, t: int, _: object) -> Tensor:
-        rows = torch.cat([x, example.scene, example.mask], dim=1).repeat(2, 1, 1, 1)
-        at = torch.full((1,), t, device=x.device)
-        v = nets.denoising_unet(rows, at, embeds, pose, bank, frames, plain_rows=len(x), motion=False).float()
-        plain, guided = v.chunk(2)
-        return plain + settings.guidance * (guided - plain)
-
-    # One noise for all frames of a clip keeps the frame-wise model from flickering.
-    noise = torch.randn(clips, *example.scene.shape[1:], generator=generator, device=example.scene.device)
-    noise = noise.repeat_interleave(frames, dim=0)
-    everything = Windows((tuple(range(len(noise))),), ((1.0,) * len(noise),))
-    made = decode(nets.vae, sample(denoise, noise, settings.steps, everything))
-    inside = (batch["mask"].flatten(0, 1) >= 128)[:, None]
-    own = to_unit(batch["frames"].flatten(0, 1))
-    return torch.where(inside, _vary_sharpness(made, clips, generator), own)
+    pairs = []
+    for index in finished_shards(folder):
+        shard = index.with_suffix(".tar")
+        if not shard.is_file():
+            raise _lost(shard, "missing")
+        pairs += [
+            Pair(row["key"], shard, row["offset"], row["frames"], tuple(row["size"]), row["origin"])
+            for row in read_json(index)["pairs"]
+        ]
+    if not pairs:
+        raise UserError(f"{folder} holds no pairs; make them with python -m training.make_pairs.")
+    return pairs
 
 
-def _vary_sharpness(pictures: Tensor, clips: int, generator: torch.Generator) -> Tensor:
-    """Blurs or sharpens each clip at random: real driving clips are not as soft as generated ones."""
-    amount = torch.rand(clips, 1, 1, 1, generator=generator, device=pictures.device) * 2 - 0.8
-    amount = amount.repeat_interleave(len(pictures) // clips, dim=0)
-    soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return (pictures + amount * (pictures - soft)).clamp(0, 1)
+def _lost(shard: Path, what: str) -> UserError:
+    return UserError(
+        f"The shard {shard} is {what}: bring it back from a copy, or delete it with its .json and run make_pairs "
+        "again with the same arguments, which makes it anew."
+    )
 
 
-def make_pairs(
-    nets: Networks, size: int, seed: int, settings: PairSettings, folder: Path, workers: int, deadline: float
-) -> None:
-    """Fills `folder` with shards of latents float16 [clips, F, c, h, w]; those there already are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = PuppetClips(size, settings.frames, seed, "fine", partner=True)
-    batches = -(-settings.clips // settings.batch)
-    first = len(list(folder.glob("*.safetensors")))
-    device = next(nets.vae.parameters()).device
-    precision = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
-    for number, batch in enumerate(loader(data, settings.batch, first, batches, workers), start=first):
-        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + number)
-        batch = {key: value.to(device) for key, value in batch.items()}
-        with precision:
-            pictures = replace_character(nets, batch, settings, generator)
-            latents = encode(nets.vae, pictures)
-        latents = latents.half().cpu().contiguous().unflatten(0, batch["frames"].shape[:2])
-        with atomic_path(folder / f"{number:05d}.safetensors") as tmp:
-            save_file({"latents": latents}, tmp)
-        if number % 20 == 0:
-            print(f"{folder.name}: batch {number + 1} of {batches}", flush=True)
-        if time.monotonic() > deadline:
-            raise Unfinished(f"{folder.name}: stopped after batch {number + 1} of {batches}; run again.")
+class Pairs(Dataset):
+    """The pairs in `data.path`; of each, `frames` successive ones from a place that changes with the epoch.
+
+    Samples are those of training/data.py, with the generated clip as `scene`, and `mask` after `data.mask`, in
+    the paper a box. `buckets` numbers the pairs' sizes.
+    """
+
+    def __init__(self, data: Data, frames: int):
+        self.data, self.frames = data, frames
+        self.pairs = read_pairs(Path(data.path or ""))
+        shortest = min(pair.frames for pair in self.pairs)
+        if shortest < frames:
+            raise UserError(
+                f"{data.path} has pairs of {shortest} frames, but the phase asks for {frames}: make longer pairs."
+            )
+        sizes = sorted({pair.size for pair in self.pairs})
+        self.buckets = [sizes.index(pair.size) for pair in self.pairs]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
+        index, epoch = sample
+        pair = self.pairs[index]
+        rng = np.random.default_rng([self.data.seed, epoch, index])
+        start = int(rng.integers(pair.frames - self.frames + 1))
+        numbers = range(start, start + self.frames)
+        clip = pair.clip(numbers)
+        touched = np.stack([paste_weights(mask) > 0 for mask in clip["mask"]])[..., None]
+        steady = 0 if self.frames <= SCATTERED else STEADY
+        arrays = {
+            "frames": clip["frame"],
+            "scene": np.where(touched, clip["scene"], clip["frame"]),
+            "pose": clip["pose"],
+            "character": clip["character"],
+            "mask": told_masks(clip["character"], self.data, rng, steady),
+            "reference": clip["reference"],
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def reference(self, index: int, epoch: int) -> Tensor:
+        return torch.from_numpy(self.pairs[index].pictures([REFERENCE])[REFERENCE])
+
+    def origin(self, index: int, epoch: int) -> dict[str, Any]:
+        return self.pairs[index].origin["driving"]
 
 
-def pair_batches(
-    data: PuppetClips, folder: Path, clips: int, first: int, last: int, workers: int
-) -> Iterator[Batch]:
-    """Batches of the clips that have a generated twin, over and over, with its latents as "scene"."""
-    shards = [load_file(path)["latents"] for path in sorted(folder.glob("*.safetensors"))]
-    latents = torch.cat(shards)
-    rounds = len(latents) // clips
-    while first < last:
-        start = first % rounds
-        stop = min(rounds, start + last - first)
-        for number, batch in enumerate(loader(data, clips, start, stop, workers), start=start):
-            yield batch | {"scene": latents[number * clips : (number + 1) * clips].float()}
-        first += stop - start
+def png(picture: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] RGB or [H, W] as a PNG."""
+    ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    return cv2.imencode(".png", ordered)[1].tobytes()
+
+
+def facts(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode()

@@ -1,236 +1,220 @@
-"""Trains the embedded model on the puppet world by the paper's stages (section 3.4 and A.2).
+"""Trains a model by the phases of its config (paper A.2).
 
-    python -m training.train training/configs/embedded.yaml --state DIR [--device cuda] [--minutes 9]
+    python -m training.train training/configs/tiny.yaml --out runs/tiny
+    accelerate launch --config_file training/configs/accelerate/fsdp2.yaml -m training.train CONFIG --out OUT
 
-Phases, in order, each resumed or skipped by what DIR holds: `codec` (the latents, in closed form),
-`decoder` (pictures from latents), `compose` (stage 1 on frames: all networks, fine mask), `pairs` and `boost`
-(stage 2 on frames: UNet only, box mask, generated driving frames), `clip_pairs`, `motion` (motion modules only)
-and `boost_clips` (whole UNet) on clips.
-DIR/model_<phase>.safetensors is written after every phase, ready for Pipeline.from_pretrained, and
-DIR/training.json holds the settings and the log.
+Stopped at any moment, by Ctrl-C or harder, the same command goes on as if nothing had happened. A finished
+phase leaves OUT/PHASE/model (or model.safetensors), which `anycharv generate --model` reads.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import cv2
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator, PartialState
 from torch import nn
+from torch.utils.data import Dataset
 
-from anycharv_core.checkpoint import Checkpoint, Networks, untrained, write_single
+from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
-from anycharv_core.imaging import to_unit
-from training import decoder
-from training.data import PuppetClips, loader
-from training.loop import Batch, Schedule, Unfinished, fit
-from training.objective import Objective, loss, prepare
-from training.pairs import PairSettings, make_pairs, pair_batches
-
-CODEC_CLIPS = 400
-TRAINED = {
-    "decoder": ("vae",),
-    "compose": ("denoising_unet", "reference_unet", "pose_guider", "image_encoder"),
-    "boost": ("denoising_unet",),
-    "motion": ("denoising_unet",),
-    "boost_clips": ("denoising_unet",),
-}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """`clips` of `frames` per batch; `pairs` names the phase whose generated clips are the scene;
-    frames are independent of each other without `motion`."""
-
-    schedule: Schedule
-    frames: int
-    clips: int
-    pairs: str | None = None
-    motion: bool = False
-
-
-@dataclass(frozen=True)
-class Config:
-    """The YAML file: network configs, picture size, seed, and settings of each phase."""
-
-    size: int
-    seed: int
-    networks: dict[str, dict[str, Any]]
-    phases: dict[str, Phase]
-    pairs: dict[str, PairSettings]
-    objective: Objective
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Config:
-        raw = yaml.safe_load(path.read_text())
-        phases = {
-            name: Phase(Schedule(batch=p["clips"], **p.pop("schedule")), **p)
-            for name, p in raw.pop("phases").items()
-        }
-        return cls(
-            phases=phases,
-            pairs={name: PairSettings(**p) for name, p in raw.pop("pairs").items()},
-            objective=Objective(**raw.pop("objective")),
-            **raw,
-        )
+from training import networks, plan
+from training.cache import EncodedClips, cache_name, fill
+from training.codec import DecoderTrainee, fit_codec
+from training.config import Config, Phase, plain, read_config
+from training.data import open_dataset
+from training.fit import Stop, Unfinished, Validation, fit, new_accelerator
+from training.make_pairs import make_pairs, new_job
+from training.samples import batches
+from training.trainee import Trainee, choose_trained
+from training.validate import held_out, validate
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where the state lives, on what, and until when (time.monotonic() seconds)."""
+    """A training: its config, its folder, when to stop, and whether to leave a graphics card alone."""
 
-    state: Path
-    device: str
-    workers: int
-    deadline: float
+    config: Config
+    out: Path
+    stop: Stop
+    cpu: bool
 
+    def folder(self, phase: str) -> Path:
+        return self.out / phase
 
-def new_networks(cfg: Config, device: str) -> Networks:
-    """Untrained networks; motion modules, pose guider and output start at zero."""
-    torch.manual_seed(cfg.seed)
-    nets = untrained(cfg.networks)
-    unet = nets.denoising_unet
-    temporal = [m.proj_out for n, m in unet.named_modules() if n.endswith("temporal_transformer")]
-    for module in (*temporal, nets.pose_guider.conv_out, unet.conv_out):
-        nn.init.zeros_(module.weight)
-        nn.init.zeros_(module.bias)
-    for module in vars(nets).values():
-        module.to(device).requires_grad_(False)
-    return nets
+    def before(self, phase: str) -> list[Path]:
+        """Folders of the phases that trained something before `phase`."""
+        names = list(self.config.phases)
+        earlier = names[: names.index(phase)]
+        return [self.folder(name) for name in earlier if self.config.phases[name].task != "pairs"]
 
 
-def fit_codec(cfg: Config, nets: Networks, run: Run) -> None:
-    """Fits the latents to CODEC_CLIPS clips, patches of characters counting ten times those of scenes."""
-    data = PuppetClips(cfg.size, 2, cfg.seed, "fine")
-    batch = next(iter(loader(data, CODEC_CLIPS, 0, 1, run.workers)))
-    pixels = to_unit(batch["frames"].flatten(0, 1)) * 2 - 1
-    character = batch["character"].flatten(0, 1)[:, None].float() / 255
-    side = 2 ** (len(nets.vae.config.block_out_channels) - 1)
-    nets.vae.fit(pixels, 0.1 + 0.9 * torch.nn.functional.max_pool2d(character, side))
+def train_phase(run: Run, name: str) -> None:
+    """Trains one phase to its end and writes its model. All processes call it."""
+    config, phase, folder = run.config, run.config.phases[name], run.folder(name)
+    accelerator = new_accelerator(config.engine, phase, folder, run.cpu)
+    nets, configs = networks.build(config, run.before(name), accelerator.print)
+    data = open_dataset(plan.placed(phase.data, run.out), phase.frames)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder)
+    validation = None
+    if phase.task == "codec":
+        fit_codec(nets.vae, data, phase.batch, config.seed, config.engine.workers)
+        linear = ("analysis", "synthesis")
+        weights = {f"vae.{k}": v for k, v in nets.vae.state_dict().items() if k.startswith(linear)}
+    else:
+        if phase.task == "decoder":
+            module: nn.Module = DecoderTrainee(nets.vae, config.seed, name)
+        else:
+            choose_trained(nets, phase)
+            module = Trainee(nets, phase.objective, phase.motion, config.seed, name)
+            validation = _validation(phase, folder)
+            module.to(accelerator.device)
+            data = _cached(run, accelerator, module, data, phase)
+        weights = fit(
+            accelerator, module, data, phase, folder, config.seed, config.engine.workers, run.stop, validation
+        )
+        accelerator.free_memory()
+    if accelerator.is_main_process:
+        # Built again, because sharding takes the networks' parameters apart.
+        nets, configs = networks.build(config, run.before(name), lambda line: None)
+        if phase.lora is not None:
+            weights = networks.leave_lora(nets, weights, phase, folder)
+        networks.leave(nets, configs, weights, config, phase.export, folder)
+    accelerator.wait_for_everyone()
 
 
-def choose_trained(nets: Networks, phase: str) -> dict[str, nn.Module]:
-    """Turns gradients on for what `phase` trains and off for the rest."""
-    for name, net in vars(nets).items():
-        net.requires_grad_(name in TRAINED[phase])
-    # The latents stay what the encoder was fitted to, and the decoder's linear part its inverse.
-    for p in (*nets.vae.analysis.parameters(), *nets.vae.synthesis.parameters()):
-        p.requires_grad_(False)
-    if phase == "decoder":
-        return {"vae": nets.vae}
-    for name, p in nets.denoising_unet.named_parameters():
-        p.requires_grad_(phase == "boost_clips" or ("motion_modules" in name) == (phase == "motion"))
-    return {name: getattr(nets, name) for name in TRAINED[phase]}
+def _validation(phase: Phase, folder: Path) -> Validation | None:
+    if not phase.validate.every:
+        return None
+    data = held_out(phase)
+
+    def check(accelerator: Accelerator, model: nn.Module, step: int) -> dict[str, float]:
+        return validate(accelerator, model, data, phase.validate, folder / "sheets" / f"{step:06d}.png")
+
+    return check
 
 
-def train_phase(cfg: Config, nets: Networks, name: str, run: Run) -> None:
-    phase = cfg.phases[name]
-    trained = choose_trained(nets, name)
-    data = PuppetClips(cfg.size, phase.frames, cfg.seed, mask="box" if phase.pairs else "fine")
+def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Dataset, phase: Phase) -> Dataset:
+    variants, config = phase.cache.variants, run.config
+    if not variants:
+        return data
+    name = cache_name(trainee, plain(phase.data), phase.frames, config.engine.precision)
+    clips = EncodedClips(data, run.out / "cache" / name, variants)
+    buckets = getattr(data, "buckets", [0] * len(clips))
+    micro = phase.batch // phase.accumulate
+    stream = batches(config.seed, buckets, micro, 0, phase.steps * phase.accumulate)
+    wanted = {(index, epoch % variants) for batch in stream for index, epoch in batch}
+    fill(accelerator, trainee, clips, wanted, config.engine.workers, run.stop)
+    return clips
 
-    def batches(first: int, last: int) -> Iterable[Batch]:
-        if phase.pairs is None:
-            return loader(data, phase.clips, first, last, run.workers)
-        return pair_batches(data, run.state / phase.pairs, phase.clips, first, last, run.workers)
 
-    def encoded(batch: Batch) -> Any:
-        if name == "decoder":
-            return decoder.prepare(nets.vae, batch)
-        return prepare(nets, batch, batch.get("scene"))
+def make_phase_pairs(run: Run, name: str) -> None:
+    """Makes the pairs of a phase of that task, by the model of the phase that its settings name, or else of the
+    one before it. All processes call it, each for its share."""
+    config, phase, state = run.config, run.config.phases[name], PartialState()
+    model = phase.pairs.get("model")
+    maker = run.folder(model) if model in config.phases else (run.before(name) or [run.out])[-1]
+    if not (maker / networks.WEIGHTS).exists():
+        raise UserError(f"The phase {name} needs the model that {maker.name} trains: train that one first.")
+    job = new_job(config, name, str(networks.model_path(maker)), run.folder(name))
+    share = (state.process_index, state.num_processes)
+    workers = 0 if torch.cuda.is_available() else config.engine.workers
+    with run.stop.on_signals():
+        done = make_pairs(job, workers, share=share, stop=run.stop.now)
+    state.wait_for_everyone()
+    if run.stop.now() and not done:
+        raise Unfinished(f"{name}: not all pairs are made yet; run again to go on.")
 
-    def error(example: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        if name == "decoder":
-            return decoder.loss(nets.vae, example, generator)
-        return loss(nets, example, cfg.objective, phase.motion, generator)
 
-    fit(
-        trained, encoded, error, batches, phase.schedule, run.state / name, cfg.seed, run.deadline,
+def run_phases(run: Run, only: str | None) -> None:
+    """All phases in order, or `only` one; those that are finished are passed over."""
+    state = PartialState(cpu=run.cpu)
+    for name, phase in run.config.phases.items():
+        if only not in (None, name):
+            continue
+        if phase.task == "pairs":
+            make_phase_pairs(run, name)
+        elif not (run.folder(name) / networks.WEIGHTS).exists():
+            state.wait_for_everyone()
+            train_phase(run, name)
+        if state.is_main_process:
+            write_record(run)
+
+
+def write_config(config: Config, folder: Path) -> None:
+    """folder/config.yaml: the config that runs, every default spelled out."""
+    with atomic_path(folder / "config.yaml") as tmp:
+        tmp.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+
+def write_record(run: Run) -> None:
+    """OUT/training.json: the config that ran and what was logged, to lie beside the weights."""
+    logs = {}
+    for name in run.config.phases:
+        path = run.folder(name) / "log.jsonl"
+        if path.exists():
+            logs[name] = [json.loads(line) for line in path.read_text().splitlines()]
+    with atomic_path(run.out / "training.json") as tmp:
+        tmp.write_text(json.dumps({"config": plain(run.config), "log": logs}, indent=1) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done or stopped in time, 2 something the user can put right, 130 broken off."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    # A forked loader process that finds OpenCV's threads gone waits for them for ever.
+    cv2.setNumThreads(1)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-
-
-def store(nets: Networks, path: Path) -> None:
-    """All weights, float32, for the next phase to start from."""
-    weights = {f"{part}.{key}": value.contiguous() for part, net in vars(nets).items()
-               for key, value in net.state_dict().items()}
-    with atomic_path(path) as tmp:
-        save_file(weights, tmp)
-
-
-def restore(nets: Networks, path: Path) -> None:
-    weights = load_file(path)
-    for part, net in vars(nets).items():
-        own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{part}.")}
-        net.load_state_dict(own)
-
-
-def export(cfg: Config, nets: Networks, path: Path) -> None:
-    """The trained model as `Pipeline.from_pretrained` reads it, in half precision."""
-    checkpoint = Checkpoint(
-        configs=cfg.networks,
-        weights={part: net.state_dict() for part, net in vars(nets).items()},
-        settings=cfg.settings,
-    )
-    write_single(checkpoint, path, torch.float16)
-
-
-def write_record(config: Path, state: Path) -> None:
-    """state/training.json: the settings that ran and what was logged, to lie beside the weights."""
-    logs = {
-        log.parent.name: [json.loads(line) for line in log.read_text().splitlines()]
-        for log in sorted(state.glob("*/log.jsonl"), key=lambda path: path.stat().st_mtime)
-    }
-    with atomic_path(state / "training.json") as tmp:
-        tmp.write_text(json.dumps({"settings": yaml.safe_load(config.read_text()), "log": logs}, indent=1))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--state", type=Path, required=True, help="folder of checkpoints, logs and pairs")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop, state saved, after this long")
-    parser.add_argument("--until", help="stop after this phase")
-    args = parser.parse_args()
-    run = Run(args.state, args.device, args.workers, time.monotonic() + 60 * args.minutes)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-
-    cfg = Config.read(args.config)
-    nets = new_networks(cfg, args.device)
-    args.state.mkdir(parents=True, exist_ok=True)
+    add = parser.add_argument
+    add("config", type=Path)
+    add("--out", type=Path, required=True, help="folder of the run; one that was stopped goes on")
+    add("--phase", help="train only this phase, after those before it")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as phases.compose.lr=1e-6")
+    add("--minutes", type=float, default=math.inf, help="stop, state saved, after this long")
+    add("--cpu", action="store_true", help="leave a graphics card alone")
+    add("--dry-run", action="store_true", help="say what would be trained, and train nothing")
+    args = parser.parse_args(argv)
     try:
-        for name in ("codec", "decoder", "compose", "pairs", "boost", "clip_pairs", "motion", "boost_clips"):
-            done = args.state / f"{name}.safetensors"
-            if name in cfg.pairs:
-                first_stage = copy.deepcopy(nets)
-                restore(first_stage, args.state / "compose.safetensors")
-                folder = args.state / name
-                settings = cfg.pairs[name]
-                make_pairs(first_stage, cfg.size, cfg.seed, settings, folder, run.workers, run.deadline)
-            elif done.exists():
-                restore(nets, done)
-            else:
-                fit_codec(cfg, nets, run) if name == "codec" else train_phase(cfg, nets, name, run)
-                store(nets, done)
-                export(cfg, nets, args.state / f"model_{name}.safetensors")
-            if name == args.until:
-                break
+        config = read_config(args.config, args.set)
+        if args.phase not in (None, *config.phases):
+            raise UserError(f"{args.config} has no phase '{args.phase}', only {', '.join(config.phases)}.")
+        run = Run(config, args.out, Stop(time.monotonic() + 60 * args.minutes), args.cpu)
+        if args.dry_run:
+            plan.describe(config, args.out)
+            return 0
+        args.out.mkdir(parents=True, exist_ok=True)
+        run_phases(run, args.phase)
+        PartialState().destroy_process_group()
     except Unfinished as stopped:
         print(stopped)
-    write_record(args.config, args.state)
+    except UserError as error:
+        return _say(str(error), 2)
+    except KeyboardInterrupt:
+        return _say("stopped; the last checkpoint is where the same command goes on.", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}; check the path and its permissions.", 2)
+    return 0
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"training: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,7 +22,6 @@ FIXED_SETTINGS = {
     "transformer_layers_per_block": 1,
     "unet_use_cross_frame_attention": False,
     "unet_use_temporal_attention": False,
-    "use_inflated_groupnorm": True,
 }
 
 
@@ -57,6 +56,12 @@ class UNetConfig:
     freq_shift: float = 0
     use_linear_projection: bool = False
     motion: MotionConfig | None = None
+    joint_norm: bool = False  # resnets normalise all frames of a window together, not each on its own
+
+    @property
+    def takes_scene(self) -> bool:
+        """Whether the input is noisy latent, scene latent and mask (AnyCharV), not the noisy latent alone."""
+        return self.in_channels == 2 * self.out_channels + 1
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
@@ -86,6 +91,7 @@ class UNetConfig:
                 freq_shift=config["freq_shift"],
                 use_linear_projection=config.get("use_linear_projection", False),
                 motion=_motion(config) if config.get("use_motion_module") else None,
+                joint_norm=config.get("use_inflated_groupnorm", True) is False,
             )
         except KeyError as missing:
             raise UserError(f"config.json has no {missing} setting: it is not a UNet config.") from None
@@ -114,7 +120,8 @@ class PoseGuiderConfig:
 def _motion(config: Mapping[str, Any]) -> MotionConfig:
     kwargs = config["motion_module_kwargs"]
     kinds = kwargs["attention_block_types"]
-    if any(kind != "Temporal_Self" for kind in kinds) or not kwargs["temporal_position_encoding"]:
+    narrower = kwargs.get("temporal_attention_dim_div", 1) != 1
+    if any(kind != "Temporal_Self" for kind in kinds) or not kwargs["temporal_position_encoding"] or narrower:
         raise UserError("config.json asks for motion modules other than positional temporal self-attention.")
     return MotionConfig(
         heads=kwargs["num_attention_heads"],

@@ -66,10 +66,19 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
+def normalised(x: Tensor, norm: nn.Module, frames: int) -> Tensor:
+    """`norm` of x [N, C, H, W], with one mean and variance per group for every `frames` consecutive rows."""
+    if frames == 1:
+        return norm(x)
+    clips = norm(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
+    return rearrange(clips, "b c f h w -> (b f) c h w")
+
+
 class ResnetBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, cfg: UNetConfig, operations: Any, **factory: Any):
         super().__init__()
         groups, eps = cfg.norm_num_groups, cfg.norm_eps
+        self.joint_norm = cfg.joint_norm
         self.norm1 = operations.GroupNorm(groups, c_in, eps=eps, **factory)
         self.conv1 = operations.Conv2d(c_in, c_out, 3, padding=1, **factory)
         self.time_emb_proj = operations.Linear(4 * cfg.block_out_channels[0], c_out, **factory)
@@ -78,9 +87,10 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = operations.Conv2d(c_in, c_out, 1, **factory) if c_in != c_out else None
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        together = cond.frames if self.joint_norm else 1
+        h = self.conv1(F.silu(normalised(x, self.norm1, together)))
         h = h + self.time_emb_proj(F.silu(cond.time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(F.silu(normalised(h, self.norm2, together)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -1,14 +1,16 @@
-"""The two UNets of AnyCharV (paper sections 3.1-3.3) and the pose guider."""
+"""The two UNets of AnyCharV (paper sections 3.1-3.3) and of Animate Anyone, and the pose guider."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import replace
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from .config import PoseGuiderConfig, UNetConfig
@@ -21,12 +23,18 @@ from .layers import (
     SpatialTransformer,
     TimestepEmbedding,
     Upsample,
+    normalised,
     timestep_embedding,
 )
 
 
 class Stage(nn.Module):
-    """One resolution of the UNet: per layer a resnet, then spatial attention, then motion, where present."""
+    """One resolution of the UNet: per layer a resnet, then spatial attention, then motion, where present.
+
+    With `checkpointing`, training keeps only the layers' inputs and computes the rest again on the way back.
+    """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -49,6 +57,21 @@ class Stage(nn.Module):
             )
 
     def layer(self, index: int, x: Tensor, cond: Conditions) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self._layer(index, x, cond)
+        blocks = len(self.attentions[index].transformer_blocks) if hasattr(self, "attentions") else 0
+        bank = list(islice(cond.bank, blocks)) if cond.bank is not None else None
+
+        # It runs twice, and so must not read on in the bank or add tokens to those of the first time.
+        def run(x: Tensor) -> tuple[Tensor, ...]:
+            own = replace(cond, bank=iter(bank) if bank is not None else None, tokens=[])
+            return self._layer(index, x, own), *own.tokens
+
+        x, *tokens = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
+        cond.tokens.extend(tokens)
+        return x
+
+    def _layer(self, index: int, x: Tensor, cond: Conditions) -> Tensor:
         x = self.resnets[index](x, cond)
         if hasattr(self, "attentions"):
             x = self.attentions[index](x, cond)
@@ -135,6 +158,11 @@ class UNet(nn.Module):
             attends = heads[i] if cfg.up_attention[levels[-1] - i] else None
             self.up_blocks.append(UpStage(cfg, pairs, attends, at[i], i == 0, operations, **factory))
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Trades a third more arithmetic in training for the memory of the activations inside layers."""
+        for stage in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            stage.checkpointing = on
+
     def embed_time(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         cfg = self.cfg
         wave = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
@@ -176,7 +204,10 @@ class ReferenceNet(UNet):
 
 
 class DenoisingUNet(UNet):
-    """Predicts v for noisy latents, given scene, mask, pose and reference (paper eq. 2 and 3)."""
+    """Predicts v for noisy latents, given scene, mask, pose and reference (paper eq. 2 and 3).
+
+    Animate Anyone's takes neither scene nor mask, and that of its first configuration predicts the noise.
+    """
 
     def __init__(self, cfg: UNetConfig, operations: Any = nn, **factory: Any):
         super().__init__(cfg, operations, **factory)
@@ -202,12 +233,12 @@ class DenoisingUNet(UNet):
     ) -> Tensor:
         """One denoising call on N = clips x frames rows, clip after clip.
 
-        x [N, 9, h, w]: noisy latent 4 | scene latent 4 | mask 1; t [N] or [1]: timestep;
-        image_embeds [N, D] or [1, D] (zeros = unconditional); pose [N, C0, h, w]: pose guider features;
-        bank: `project_bank`'s, or None; the first `plain_rows` rows ignore the bank, as unconditional
-        rows must; without `motion` the frames are independent of each other, as in the frame-wise training
-        phases (A.2). Returns v [N, 4, h, w]. Raises UserError when a clip is longer than the motion
-        modules' positional encoding.
+        x [N, 9, h, w]: noisy latent 4 | scene latent 4 | mask 1, or [N, 4, h, w]: the noisy latent alone;
+        t [N] or [1]: timestep; image_embeds [N, D] or [1, D] (zeros = unconditional); pose [N, C0, h, w]: pose
+        guider features; bank: `project_bank`'s, or None; the first `plain_rows` rows ignore the bank, as
+        unconditional rows must; without `motion` the frames are independent of each other, as in the frame-wise
+        training phases (A.2). Returns the prediction [N, 4, h, w]. Raises UserError when a clip is longer than the
+        motion modules' positional encoding.
         """
         positions = self.cfg.motion.max_len if self.cfg.motion else frames
         if frames > positions:
@@ -218,13 +249,14 @@ class DenoisingUNet(UNet):
         cond = Conditions(
             time=self.embed_time(t, x.dtype),
             image=image_embeds,
-            frames=frames,
+            frames=frames if motion else 1,
             bank=iter(bank) if bank is not None else None,
             plain_rows=plain_rows,
             motion=motion,
         )
         h = self.trunk(self.conv_in(x) + pose, cond)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        h = normalised(h, self.conv_norm_out, cond.frames if self.cfg.joint_norm else 1)
+        return self.conv_out(F.silu(h))
 
 
 class PoseGuider(nn.Module):

@@ -194,7 +194,7 @@ def _prepare(job: Preparation, look: Look, number: int | None, place: int, progr
         poses = smooth_poses(poses, [present], look.rate, findings.cuts)
     extents: list[Any] = [None] * count
     if job.retarget:
-        poses = retarget(poses, _figure(job, job.retarget[place]))
+        poses = retarget(poses, figure(job.retarget[place], job.pose_model, job.device))
         # A taller character leaves the box of the person whose place it takes.
         extents = [pose_extent(pose) for pose in poses]
     segmenter = None if job.masks else segmenter_name(job.segmenter)
@@ -261,13 +261,16 @@ def _counted(frames: Iterable[np.ndarray], progress: Callable[[int], None]) -> I
         progress(done)
 
 
-def _figure(job: Preparation, picture: Path) -> Pose:
-    """The pose of the character in a picture."""
-    files = pose_files(job.pose_model)
+def figure(picture: Path, pose_model: str | None, device: str | None) -> Pose:
+    """The pose of the character in a picture, found by the model that `Preparation` would take.
+
+    Raises UserError where nobody is found, or the model or the picture cannot be read.
+    """
+    files = pose_files(pose_model)
 
     def make(folder: Path) -> None:
         reference = read_reference(picture)[..., :3]
-        poses = DWPose(*files, job.device).poses(reference[None], people_limit=1)
+        poses = DWPose(*files, device).poses(reference[None], people_limit=1)
         if not poses[0]["people"]:
             raise UserError(f"Nobody was found in {picture}; retarget to a picture of the whole character.")
         write_poses(folder / POSES, poses)

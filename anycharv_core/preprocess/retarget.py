@@ -99,6 +99,22 @@ def retarget(poses: Sequence[Pose], reference: Pose) -> list[Pose]:
     return frames
 
 
+def size_ratio(poses: Sequence[Pose], reference: Pose) -> float:
+    """How long the reference's skeleton is in pixels, compared with that of the clip in a usual frame.
+
+    Takes and raises what `retarget` does; 1 where clip and reference show no limb in common.
+    """
+    people = [(clean_pose(pose)["people"] or [None])[0] for pose in poses]
+    joints = np.array([_joints(person) for person in people]).reshape(-1, _MIDDLE + 1, 2)
+    return _ratio(_lengths(joints), _reference_lengths(reference))
+
+
+def _ratio(known: np.ndarray, wanted: np.ndarray) -> float:
+    both = ~np.isnan(known * wanted)
+    upright = both & _UPRIGHT if (both & _UPRIGHT).any() else both
+    return float(wanted[upright].sum() / known[upright].sum()) if both.any() else 1.0
+
+
 def _joints(person: dict[str, Any] | None) -> np.ndarray:
     """float64 [19, 2]: body points and the middle of the hips, or the hip that shows; NaN where unseen."""
     points = np.reshape(person[BODY] if person and person[BODY] else np.zeros(54), (-1, 3))
@@ -142,8 +158,7 @@ def _percentile(values: np.ndarray, percent: float, axes: tuple[int, int]) -> np
 def _factors(known: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     """What to multiply each limb's length by, from the lengths in the clip and in the reference."""
     both = ~np.isnan(known * wanted)
-    upright = both & _UPRIGHT if (both & _UPRIGHT).any() else both
-    same_height = known[upright].sum() / wanted[upright].sum() if both.any() else 1.0
+    same_height = 1 / _ratio(known, wanted)
     factors = {}
     for limb in dict.fromkeys(_LIMBS.tolist()):
         chosen = both & (limb == _LIMBS)

@@ -19,6 +19,7 @@ from ...anycharv_core.checkpoint import (
     library_part,
     read_checkpoint,
 )
+from ...anycharv_core.errors import UserError
 from ...anycharv_core.generate import DTYPES
 from ...anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
 from .model import AnyCharVConfig, AnyCharVModel
@@ -34,6 +35,11 @@ def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
     dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound AnyCharV checkpoint.
     """
     checkpoint = read_checkpoint(path)
+    if not checkpoint.takes_scene:
+        raise UserError(
+            f"{path} is a model of Animate Anyone, which has no scene: run it with 'anycharv animate'; these "
+            "nodes need a model of AnyCharV."
+        )
     device = comfy.model_management.get_torch_device()
     weights = checkpoint.weights["denoising_unet"]
     chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))

@@ -1,0 +1,139 @@
+"""State dicts on disk: tensors in .safetensors files and pickles, read safely and checked."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import UserError
+from .files import atomic_path, write_error
+
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+SUFFIXES = (".safetensors", ".bin", ".pth")
+
+Weights = dict[str, Tensor]
+
+# Key fragments by which a file of another model is recognised.
+STRANGERS = {
+    "lora_": "a LoRA",
+    ".lora.": "a LoRA",
+    "double_blocks.": "a Flux or HunyuanVideo model",
+    "model.diffusion_model.input_blocks.": "a plain Stable Diffusion checkpoint",
+    "first_stage_model.": "a plain Stable Diffusion checkpoint",
+    "control_model.": "a ControlNet",
+    "motion_modules.": "a motion module on its own",
+}
+UNKNOWN = "another model's file"
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The weights in a part's folder, safetensors first; None where there are none."""
+    candidates = (folder / (name + suffix) for suffix in SUFFIXES for name in WEIGHT_NAMES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_weights(path: Path) -> Weights:
+    """All tensors of one .safetensors, .bin or .pth file (pickles with weights_only=True).
+
+    Raises UserError when the file is torn, is no state dict, or holds NaN or infinite values.
+    """
+    weights = _loaded(path, "fetch it again")
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise UserError(f"{path} is not a plain state dict of tensors.")
+    _check_finite(path, weights)
+    return weights
+
+
+def read_training_weights(path: Path) -> Weights:
+    """The tensors of one file; those of a training checkpoint are taken out of its `state_dict`.
+
+    Pickles are read with weights_only=True. Raises UserError when the file is torn, or holds code, NaN, or no
+    tensors.
+    """
+    loaded = _loaded(path, "give the .safetensors version of it")
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
+    # Beside the tensors AnimateDiff files keep a step number or a config.
+    weights = {key.removeprefix("module."): v for key, v in loaded.items() if isinstance(v, Tensor)}
+    if not weights:
+        raise UserError(f"{path} holds no weights: it is no state dict.")
+    _check_finite(path, weights)
+    return weights
+
+
+def motion_weights(weights: Weights, path: Path) -> Weights:
+    """The motion modules of an AnimateDiff file, whose names are ours; whatever else it holds is left out.
+
+    Raises UserError naming `path` for a motion LoRA, for diffusers' MotionAdapter names, and for other models.
+    """
+    motion = {key: value for key, value in weights.items() if ".motion_modules." in key}
+    if any("lora" in key for key in motion):
+        raise UserError(f"{path} is a motion LoRA, not a motion module: give mm_sd_v15_v2 or one like it.")
+    if motion and not any(".temporal_transformer." in key for key in motion):
+        raise UserError(
+            f"{path} has diffusers' MotionAdapter names ('{next(iter(motion))}'): give the original AnimateDiff "
+            "file, such as mm_sd_v15_v2.ckpt."
+        )
+    if not motion:
+        raise UserError(f"{path} is no AnimateDiff motion file: none of its keys has '.motion_modules.'.")
+    return motion
+
+
+def _loaded(path: Path, remedy: str) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is torn or not a weights file ({reason}): {remedy}.") from None
+
+
+def _check_finite(path: Path, weights: Weights) -> None:
+    for key, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path} holds NaN or infinite values in '{key}': the file is damaged.")
+
+
+def identify(keys: Sequence[str]) -> str:
+    """What a file with these keys probably is: a name for the user, UNKNOWN where nothing gives it away."""
+    for fragment, name in STRANGERS.items():
+        if any(fragment in key for key in keys):
+            return name
+    return UNKNOWN
+
+
+def save_safetensors(tensors: Weights, path: Path, metadata: dict[str, str]) -> None:
+    """Writes one .safetensors file, atomically. Raises UserError where it cannot be written."""
+    with atomic_path(path) as tmp:
+        try:
+            save_file(tensors, tmp, metadata)
+        except SafetensorError as error:
+            # Its only word on a full disk is the number in the message.
+            number = int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
+            raise write_error(path, OSError(number, os.strerror(number) if number else str(error))) from None
+
+
+def save_pickle(tensors: Weights, path: Path) -> None:
+    """Writes one .pth file of plain tensors, atomically. Raises UserError where it cannot be written."""
+    with atomic_path(path) as tmp:
+        try:
+            torch.save(tensors, tmp)
+        except RuntimeError as error:
+            # All that a full disk is to it is a position in the file that it did not expect.
+            raise write_error(path, OSError(0, str(error).splitlines()[0])) from None
+
+
+def stored(key: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A weight as it goes into a file of that dtype; None = as it is."""
+    # Positional encodings stay float32: they are a table, not weights, and the release keeps them so.
+    keep = dtype is None or key.endswith(".pe") or not value.is_floating_point()
+    return (value if keep else value.to(dtype)).contiguous()

@@ -1,0 +1,98 @@
+"""Clips encoded once and kept on disk, for when preparing a clip costs as much as training on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from anycharv_core.errors import UserError
+from anycharv_core.files import atomic_path
+from training.fit import Stop, Unfinished
+from training.samples import Sample
+from training.trainee import Trainee
+
+
+class EncodedClips(Dataset):
+    """The clips of `source` as `Trainee.encode` returns them, rounded to half precision, from files in `folder`.
+
+    Augmentation comes in `variants`: epoch e is that of epoch e % variants.
+    """
+
+    def __init__(self, source: Dataset, folder: Path, variants: int):
+        self.source, self.folder, self.variants = source, folder, variants
+        if hasattr(source, "buckets"):
+            self.buckets = source.buckets
+
+    def __len__(self) -> int:
+        return len(self.source)  # type: ignore[arg-type]
+
+    def path(self, sample: Sample) -> Path:
+        index, epoch = sample
+        return self.folder / f"{index // 1000:03d}" / f"{index:06d}-{epoch % self.variants}.safetensors"
+
+    def __getitem__(self, sample: Sample) -> dict[str, Tensor]:
+        path = self.path(sample)
+        try:
+            stored = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is torn or missing ({error}): delete it and run again.") from None
+        return {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
+
+
+def fill(
+    accelerator: Accelerator,
+    trainee: Trainee,
+    clips: EncodedClips,
+    wanted: Collection[Sample],
+    workers: int,
+    stop: Stop,
+) -> None:
+    """Encodes those of `wanted` (index, variant) that have no file yet, each process its share; all must call it.
+
+    One clip at a time: arithmetic may round differently in batches, and an interrupted run groups them
+    differently.
+    """
+    missing = [sample for sample in sorted(wanted) if not clips.path(sample).exists()]
+    accelerator.wait_for_everyone()
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    source = DataLoader(
+        Subset(clips.source, own), batch_size=None, num_workers=workers, generator=torch.Generator()
+    )
+    bar = tqdm(own, "encoding", unit="clip", disable=not (own and accelerator.is_main_process))
+    for sample, clip in zip(bar, source, strict=True):
+        batch = {name: value[None].to(accelerator.device) for name, value in clip.items()}
+        with accelerator.autocast():
+            encoded = trainee.encode(batch)
+        path = clips.path(sample)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as tmp:
+            save_file({name: _stored(value[0]) for name, value in encoded.items()}, tmp)
+        if stop.now():
+            raise Unfinished("The clips are not all encoded yet; run again to go on.")
+    accelerator.wait_for_everyone()
+
+
+def cache_name(trainee: Trainee, *settings: Any) -> str:
+    """A folder name that is another one when the data's settings or the frozen encoders' weights are."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for part in (trainee.vae, trainee.image_encoder):
+        trained = any(p.requires_grad for p in part.parameters())
+        digest.update(str(trained).encode())
+        for value in part.state_dict().values() if not trained else ():
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _stored(value: Tensor) -> Tensor:
+    return (value.half() if value.is_floating_point() else value).cpu().contiguous()

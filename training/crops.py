@@ -1,0 +1,112 @@
+"""Cutting a clip to the size it is trained at: pictures, masks and poses alike.
+
+A window is (x0, y0, x1, y1) in whole pixels, ends exclusive; it may reach over the picture's edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from anycharv_core.imaging import resize
+from anycharv_core.pose import BODY, BOX, FEET, HANDS, PARTS, Pose, scale_pose
+
+Size = tuple[int, int]
+"""(width, height) in pixels"""
+Window = tuple[int, int, int, int]
+Person = dict[str, list[float] | None]
+
+# How much larger than the person's way through the clip a window is at most, so that distant people are not lost
+# in their scene, and by how much of their size it surrounds them at least, where the picture allows it.
+_LOOSEST, _MARGIN = 2.5, 0.1
+# OpenPose-18 points that change places in a mirror; the rest lie in the middle.
+_MIRRORED_BODY = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
+_MIRRORED_FEET = [3, 4, 5, 0, 1, 2]
+
+
+def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
+    """The bucket whose proportions are nearest to those of `size`."""
+    return min(buckets, key=lambda bucket: abs(math.log(bucket[0] / bucket[1] * size[1] / size[0])))
+
+
+def person_window(boxes: Sequence[Sequence[float]], picture: Size, size: Size) -> Window:
+    """The window of `size`'s proportions in a picture that keeps the person.
+
+    Args:
+        boxes: of the person in one or more frames, all of which share the window.
+        picture: the frames' size.
+        size: the size the window is to be brought to.
+
+    Returns:
+        A window inside the picture, around the middle of all boxes: as large as the picture allows, but not
+        much larger than the boxes together. Where it cannot hold them it is as large as it can be.
+    """
+    around = np.array(boxes, np.float64)
+    low = np.clip(around[:, :2].min(0), 0, picture)
+    high = np.clip(around[:, 2:].max(0), low + 1, np.maximum(picture, low + 1))
+    shape = np.array(size, np.float64)
+    largest = (np.array(picture) / shape).min()
+    scale = min(largest, _LOOSEST * ((high - low) / shape).max())
+    sides = np.maximum(1, np.rint(shape * scale)).astype(int)
+    start = np.clip(np.rint((low + high - sides) / 2).astype(int), 0, np.array(picture) - sides)
+    return (*start.tolist(), *(start + sides).tolist())
+
+
+def figure_window(box: Sequence[float], size: Size, margin: float = _MARGIN) -> Window:
+    """The window of `size`'s proportions around a box with a margin, in parts of the box's longer side."""
+    low, high = np.array(box[:2], np.float64), np.array(box[2:], np.float64)
+    shape = np.array(size, np.float64)
+    scale = ((high - low + 2 * margin * (high - low).max()) / shape).max()
+    start = np.rint((low + high - shape * scale) / 2).astype(int)
+    return (*start.tolist(), *(start + np.maximum(1, np.rint(shape * scale))).astype(int).tolist())
+
+
+def cut(picture: np.ndarray, window: Window, size: Size) -> np.ndarray:
+    """The window of a picture uint8 [h, w, 3] or mask [h, w], black past its edges, at `size`.
+
+    Masks come back as 0 and 255.
+    """
+    x0, y0, x1, y1 = window
+    height, width = picture.shape[:2]
+    inside = picture[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)]
+    before, after = (max(0, -y0), max(0, -x0)), (max(0, y1 - height), max(0, x1 - width))
+    if any((*before, *after)):
+        inside = np.pad(inside, ((before[0], after[0]), (before[1], after[1]), (0, 0))[: picture.ndim])
+    inside = np.ascontiguousarray(inside)
+    if picture.ndim == 3:
+        return resize(inside, size)
+    return np.where(resize(inside, size, Image.Resampling.BOX) > 127, np.uint8(255), np.uint8(0))
+
+
+def cut_pose(pose: Pose, window: Window, size: Size) -> Pose:
+    """The pose as seen in the window at `size`; points outside it stay, outside the canvas."""
+    x0, y0, x1, y1 = window
+    shift = np.array([x0, y0, 0.0])
+    moved = [_mapped(person, lambda part, points: points - shift) for person in pose["people"]]
+    return scale_pose({"canvas_width": x1 - x0, "canvas_height": y1 - y0, "people": moved}, *size)
+
+
+def mirror_pose(pose: Pose) -> Pose:
+    """The pose in a mirror: left and right change sides, and so the colours they are drawn with."""
+    width = pose["canvas_width"]
+
+    def mirrored(part: str, points: np.ndarray) -> np.ndarray:
+        points = points * (-1, 1, 1) + (width, 0, 0)
+        if part == BOX:  # its corners stay upper left and lower right
+            points[:, 0] = points[::-1, 0]
+        order = {BODY: _MIRRORED_BODY, FEET: _MIRRORED_FEET}.get(part)
+        return points if order is None else points[order]
+
+    people = [_mapped(person, mirrored) for person in pose["people"]]
+    left, right = HANDS
+    return {**pose, "people": [person | {left: person[right], right: person[left]} for person in people]}
+
+
+def _mapped(person: Person, change: Callable[[str, np.ndarray], np.ndarray]) -> Person:
+    return {
+        part: change(part, np.reshape(person[part], (-1, 3))).ravel().tolist() if person.get(part) else None
+        for part in PARTS
+    }

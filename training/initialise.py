@@ -1,0 +1,334 @@
+"""Where a training starts: networks with weights from published files (paper 4.1, "initialized from").
+
+A recipe's `init` names the files; what none of them gives starts fresh, and how much came from where is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anycharv_core.animate_anyone import SD15
+from anycharv_core.checkpoint import (
+    LIBRARY_PARTS,
+    Networks,
+    check_keys,
+    check_pairing,
+    read_checkpoint,
+    read_library_part,
+    untrained,
+)
+from anycharv_core.errors import UserError
+from anycharv_core.files import read_json
+from anycharv_core.pipeline import HUB_PARTS
+from anycharv_core.state_dicts import Weights, motion_weights, read_training_weights
+from training.layouts import find_weights, guider_weights, unet_weights
+
+GUIDER = {"conditioning_channels": 3, "block_out_channels": [16, 32, 96, 256]}  # ControlNet's
+MOTION_LENGTH = 32
+HEADS_OUT = ("conv_norm_out.", "conv_out.")  # what a ReferenceNet has no use for
+
+
+@dataclass(frozen=True)
+class Init:
+    """The files a recipe starts from; every one may be left out.
+
+    model: an AnyCharV folder or single file, to fine-tune. unet: Stable Diffusion 1.5 as diffusers' folder (of
+    the whole model or of its `unet`), a weights file in it, or a CompVis .safetensors or .ckpt file.
+    reference_unet: the same for the ReferenceNet, `unet` unless given. motion: AnimateDiff's motion file.
+    pose_guider: a ControlNet, such as control_v11p_sd15_openpose. vae, image_encoder: their folders.
+    """
+
+    model: str | None = None
+    unet: str | None = None
+    reference_unet: str | None = None
+    motion: str | None = None
+    pose_guider: str | None = None
+    vae: str | None = None
+    image_encoder: str | None = None
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Init:
+        """Raises UserError naming a key that does not exist and the closest one that does."""
+        known = [f.name for f in fields(cls)]
+        for key in given:
+            if key not in known:
+                close = get_close_matches(key, known, 1, 0.0)[0]
+                raise UserError(f"The recipe's init has the unknown key '{key}'; did you mean '{close}'?")
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one network starts with: weights, and for each kind of origin how many tensors."""
+
+    weights: Weights
+    origins: dict[str, int]
+
+
+def initialise(
+    init: Mapping[str, Any] | None,
+    networks: Mapping[str, Mapping[str, Any]] | None,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = print,
+) -> tuple[Networks, dict[str, dict[str, Any]]]:
+    """The networks of a recipe, float32, frozen, and the config of every part, as a checkpoint stores it.
+
+    init: see `Init`. networks: config per part; parts that it lacks get theirs from the files. Where no file
+    gives a weight, it is torch's own initialisation by the global generator, which the caller seeds, but for
+    what must begin as nothing: the scene and mask channels of `conv_in`, the output of every motion module and
+    of the pose guider, and `conv_out` of a denoising UNet without a file. `say` gets a line per network: how
+    many weights from where.
+
+    Raises UserError naming the file and the key where a file is not what it should be or does not fit the configs.
+    """
+    files = Init.from_dict(init or {})
+    configs = {part: dict(config) for part, config in (networks or {}).items()}
+    given = _files_of_anycharv(files, configs)
+    _library_parts(files, configs, given)
+    motion = _motion(files, configs)
+    unets = _unets(files, configs, motion)
+    guider = _guider(files, configs)
+
+    nets = untrained(configs)
+    _start_at_zero(nets, fresh_output=files.unet is None)
+    check_pairing(nets.denoising_unet, nets.reference_unet, nets.pose_guider)
+    parts = {name: module for name, module in vars(nets).items() if module is not None}
+    starts: dict[str, list[Start]] = {}
+    for part, (source, weights) in given.items():
+        check_keys(part, parts[part], weights)
+        learned = sum(not key.endswith(".pe") for key in weights)
+        starts[part] = [Start(weights, {source: learned})]
+    for part, (source, weights) in unets.items():
+        starts.setdefault(part, []).append(_unet_start(parts[part], part, weights, source))
+    if motion is not None:
+        starts.setdefault("denoising_unet", []).append(_motion_start(parts["denoising_unet"], *motion))
+    if guider is not None:
+        starts.setdefault("pose_guider", []).append(_guider_start(parts["pose_guider"], *guider))
+    for part, module in parts.items():
+        say(_load(part, module, starts.get(part, [])))
+        module.to(device).requires_grad_(False).train(False)
+    return nets, configs
+
+
+def _files_of_anycharv(init: Init, configs: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Weights]]:
+    """The parts of `init.model`; its configs win where the recipe has none, and must agree where it has."""
+    if init.model is None:
+        return {}
+    checkpoint = read_checkpoint(init.model)
+    for part, config in checkpoint.configs.items():
+        configs.setdefault(part, dict(config))
+    return {part: (str(init.model), weights) for part, weights in checkpoint.weights.items()}
+
+
+def _library_parts(
+    init: Init, configs: dict[str, dict[str, Any]], given: dict[str, tuple[str, Weights]]
+) -> None:
+    for part in LIBRARY_PARTS:
+        folder = getattr(init, part)
+        if folder is not None:
+            configs[part], weights = read_library_part(part, Path(folder))
+            given[part] = (str(folder), weights)
+        elif part not in configs:
+            raise UserError(
+                f"Neither the recipe's networks nor its init has a {part}: set init.{part} to the folder of a "
+                f"copy of {HUB_PARTS[part]}."
+            )
+
+
+def _motion(init: Init, configs: dict[str, dict[str, Any]]) -> tuple[Path, Weights] | None:
+    if init.motion is None:
+        return None
+    path = find_weights(Path(init.motion))
+    return path, motion_weights(read_training_weights(path), path)
+
+
+def _unets(
+    init: Init, configs: dict[str, dict[str, Any]], motion: tuple[Path, Weights] | None
+) -> dict[str, tuple[Path, Weights]]:
+    """Weights of both UNets in our names, and their configs where the recipe has none."""
+    found: dict[str, tuple[Path, Weights]] = {}
+    for part, source in (("denoising_unet", init.unet), ("reference_unet", init.reference_unet or init.unet)):
+        if source is None:
+            if part not in configs:
+                raise UserError(
+                    f"Neither the recipe's networks nor its init has a {part}: set init.unet to Stable Diffusion "
+                    "1.5 or init.model to an AnyCharV model."
+                )
+            continue
+        path = find_weights(Path(source), "unet")
+        base = _base_config(path, configs.get(part))
+        found[part] = path, unet_weights(read_training_weights(path), base["layers_per_block"], path)
+        if part == "denoising_unet":
+            configs.setdefault(part, denoising_config(base, motion and motion[1]))
+        else:
+            configs.setdefault(part, reference_config(base))
+    return found
+
+
+def _base_config(path: Path, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    beside = path.with_name("config.json")
+    if config is not None:
+        return config
+    return read_json(beside) if beside.is_file() else SD15
+
+
+def reference_config(base: Mapping[str, Any]) -> dict[str, Any]:
+    """A ReferenceNet's config.json for the UNet config of Stable Diffusion 1.5."""
+    return {**_plain(base), "_class_name": "UNet2DConditionModel"}
+
+
+def denoising_config(base: Mapping[str, Any], motion: Weights | None) -> dict[str, Any]:
+    """The denoising UNet's config.json for the UNet config of Stable Diffusion 1.5 and a motion file's weights.
+
+    Motion modules have as many positions and a middle one where the file has them; 32 and one without a file.
+    """
+    codes = [value for key, value in (motion or {}).items() if key.endswith(".pe")]
+    return {
+        **{key: _in_3d(value) for key, value in _plain(base).items()},
+        "_class_name": "UNet3DConditionModel",
+        "in_channels": 2 * base["out_channels"] + 1,
+        "mid_block_type": "UNetMidBlock3DCrossAttn",
+        "unet_use_cross_frame_attention": False,
+        "unet_use_temporal_attention": False,
+        "use_inflated_groupnorm": True,
+        "use_motion_module": True,
+        "motion_module_resolutions": [2**i for i in range(len(base["block_out_channels"]))],
+        "motion_module_mid_block": not motion or any(key.startswith("mid_block.") for key in motion),
+        "motion_module_decoder_only": False,
+        "motion_module_type": "Vanilla",
+        "motion_module_kwargs": {
+            "num_attention_heads": 8,
+            "num_transformer_block": 1,
+            "attention_block_types": ["Temporal_Self", "Temporal_Self"],
+            "temporal_position_encoding": True,
+            "temporal_position_encoding_max_len": codes[0].shape[1] if codes else MOTION_LENGTH,
+            "temporal_attention_dim_div": 1,
+        },
+    }
+
+
+def _plain(base: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in base.items() if key in SD15}
+
+
+def _in_3d(value: Any) -> Any:
+    if isinstance(value, list) and isinstance(value[0], str):
+        return [kind.replace("2D", "3D") for kind in value]
+    return value
+
+
+def _guider(init: Init, configs: dict[str, dict[str, Any]]) -> tuple[Path, Weights] | None:
+    width = configs["denoising_unet"]["block_out_channels"][0]
+    configs.setdefault("pose_guider", {**GUIDER, "conditioning_embedding_channels": width})
+    if init.pose_guider is None:
+        return None
+    path = find_weights(Path(init.pose_guider))
+    return path, guider_weights(read_training_weights(path), path)
+
+
+def _start_at_zero(nets: Networks, fresh_output: bool) -> None:
+    """New motion modules and a new pose guider change nothing at first (AnimateDiff, ControlNet)."""
+    unet = nets.denoising_unet
+    modules = [m.proj_out for name, m in unet.named_modules() if name.endswith("temporal_transformer")]
+    for module in (*modules, nets.pose_guider.conv_out, *([unet.conv_out] if fresh_output else ())):
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _unet_start(module: nn.Module, part: str, weights: Weights, path: Path) -> Start:
+    """Stable Diffusion's weights for either UNet; the first convolution is widened by zeros."""
+    weights, unused = dict(weights), 0
+    if part == "reference_unet":
+        unused = sum(key.startswith(HEADS_OUT) for key in weights)
+        weights = {key: value for key, value in weights.items() if not key.startswith(HEADS_OUT)}
+    expected = {key: value for key, value in module.state_dict().items() if "motion_modules." not in key}
+    first = weights["conv_in.weight"]
+    latent = module.cfg.out_channels
+    if first.shape[1] != latent:
+        raise UserError(
+            f"{path} takes {first.shape[1]} channels, but the start must be a plain text-to-image UNet of "
+            f"{latent}: neither an inpainting nor an edit model."
+        )
+    origins = {f"{path}": len(weights)}
+    wanted = expected["conv_in.weight"].shape[1]
+    if wanted > latent:
+        # Noisy latents come first; the scene and the mask behind them begin as nothing.
+        weights["conv_in.weight"] = torch.cat([first, first.new_zeros(len(first), wanted - latent, 3, 3)], dim=1)
+        origins[f"conv_in has {wanted - latent} new input channels, zero"] = 0
+    if unused:
+        origins[f"{unused} of its output layers left out"] = 0
+    _check(part, path, weights, expected)
+    return Start(weights, origins)
+
+
+def _motion_start(unet: nn.Module, path: Path, weights: Weights) -> Start:
+    """AnimateDiff's weights; position codes, which are a table and not learned, are this network's own."""
+    expected = {key: value for key, value in unet.state_dict().items() if "motion_modules." in key}
+    codes = [key for key in weights if key.endswith(".pe")]
+    for key in codes:
+        _check_code(path, key, weights[key], expected.get(key))
+    learned = {key: value for key, value in weights.items() if key not in codes}
+    has_middle = any(key.startswith("mid_block.") for key in learned)
+    wanted = {
+        key: value for key, value in expected.items()
+        if not key.endswith(".pe") and (has_middle or not key.startswith("mid_block."))
+    }
+    _check("denoising_unet's motion", path, learned, wanted)
+    origins = {f"{path}": len(learned)}
+    positions = min((weights[key].shape[1] for key in codes), default=0)
+    if positions and positions < unet.cfg.motion.max_len:
+        origins[f"positions {positions} to {unet.cfg.motion.max_len - 1} were never trained there"] = 0
+    return Start(learned, origins)
+
+
+def _check_code(path: Path, key: str, code: Tensor, own: Tensor | None) -> None:
+    """Raises UserError where a file's table of positions is not the sinusoids that the network adds."""
+    if own is None:
+        return  # its module is missing too, which is said of its weights
+    length = min(code.shape[1], own.shape[1])
+    if code.shape[2:] != own.shape[2:] or (code[:, :length].float() - own[:, :length]).abs().max() > 0.02:
+        raise UserError(
+            f"{path} has other position codes in '{key}' than AnimateDiff's sinusoids: its motion modules cannot "
+            "be used here."
+        )
+
+
+def _guider_start(guider: nn.Module, path: Path, weights: Weights) -> Start:
+    """A ControlNet's first layers; the last one begins as nothing, since what reads it is another network."""
+    kept = {key: value for key, value in weights.items() if not key.startswith("conv_out.")}
+    wanted = {key: value for key, value in guider.state_dict().items() if not key.startswith("conv_out.")}
+    _check("pose_guider", path, kept, wanted)
+    return Start(kept, {f"{path}": len(kept), "conv_out begins at zero": 0})
+
+
+def _check(what: str, path: Path, weights: Weights, expected: Mapping[str, Tensor]) -> None:
+    """Raises UserError naming the file and the first key that is missing, left over or of another shape."""
+    for key in expected:
+        if key not in weights:
+            raise UserError(f"{path} lacks '{key}', which the {what} needs: it is another model's file.")
+    for key, value in weights.items():
+        if key not in expected:
+            raise UserError(f"{path} has '{key}', for which the {what} of the recipe has no place.")
+        if value.shape != expected[key].shape:
+            raise UserError(
+                f"{path}: '{key}' has shape {tuple(value.shape)}, but the {what} of the recipe asks for "
+                f"{tuple(expected[key].shape)}."
+            )
+
+
+def _load(part: str, module: nn.Module, starts: list[Start]) -> str:
+    """Puts the weights in, later starts over earlier ones; the line that says where they are from."""
+    weights = {key: value for start in starts for key, value in start.weights.items()}
+    module.load_state_dict(weights, strict=False)
+    learned = [key for key in module.state_dict() if not key.endswith(".pe")]
+    fresh = sum(key not in weights for key in learned)
+    told = [f"{count} from {name}" if count else name for s in starts for name, count in s.origins.items()]
+    told += [f"{fresh} new"] if fresh else []
+    return f"{part}: {len(learned)} weights: {'; '.join(told)}"

@@ -1,0 +1,188 @@
+"""How much memory of a graphics card a phase takes, reckoned without one.
+
+What is kept between steps follows from the number of parameters; what a step needs on top is found by running it
+on tensors that have shapes but no numbers, and watching which are alive at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from anycharv_core.checkpoint import Networks, untrained
+
+GIB = 2**30
+# AdamW's two averages per parameter; in 8 bits (Dettmers et al., 2022) with a float32 scale per block of 256.
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
+# The CUDA context, cuDNN's and cuBLAS's scratch space, and what the allocator leaves unused between tensors.
+OVERHEAD = 1.5 * GIB
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by kind. `activations`: what a step has alive at most, beside the gradients of the trained weights."""
+
+    trained: float
+    frozen: float
+    gradients: float
+    optimizer: float
+    average: float
+    activations: float
+    overhead: float = OVERHEAD
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{name} {size / GIB:.1f}" for name, size in vars(self).items())
+        return f"{self.total / GIB:.1f} GiB ({kinds})"
+
+
+def estimate(
+    trained: int, frozen: int, optimizer: str, ema: bool, activations: float, frozen_bytes: int = 4
+) -> Memory:
+    """Memory of one process that holds everything itself (no FSDP, no ZeRO).
+
+    trained, frozen: numbers of parameters, the trained ones float32, as their gradients and their average are.
+    """
+    return Memory(
+        trained=4 * trained,
+        frozen=frozen_bytes * frozen,
+        gradients=4 * trained,
+        optimizer=OPTIMIZER_BYTES[optimizer] * trained,
+        average=4 * trained if ema else 0,
+        activations=activations,
+    )
+
+
+def peak_bytes(step: Callable[[], Tensor]) -> int:
+    """The most bytes that are alive at once of all that `step()` and the backward pass of its result allocate.
+
+    Tensors that were there before do not count. Under FakeTensorMode nothing is computed and nothing allocated.
+    """
+    with _Meter() as meter:
+        step().backward()
+    return meter.peak
+
+
+def phase_memory(
+    configs: Mapping[str, Mapping[str, Any]],
+    size: tuple[int, int],
+    frames: int,
+    clips: int,
+    choose: Callable[[Networks], Any],
+    optimizer: str = "adamw",
+    ema: bool = False,
+    precision: str = "bf16",
+    motion: bool = True,
+) -> Memory:
+    """Memory of a step on `clips` clips at a time of `frames` frames of `size` (width, height), latents cached.
+
+    configs: of every part. `choose(networks)` turns on what is trained, a LoRA and checkpointing too. precision:
+    "fp32", or "bf16" by autocast over float32 weights. The VAE and the image encoder are frozen; they count with
+    their weights, not with what encoding needs, which is over when the step begins.
+    """
+    with torch.device("meta"):
+        nets = untrained(configs)
+        parts = [net for net in vars(nets).values() if net is not None]
+        for net in parts:
+            net.requires_grad_(False)
+        choose(nets)
+    counts = {True: 0, False: 0}
+    for p in (p for net in parts for p in net.parameters()):
+        counts[p.requires_grad] += p.numel()
+    with FakeTensorMode():
+        for net in parts:
+            _imagine(net)
+            if precision == "bf16":
+                _normalise_in_float32(net)
+        step = _step(nets, configs, size, frames, clips, precision, motion)
+        activations = max(0, peak_bytes(step) - 4 * counts[True])
+    return estimate(counts[True], counts[False], optimizer, ema, activations)
+
+
+def _imagine(net: nn.Module) -> None:
+    """Turns weights on the meta device, which autocast passes over, into ones of an imagined CPU."""
+    for module in net.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            own = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+            setattr(module, name, own)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+def _normalise_in_float32(net: nn.Module) -> None:
+    """As autocast does on CUDA but not on a CPU."""
+    for module in net.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
+def _step(
+    nets: Networks, configs: Mapping[str, Mapping[str, Any]], size: tuple[int, int], frames: int, clips: int,
+    precision: str, motion: bool,
+) -> Callable[[], Tensor]:
+    from training.objective import predict
+
+    unet = nets.denoising_unet.cfg
+    ratio = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    width, height = (-(-side // ratio) for side in size)
+    latents = torch.randn(clips, frames, unet.out_channels, height, width)
+    encoded = {
+        "scene": torch.randn_like(latents),
+        "mask": torch.ones(clips, frames, unet.in_channels - 2 * unet.out_channels, height, width),
+        "reference": torch.randn_like(latents[:, 0]),
+        "embeds": torch.randn(clips, unet.cross_attention_dim),
+        "pose": torch.zeros(clips, frames, size[1], size[0], 3, dtype=torch.uint8),
+    }
+
+    def step() -> Tensor:
+        at = torch.zeros(clips, dtype=torch.long)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            v = predict(nets, encoded, latents, at, 0, motion)
+        return (v.float() - latents).square().mean()
+
+    return step
+
+
+class _Meter(TorchDispatchMode):
+    """Adds up the storages that operations bring into being, for as long as each is alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_iter((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._count(tensor, 0)  # there before the step
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._count(tensor, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _count(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._alive:
+            return
+
+        def gone(_: weakref.ref) -> None:
+            del self._alive[key]
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.now += size

@@ -1,0 +1,103 @@
+"""The networks as a phase finds them, and the trained model as a phase leaves it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from anycharv_core.checkpoint import Checkpoint, Networks, write_folder, write_single
+from anycharv_core.errors import UserError
+from anycharv_core.files import atomic_folder, atomic_path
+from training.config import Config, Export, Phase
+from training.initialise import initialise
+from training.lora import FILE, add_lora, lora_state_dict, merge_lora, write_lora
+
+WEIGHTS = "weights.safetensors"  # what a phase trained, float32; a phase that has it is done
+MODEL = "model"  # what Pipeline.from_pretrained reads: MODEL.safetensors or the folder MODEL
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+DENOISER = "denoising_unet"
+
+Configs = dict[str, dict[str, Any]]
+
+
+def build(config: Config, folders: Sequence[Path], say: Callable[[str], None]) -> tuple[Networks, Configs]:
+    """The networks on the CPU, frozen, with what the phases in `folders` trained, in that order; and the
+    config of every part.
+
+    Raises UserError where an initial file or a phase's weights are missing or do not fit.
+    """
+    torch.manual_seed(config.seed)
+    nets, configs = initialise(config.init, config.networks, say=say)
+    for folder in folders:
+        put(nets, read_weights(folder), folder / WEIGHTS)
+    return nets, configs
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """What the phase in `folder` trained, by `<part>.<name>`."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise UserError(f"{path} is missing: train the phase {folder.name} first.")
+    return load_file(path)
+
+
+def put(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:
+    """Copies weights by `<part>.<name>` into the networks; `source` is named where they do not fit."""
+    with torch.no_grad():
+        for name, value in weights.items():
+            part, _, key = name.partition(".")
+            own = getattr(nets, part).state_dict().get(key)
+            if own is None or own.shape != value.shape:
+                raise UserError(
+                    f"{source} holds '{name}', for which these networks have no place: they changed since; train "
+                    "into another folder."
+                )
+            own.copy_(value)
+
+
+def leave(
+    nets: Networks, configs: Configs, weights: dict[str, Tensor], config: Config, export: Export, folder: Path
+) -> None:
+    """Writes the model of a finished phase, and then, as the sign that it is finished, what it trained."""
+    put(nets, weights, folder / WEIGHTS)
+    own = {part: net.state_dict() for part, net in vars(nets).items() if net is not None}
+    parts = own if export.parts is None else {part: own[part] for part in export.parts}
+    checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings)
+    dtype = DTYPES[export.dtype]
+    if export.layout != "folder":
+        write_single(checkpoint, folder / f"{MODEL}.safetensors", dtype)
+    if export.layout != "single":
+        with atomic_folder(folder / MODEL) as tmp:
+            write_folder(checkpoint, tmp, dtype)
+    with atomic_path(folder / WEIGHTS) as tmp:
+        save_file({name: value.contiguous() for name, value in weights.items()}, tmp)
+
+
+def leave_lora(nets: Networks, weights: dict[str, Tensor], phase: Phase, folder: Path) -> dict[str, Tensor]:
+    """Writes the LoRA file that was trained; returns the denoising UNet's weights that it changes, changed.
+
+    nets: without LoRA; weights: the trained factors by their names in the module.
+    """
+    unet = nets.denoising_unet
+    before = {key: value.clone() for key, value in unet.state_dict().items()}
+    adapted = copy.deepcopy(unet)
+    add_lora(adapted, phase.lora or {}, phase.motion)
+    factors = {key.removeprefix(f"{DENOISER}."): value for key, value in weights.items()}
+    adapted.load_state_dict(factors, strict=False)
+    lora = lora_state_dict(adapted)
+    write_lora(lora, folder / FILE)
+    merged = merge_lora(before, lora)
+    return {f"{DENOISER}.{key}": value for key, value in merged.items() if not torch.equal(value, before[key])}
+
+
+def model_path(folder: Path) -> Path:
+    """The trained model in a finished phase's folder."""
+    whole = folder / MODEL
+    return whole if whole.is_dir() else whole.with_suffix(".safetensors")

@@ -1,0 +1,326 @@
+"""One video -> a tar of clips: what prepare_dataset runs for each, here or on another machine."""
+
+from __future__ import annotations
+
+import errno
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anycharv_core.errors import UserError
+from anycharv_core.files import atomic_path
+from anycharv_core.inputs import mask_frames
+from anycharv_core.masks import mask_box
+from anycharv_core.pose import Pose, only_person, read_poses, scale_pose
+from anycharv_core.preprocess.cache import content_key
+from anycharv_core.preprocess.find import Findings, Poser, find_people
+from anycharv_core.preprocess.models import pose_files, segmenter_name
+from anycharv_core.preprocess.people import chosen_boxes, chosen_poses
+from anycharv_core.preprocess.tracklets import spans
+from anycharv_core.video import VideoInfo, probe, read_frames
+from training.crops import Size, Window, cut, cut_pose, nearest_bucket, person_window
+from training.shards import FACTS, FRAMES, MASKS, POSES, ClipWriter, write_tar
+
+Box = tuple[float, float, float, float]
+Row = dict[str, Any]
+
+# A crop enlarged more than this to fill its bucket is too blurred to learn from.
+MOST_ENLARGED = 2.0
+# The share of a clip's frames that must show the person in the mask.
+LEAST_SEEN = 0.9
+# A reference shows at least this part of the person's median area in the clip; a clip offers so many at most.
+CLEAR, REFERENCES = 0.5, 16
+# What is wrong with the machine and not with the video.
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE}
+_MASK_FILES = (".mkv", ".mov", ".mp4", ".webm", "")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How videos are prepared. pose_model, segmenter: as `anycharv preprocess` takes them; poses_dir, masks_dir:
+    ready ones in their place, by the video's path without its suffix; buckets: sizes (width, height); min_frames,
+    max_frames: bounds of a clip's length."""
+
+    pose_model: str | None = None
+    segmenter: str | None = None
+    poses_dir: Path | None = None
+    masks_dir: Path | None = None
+    buckets: tuple[Size, ...] = ((576, 1024), (1024, 576), (768, 768))
+    min_frames: int = 24
+    max_frames: int = 300
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_frames < 1 or self.max_frames < 2 * self.min_frames:
+            raise UserError(
+                f"Clips of {self.min_frames} to {self.max_frames} frames don't do: --max-frames must be at least "
+                "twice --min-frames, or pieces of a long shot would be too short."
+            )
+
+
+def prepare_video(source: Path, videos: Path, settings: Settings, parts: Path, known: frozenset[str]) -> Row:
+    """Writes `parts`/HASH.tar and, as the sign that it is finished, HASH.json with the row that is returned.
+
+    The row holds `source`, `stamp` (size and time of the file) and `video` (hash of its content), and `clips`
+    unless the hash is among `known` or in `parts`; or else the `reason` for which the video cannot be used.
+
+    Raises UserError for what is wrong with the machine or the models, such as a full disk.
+    """
+    row: Row = {"source": source.relative_to(videos).as_posix(), "stamp": stamp(source)}
+    ready_to_look(settings)
+    try:
+        row["video"] = content_key(source)[:16]
+        if row["video"] in known or (parts / f"{row['video']}.json").exists():
+            return row
+        with tempfile.TemporaryDirectory(dir=parts, prefix=".writing-") as scratch:
+            row |= _prepared(source, row, settings, parts, Path(scratch))
+    except UserError as error:
+        if _of_the_machine(error):
+            raise
+        return {"source": row["source"], "stamp": row["stamp"], "reason": str(error)}
+    with atomic_path(parts / f"{row['video']}.json") as temporary:
+        temporary.write_text(json.dumps(row), encoding="utf-8")
+    return row
+
+
+def stamp(source: Path) -> list[int]:
+    """Size and time of a file: as long as they stay, its content is taken to stay."""
+    stat = source.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def pieces(present: Sequence[bool], cuts: Sequence[int], shortest: int, longest: int) -> list[tuple[int, int]]:
+    """Runs of frames (start, stop) with the person, within one shot, of `shortest` to `longest` frames.
+
+    Longer runs are cut into equal pieces.
+    """
+    found = []
+    for start, stop in pairwise((0, *cuts, len(present))):
+        for first, last in spans(np.asarray(present[start:stop], bool)):
+            length = last - first
+            if length >= shortest:
+                ends = np.linspace(start + first, start + last, -(-length // longest) + 1).astype(int).tolist()
+                found += list(pairwise(ends))
+    return found
+
+
+@dataclass
+class _Person:
+    """Whom the clips follow. boxes: in every frame of the video, or None; poses: of nobody else."""
+
+    boxes: list[Box | None]
+    poses: list[Pose]
+
+
+@dataclass
+class _Draft:
+    """A clip being written: its window in the frames, the size it is brought to, and what was measured."""
+
+    start: int
+    stop: int
+    window: Window
+    size: Size
+    poses: list[Pose] = field(default_factory=list)
+    boxes: list[list[int] | None] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)
+
+
+def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: Path) -> Row:
+    info = probe(source)
+    ready = Path(row["source"]).with_suffix("")
+    findings = find_people(read_frames(source), _poser(settings, ready, info))
+    masks_file = settings.masks_dir and _mask_file(settings.masks_dir / ready)
+    person = _person(source, findings, masks_file, info)
+    present = [box is not None for box in person.boxes]
+    runs = pieces(present, findings.cuts, settings.min_frames, settings.max_frames)
+    if not runs:
+        raise UserError(f"{source.name} shows nobody for {settings.min_frames} frames on end within one shot.")
+    drafts = _drafts(runs, person.boxes, (info.width, info.height), settings.buckets)
+    if masks_file:
+        masks = iter(mask_frames(masks_file, (info.width, info.height)))
+    else:
+        masks = _segmenter(settings).masks(read_frames(source), person.boxes, findings.cuts)
+    members: list[tuple[str, bytes | Path]] = []
+    clips: list[Row] = []
+    for draft, writer in _written(drafts, read_frames(source), masks, person.poses, scratch):
+        clip = _described(draft, row["video"])
+        if clip is None:
+            continue
+        fps = round(float(info.rate), 4)
+        facts = {
+            **{name: clip[name] for name in ("size", "frames", "start", "window")},
+            "fps": fps, "boxes": draft.boxes, "source": row["source"], "video": row["video"],
+            "source_size": [info.width, info.height],
+        }
+        lines = "".join(json.dumps(_rounded(pose)) + "\n" for pose in draft.poses)
+        members += [
+            (f"{clip['key']}.{FRAMES}", writer.frames),
+            (f"{clip['key']}.{MASKS}", writer.masks),
+            (f"{clip['key']}.{POSES}", lines.encode()),
+            (f"{clip['key']}.{FACTS}", json.dumps(facts).encode()),
+        ]
+        clips.append(clip)
+    if not clips:
+        raise UserError(f"The masks of {source.name} show the person in too few frames of every shot.")
+    part = parts / f"{row['video']}.tar"
+    write_tar(part, members)
+    return {
+        "clips": clips, "fps": round(float(info.rate), 4), "frames": info.frames,
+        "shots": len(findings.cuts) + 1, "part_bytes": part.stat().st_size,
+    }
+
+
+def _poser(settings: Settings, ready: Path, info: VideoInfo) -> Poser:
+    if settings.poses_dir is None:
+        return _detector(settings).poses
+    path = settings.poses_dir / ready.with_name(f"{ready.name}.json")
+    poses = read_poses(path, (info.width, info.height))
+    if len(poses) != info.frames:
+        raise UserError(f"{path} holds {len(poses)} poses but the video has {info.frames} frames.")
+    stream = (scale_pose(pose, info.width, info.height) for pose in poses)
+    return lambda frames: list(islice(stream, len(frames)))
+
+
+def _mask_file(stem: Path) -> Path:
+    # The name may hold further dots, which with_suffix would take for a suffix.
+    for suffix in _MASK_FILES:
+        path = stem.with_name(stem.name + suffix)
+        if path.exists():
+            return path
+    raise UserError(f"{stem.parent} holds no masks for {stem.name} (a video or a folder of PNGs).")
+
+
+def _person(source: Path, findings: Findings, masks: Path | None, info: VideoInfo) -> _Person:
+    """Whoever is in the masks given, or else the most prominent person of the video."""
+    if masks is None:
+        if not findings.tracks:
+            raise UserError(f"Nobody was found in {source.name}.")
+        return _Person(chosen_boxes(findings.tracks[0]), chosen_poses(findings.poses, findings.tracks[:1]))
+    boxes: list[Box | None] = []
+    poses: list[Pose] = []
+    for pose, mask in zip(findings.poses, mask_frames(masks, (info.width, info.height)), strict=False):
+        if mask.shape != (info.height, info.width):
+            raise UserError(f"{masks} is {mask.shape[1]}x{mask.shape[0]}, not of its video's size.")
+        alone = only_person(pose, mask)
+        poses.append(alone)
+        boxes.append(mask_box(mask) if alone["people"] else None)
+    if len(poses) != info.frames:
+        raise UserError(f"{masks} holds {len(poses)} masks but the video has {info.frames} frames.")
+    return _Person(boxes, poses)
+
+
+def _drafts(
+    runs: Sequence[tuple[int, int]], boxes: Sequence[Box | None], picture: Size, buckets: Sequence[Size]
+) -> list[_Draft]:
+    """Raises UserError where every crop would have to be enlarged too much."""
+    size = nearest_bucket(picture, buckets)
+    drafts = [
+        _Draft(start, stop, person_window([box for box in boxes[start:stop] if box], picture, size), size)
+        for start, stop in runs
+    ]
+    large = [draft for draft in drafts if _enlarged(draft) <= MOST_ENLARGED]
+    if not large:
+        x0, y0, x1, y1 = max((draft.window for draft in drafts), key=lambda w: w[2] - w[0])
+        raise UserError(f"The largest crop around the person is {x1 - x0}x{y1 - y0}, too small for {size}.")
+    return large
+
+
+def _enlarged(draft: _Draft) -> float:
+    return draft.size[0] / (draft.window[2] - draft.window[0])
+
+
+def _written(
+    drafts: Sequence[_Draft],
+    frames: Iterator[np.ndarray],
+    masks: Iterator[np.ndarray],
+    poses: Sequence[Pose],
+    scratch: Path,
+) -> Iterator[tuple[_Draft, ClipWriter]]:
+    """Writes one clip after another into a folder of its own while the video passes once."""
+    stream = enumerate(zip(frames, masks, strict=False))
+    for draft in drafts:
+        folder = scratch / f"{draft.start:06d}"
+        folder.mkdir()
+        with ClipWriter(folder, draft.size) as writer:
+            for number, (frame, mask) in stream:
+                if number >= draft.start:
+                    small = cut(mask, draft.window, draft.size)
+                    writer.write(cut(frame, draft.window, draft.size), small)
+                    draft.poses.append(cut_pose(poses[number], draft.window, draft.size))
+                    box = mask_box(small)
+                    draft.boxes.append(None if box is None else list(box))
+                    draft.areas.append(int((small > 0).sum()))
+                if number == draft.stop - 1:
+                    break
+        yield draft, writer
+
+
+def _described(draft: _Draft, video: str) -> Row | None:
+    """The clip's part of the manifest; None where its masks are empty too often."""
+    areas = np.array(draft.areas)
+    if (areas > 0).mean() < LEAST_SEEN:
+        return None
+    clear = np.flatnonzero(areas >= CLEAR * np.median(areas[areas > 0]))
+    chosen = clear[np.linspace(0, len(clear) - 1, min(REFERENCES, len(clear))).round().astype(int)]
+    heights = [box[3] - box[1] for box in draft.boxes if box]
+    return {
+        "key": f"{video}_{draft.start:06d}",
+        "start": draft.start,
+        "frames": draft.stop - draft.start,
+        "size": list(draft.size),
+        "window": list(draft.window),
+        "references": chosen.tolist(),
+        "person_height": round(float(np.median(heights)) / draft.size[1], 3),
+        "enlarged": round(_enlarged(draft), 3),
+    }
+
+
+def _rounded(pose: Pose) -> Pose:
+    """Hundredths of a pixel, which nothing drawn can tell, at a third of the size."""
+    people = [
+        {part: flat and [round(value, 2) for value in flat] for part, flat in person.items()}
+        for person in pose["people"]
+    ]
+    return {**pose, "people": people}
+
+
+def _of_the_machine(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            return True
+        error = error.__cause__
+    return False
+
+
+@lru_cache(maxsize=1)
+def ready_to_look(settings: Settings) -> None:
+    """Loads the models the settings ask for, so that what is wrong with them is not blamed on a video.
+
+    Raises UserError where one is not there or is something else.
+    """
+    blank = np.zeros((64, 64, 3), np.uint8)
+    if settings.poses_dir is None:
+        _detector(settings).poses(blank[None])
+    if settings.masks_dir is None:
+        list(_segmenter(settings).masks([blank], [(16, 16, 48, 48)]))
+
+
+@lru_cache(maxsize=1)
+def _detector(settings: Settings) -> Any:
+    from anycharv_core.preprocess.dwpose import DWPose
+
+    return DWPose(*pose_files(settings.pose_model), settings.device)
+
+
+@lru_cache(maxsize=1)
+def _segmenter(settings: Settings) -> Any:
+    from anycharv_core.preprocess.segment import Segmenter
+
+    return Segmenter(segmenter_name(settings.segmenter), settings.device)

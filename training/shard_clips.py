@@ -1,0 +1,134 @@
+"""Prepared videos as training samples."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anycharv_core.errors import UserError
+from anycharv_core.masks import mask_box
+from training.crops import Window, cut, cut_pose, figure_window, mirror_pose, person_window
+from training.data import STEADY, Data, drawn_poses, told_masks
+from training.shards import Clip, open_shards
+
+# Lowest and highest margin around the character in a reference, in parts of its longer side.
+_MARGINS = (0.02, 0.25)
+# One video in so many is held out, the first ones by the hash of their content, but always one of several.
+_HELD_OUT = 50
+
+
+class ShardClips(Dataset):
+    """One sample per clip that is long enough: `frames` frames of it, `data.stride` apart, from a random one on,
+    and a reference from elsewhere in the same video, as far away in time as the farther half of all it offers.
+
+    `buckets[index]` numbers the sample's size, for `samples.loader`; `videos` counts the videos.
+    """
+
+    def __init__(self, data: Data, frames: int):
+        folder = Path(data.path or "")
+        clips = open_shards(folder)
+        names = sorted({clip.video for clip in clips})
+        if len(names) == 1:
+            logging.getLogger(__name__).warning(
+                "%s holds a single video: enough to fit one character, but the model learns no other, nothing is "
+                "held out, and no pairs can be made.", folder,
+            )
+        else:
+            held_out = set(names[: max(1, len(names) // _HELD_OUT)])
+            clips = [clip for clip in clips if (clip.video in held_out) == (data.split == "heldout")]
+        self._span = (frames - 1) * data.stride + 1
+        self.data, self.frames = data, frames
+        self.clips = [clip for clip in clips if clip.frames >= self._span]
+        if not self.clips:
+            longest = max(clip.frames for clip in clips)
+            raise UserError(
+                f"{folder} holds no clip of {self._span} frames ({frames}, {data.stride} apart), the longest has "
+                f"{longest}; ask for fewer or a smaller stride, or prepare longer clips (--max-frames)."
+            )
+        self.videos = len({clip.video for clip in self.clips})
+        sizes = sorted({clip.size for clip in self.clips})
+        self.buckets = [0 if data.size else sizes.index(clip.size) for clip in self.clips]
+        # What may be shown as reference, by video: clip, frame of the clip, frame of the video.
+        self._references: dict[str, list[tuple[Clip, int, int]]] = {}
+        for clip in clips:
+            found = [(clip, number, clip.start + number) for number in clip.references]
+            self._references.setdefault(clip.video, []).extend(found)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
+        index, epoch = sample
+        clip = self.clips[index]
+        rng = self._generator(index, epoch)
+        start = self._start(clip, rng)
+        reference = self._reference(clip, start, rng)
+        numbers = list(range(start, start + self._span, self.data.stride))
+        pictures, masks, poses = clip.pictures(numbers), clip.masks(numbers), clip.poses(numbers)
+        size = self.data.size or clip.size
+        if size != clip.size:
+            window = self._window(clip, numbers)
+            pictures = np.stack([cut(picture, window, size) for picture in pictures])
+            masks = np.stack([cut(mask, window, size) for mask in masks])
+            poses = [cut_pose(pose, window, size) for pose in poses]
+        if rng.random() < self.data.flip:
+            pictures, masks = pictures[:, :, ::-1].copy(), masks[:, :, ::-1].copy()
+            poses = [mirror_pose(pose) for pose in poses]
+        arrays = {
+            "frames": pictures,
+            "pose": drawn_poses(poses, size, self.data.pose_scale or 1),
+            "character": masks,
+            "mask": told_masks(masks, self.data, rng, smooth=STEADY if self.data.stride == 1 else 0),
+            "reference": reference,
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def reference(self, index: int, epoch: int) -> Tensor:
+        clip, rng = self.clips[index], self._generator(index, epoch)
+        return torch.from_numpy(self._reference(clip, self._start(clip, rng), rng))
+
+    def origin(self, index: int, epoch: int) -> dict[str, Any]:
+        clip, rng = self.clips[index], self._generator(index, epoch)
+        start = self._start(clip, rng)
+        _, _, reference = self._elsewhere(clip, start, rng)
+        return {
+            "video": clip.video,
+            "clip": clip.key,
+            "first_frame": clip.start + start,
+            "frames": self.frames,
+            "stride": self.data.stride,
+            "reference_frame": reference,
+        }
+
+    def _generator(self, index: int, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.data.seed, epoch, index])
+
+    def _start(self, clip: Clip, rng: np.random.Generator) -> int:
+        return int(rng.integers(clip.frames - self._span + 1))
+
+    def _elsewhere(self, clip: Clip, start: int, rng: np.random.Generator) -> tuple[Clip, int, int]:
+        middle = clip.start + start + self._span // 2
+        far = sorted(self._references[clip.video], key=lambda found: -abs(found[2] - middle))
+        return far[int(rng.integers(max(1, len(far) // 2)))]
+
+    def _reference(self, clip: Clip, start: int, rng: np.random.Generator) -> np.ndarray:
+        other, number, _ = self._elsewhere(clip, start, rng)
+        margin, mirrored = rng.uniform(*_MARGINS), rng.random() < self.data.flip
+        picture, mask = other.pictures([number])[0], other.masks([number])[0]
+        box = mask_box(mask)
+        if self.data.segmented:
+            picture = picture * (mask > 127)[..., None]
+        size = self.data.size or clip.size
+        shown = cut(picture, figure_window(box or (0, 0, *other.size), size, margin), size)
+        return shown[:, ::-1].copy() if mirrored else shown
+
+    def _window(self, clip: Clip, numbers: list[int]) -> Window:
+        boxes = clip.facts()["boxes"]
+        present = [boxes[number] for number in numbers if boxes[number]]
+        return person_window(present or [(0, 0, *clip.size)], clip.size, self.data.size or clip.size)

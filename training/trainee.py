@@ -1,0 +1,140 @@
+"""The networks of a phase and its objective in one module, so that accelerate wraps what is trained as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anycharv_core.checkpoint import Networks
+from anycharv_core.errors import UserError
+from anycharv_core.models.unet import UNet
+from anycharv_core.sampling import Windows, sample
+from training import objective
+from training.config import Objective, Phase
+from training.lora import add_lora
+from training.objective import Batch, clip_generator
+
+# What a phase's `train` may name: the part, and which of its parameters.
+TRAINABLE = {
+    "denoising_unet": ("denoising_unet", lambda name: True),
+    "spatial": ("denoising_unet", lambda name: "motion_modules" not in name),
+    "motion": ("denoising_unet", lambda name: "motion_modules" in name),
+    "reference_unet": ("reference_unet", lambda name: True),
+    "pose_guider": ("pose_guider", lambda name: True),
+    "image_encoder": ("image_encoder", lambda name: True),
+}
+# With a single image token these carry no signal (anycharv_core/models/layers.py), and so get no gradient.
+IDLE = re.compile(r"transformer_blocks\.\d+\.(norm2|attn2\.to_[qk])\.")
+
+
+class Trainee(nn.Module):
+    """All networks of a model, the frozen ones among them, as eq. 2 and eq. 3 train them.
+
+    `purpose` keeps the random draws of phases apart. The parts have the names that `Networks` gives them.
+    """
+
+    def __init__(self, nets: Networks, cfg: Objective, motion: bool, seed: int, purpose: str):
+        super().__init__()
+        for name, net in vars(nets).items():
+            self.add_module(name, net)
+        self.cfg, self.motion, self.seed, self.purpose = cfg, motion, seed, purpose
+
+    def forward(self, batch: Batch, task: str = "loss", **options: Any) -> Any:
+        """Everything goes through here, because a wrapped module gathers its parameters only for this.
+
+        batch: B clips from a dataset or their `encode_batch` encodings, with int64 `position` [B]. task:
+        "loss" -> {"loss": scalar to minimise, more to log}, the means over the clips; "held_out" -> float
+        [B, T], the plain loss at `timesteps`; "sample" -> float [B, F, 3, H, W] in 0..1, the clips made by DDIM.
+        """
+        if "latents" not in batch:
+            batch = batch | self.encode(batch)
+        return {"loss": self._loss, "held_out": self._held_out, "sample": self._sample}[task](batch, **options)
+
+    def encode(self, batch: Batch) -> Batch:
+        """The batch's encodings (`objective.encode_batch`), without gradient."""
+        with torch.no_grad():
+            return objective.encode_batch(self, batch)
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        generators = [clip_generator(self.seed, self.purpose, p) for p in batch["position"].tolist()]
+        latents = batch["latents"]
+        draws = objective.draw(self.cfg, generators, latents.shape[1:], latents.device)
+        losses = objective.loss(self, _tensors(batch), draws, self.cfg, self.motion)
+        return {name: value.mean() for name, value in losses.items()}
+
+    def _held_out(self, batch: Batch, timesteps: tuple[int, ...]) -> Tensor:
+        latents, plain = batch["latents"], Objective()
+        generators = [clip_generator(self.seed, "held-out", p) for p in batch["position"].tolist()]
+        draws = objective.draw(plain, generators, latents.shape[1:], latents.device)
+        losses = []
+        for t in timesteps:
+            at = objective.Draws(torch.full_like(draws.t, t), draws.noise, draws.dropped)
+            losses.append(objective.loss(self, _tensors(batch), at, plain, self.motion)["loss"])
+        return torch.stack(losses, dim=1)
+
+    def _sample(self, batch: Batch, steps: int, guidance: float) -> Tensor:
+        shape = batch["latents"].shape
+        generators = [clip_generator(self.seed, "sampled", p) for p in batch["position"].tolist()]
+        noise = objective.draw(Objective(), generators, shape[1:], batch["latents"].device).noise
+        batch = _tensors(batch)
+        if guidance != 1:
+            batch = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in batch.items()}
+
+        def denoise(x: Tensor, t: int, _: object) -> Tensor:
+            x = x.unflatten(0, shape[:2])
+            if guidance == 1:
+                at = torch.full((len(x),), t, device=x.device)
+                return objective.predict(self, batch, x, at, 0, self.motion).float().flatten(0, 1)
+            at = torch.full((2 * len(x),), t, device=x.device)
+            both = objective.predict(self, batch, torch.cat([x, x]), at, len(x), self.motion).float()
+            plain, guided = both.chunk(2)
+            return (plain + guidance * (guided - plain)).flatten(0, 1)
+
+        rows = shape[0] * shape[1]
+        everything = Windows((tuple(range(rows)),), ((1.0,) * rows,))
+        latents = sample(denoise, noise.flatten(0, 1), steps, everything)
+        return objective.decode(self.vae, latents).unflatten(0, shape[:2])
+
+
+def _tensors(batch: Batch) -> Batch:
+    """The encodings of a batch, without the counters that came with it and the pictures they were made of."""
+    known = ("latents", "scene", "mask", "character", "reference", "picture", "embeds", "pose")
+    return {name: batch[name] for name in known if name in batch}
+
+
+def choose_trained(nets: Networks, phase: Phase) -> None:
+    """Turns gradients on for what `phase.train` names, or for its LoRA alone, and off for the rest.
+
+    Raises UserError for an unknown name, or where nothing is left to train.
+    """
+    for net in vars(nets).values():
+        if net is not None:
+            net.requires_grad_(False)
+    for name in phase.train:
+        if name not in TRAINABLE:
+            raise UserError(f"'train' names '{name}', but only {', '.join(TRAINABLE)} can be trained.")
+        part, chosen = TRAINABLE[name]
+        for key, parameter in getattr(nets, part).named_parameters():
+            if chosen(key) and not IDLE.search(key):
+                parameter.requires_grad_(True)
+    if phase.lora is not None:
+        if phase.train:
+            raise UserError("A phase with 'lora' trains that alone: leave its 'train' empty.")
+        add_lora(nets.denoising_unet, phase.lora, phase.motion)
+    if not any(True for _ in trained_parameters(nets)):
+        raise UserError("'train' names nothing that these networks have; let it list what the phase trains.")
+    for net in vars(nets).values():
+        if isinstance(net, UNet):
+            net.set_checkpointing(phase.checkpointing)
+
+
+def trained_parameters(nets: Networks) -> Iterator[tuple[str, nn.Parameter]]:
+    """`<part>.<name>` and parameter of all that is trained, in the order of the state dict."""
+    for part, net in vars(nets).items():
+        for name, parameter in net.named_parameters() if net is not None else ():
+            if parameter.requires_grad:
+                yield f"{part}.{name}", parameter
