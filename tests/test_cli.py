@@ -507,15 +507,18 @@ def test_control_c_leaves_the_old_video(files: Files, tiny_model: Path, tmp_path
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    # Outputs are tried, and then the writer's temporary file stays: sampling is about to begin.
-    ends = time.monotonic() + 60
-    seen = 0
-    while seen < 5 and process.poll() is None and time.monotonic() < ends:
-        time.sleep(0.1)
-        seen = seen + 1 if any(path.name.startswith(".writing") for path in tmp_path.iterdir()) else 0
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    try:
+        # Outputs are tried, and then the writer's temporary file stays: sampling is about to begin.
+        ends = time.monotonic() + 180
+        seen = 0
+        while seen < 5 and process.poll() is None and time.monotonic() < ends:
+            time.sleep(0.1)
+            seen = seen + 1 if any(path.name.startswith(".writing") for path in tmp_path.iterdir()) else 0
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and output == b""
     assert errors == b"anycharv: stopped; unfinished files were removed.\n"
     assert out.read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
