@@ -66,7 +66,7 @@ def encode_clip(
                     f"The mask is {_size(region)} but the scene is {_size(frame)} (width, height); give "
                     "masks of the scene's size."
                 )
-            batch = frames_at_a_time(canvas)
+            batch = frames_at_a_time(canvas.padded)
         pending.append((canvas.place(frame), region))
         poses.append(canvas.place(skeleton))
         present.append(bool((region >= 128).any()))
@@ -132,9 +132,9 @@ def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.
     return reference[..., :3], mask
 
 
-def frames_at_a_time(canvas: Canvas) -> int:
-    """How many frames of the canvas go through the VAE together."""
-    return max(1, CHUNK_PIXELS // (canvas.padded[0] * canvas.padded[1]))
+def frames_at_a_time(size: Size) -> int:
+    """How many frames of this (width, height) go through the VAE together."""
+    return max(1, CHUNK_PIXELS // (size[0] * size[1]))
 
 
 def _size(picture: np.ndarray) -> Size:

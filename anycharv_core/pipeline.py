@@ -272,7 +272,7 @@ class Pipeline:
         put: Callable[[np.ndarray], np.ndarray],
         seconds: dict[str, float],
     ) -> Iterator[np.ndarray]:
-        batch = frames_at_a_time(clip.canvas)
+        batch = frames_at_a_time(clip.canvas.padded)
         for start in range(0, len(latents), batch):
             with _timed(seconds, "decode"):
                 decoded = self.decode(latents[start : start + batch], recipe.round)

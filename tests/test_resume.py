@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -107,6 +108,21 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(config: Path, whole: Pa
         assert main([str(config), "--out", str(tmp_path), "--cpu", "--minutes", "0"]) == 0
     found = checkpoints.newest(tmp_path / "compose" / "checkpoints")
     assert found is None or found[0] < STEPS
+    assert train(config, tmp_path) == 0
+    assert_same(whole, tmp_path)
+
+
+def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    process, states = start(config, tmp_path), tmp_path / "compose" / "checkpoints"
+    while process.is_alive() and not any(states.glob("step-*")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 0
+    assert 1 <= checkpoints.newest(states)[0] < STEPS
+    assert not list(states.glob(".*")) and not (tmp_path / "compose" / "weights.safetensors").exists()
     assert train(config, tmp_path) == 0
     assert_same(whole, tmp_path)
 

@@ -111,6 +111,21 @@ def test_the_loss_is_the_papers(monkeypatch) -> None:
         torch.testing.assert_close(loss, (x[:, :4] - v).square().mean())
 
 
+def test_the_vae_takes_few_pictures_at_a_time(monkeypatch) -> None:
+    vae, batch = fresh().vae, clips(3)
+    unit = batch["frames"].flatten(0, 1).movedim(-1, 1) / 255
+    latents = objective.encode(vae, unit)
+    made = objective.decode(vae, latents)
+    taken: list[int] = []
+    for name in ("encode", "decode"):
+        whole = getattr(vae, name)
+        monkeypatch.setattr(vae, name, lambda x, whole=whole: taken.append(len(x)) or whole(x))
+    monkeypatch.setattr("anycharv_core.clip.CHUNK_PIXELS", 4 * 16 * 16)
+    torch.testing.assert_close(objective.encode(vae, unit), latents)
+    torch.testing.assert_close(objective.decode(vae, latents), made)
+    assert taken == [4, 2, 4, 2]
+
+
 def test_a_clips_draws_depend_on_seed_phase_and_position_only() -> None:
     cfg, shape, cpu = Objective(drop=0.5, terminal=0.5), torch.Size((2, 4, 8, 8)), torch.device("cpu")
     together = draw(cfg, [clip_generator(0, "a", p) for p in range(16)], shape, cpu)

@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
+from training.data import Data
 from training.fit import Stop, Unfinished
 from training.samples import Sample
+from training.shards import MANIFEST, read_lines
 from training.trainee import Trainee
 
 
@@ -84,7 +86,8 @@ def fill(
 
 
 def cache_name(trainee: Trainee, *settings: Any) -> str:
-    """A folder name that is another one when the data's settings or the frozen encoders' weights are."""
+    """A folder name that is another one when the settings, `identity` among them, or the frozen encoders'
+    weights are."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in (trainee.vae, trainee.image_encoder):
         trained = any(p.requires_grad for p in part.parameters())
@@ -92,6 +95,22 @@ def cache_name(trainee: Trainee, *settings: Any) -> str:
         for value in part.state_dict().values() if not trained else ():
             digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def identity(data: Data) -> str:
+    """SHA-256 of the indices in `data.path`: other data prepared under the same path have another one.
+
+    They stand for the pictures, which would take too long to read: an index holds hash and place in bytes of what
+    was packed. Puppets have none, being a function of the settings.
+    """
+    folder = Path(data.path or "")
+    rows: list[Any] = []
+    if data.source == "shards":
+        # The times of the videos' files change when they are only copied.
+        rows = [row | {"stamp": None} for row in read_lines(folder / MANIFEST)]
+    elif data.source == "pairs":
+        rows = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _stored(value: Tensor) -> Tensor:

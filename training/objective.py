@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anycharv_core.checkpoint import Networks
+from anycharv_core.clip import frames_at_a_time
 from anycharv_core.imaging import clip_batch, latent_mask, to_unit
 from anycharv_core.sampling import TRAIN_STEPS, add_noise, alphas_cumprod
 from training.config import Objective
@@ -21,15 +22,23 @@ Batch = dict[str, Tensor]
 
 
 def encode(vae: torch.nn.Module, unit: Tensor) -> Tensor:
-    """Pictures float [N, 3, H, W] in 0..1 -> scaled mean latents [N, c, h, w], without gradient."""
+    """Pictures float [N, 3, H, W] in 0..1 -> scaled mean latents [N, c, h, w], without gradient.
+
+    A few pictures at a time (`clip.frames_at_a_time`), because the VAE takes gigabytes for a clip of large ones.
+    """
+    batches = unit.split(frames_at_a_time((unit.shape[3], unit.shape[2])))
     with torch.no_grad():
-        return vae.encode(unit * 2 - 1).latent_dist.mean.float() * vae.config.scaling_factor
+        means = [vae.encode(pictures * 2 - 1).latent_dist.mean.float() for pictures in batches]
+    return torch.cat(means) * vae.config.scaling_factor
 
 
 def decode(vae: torch.nn.Module, latents: Tensor) -> Tensor:
-    """Scaled latents [N, c, h, w] -> pictures float [N, 3, H, W] in 0..1, without gradient."""
+    """Scaled latents [N, c, h, w] -> pictures float [N, 3, H, W] in 0..1, as many at a time, without gradient."""
+    ratio = 2 ** (len(vae.config.block_out_channels) - 1)
+    batches = latents.split(frames_at_a_time((ratio * latents.shape[3], ratio * latents.shape[2])))
     with torch.no_grad():
-        return (vae.decode(latents / vae.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1)
+        made = [vae.decode(batch / vae.config.scaling_factor).sample.float() for batch in batches]
+    return (torch.cat(made) / 2 + 0.5).clamp(0, 1)
 
 
 def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> Batch:

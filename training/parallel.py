@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,11 +29,11 @@ def run_all(
     """`function` of every item, as each is done: the order is the items' own only without workers.
 
     workers 0 or 1 runs in this process; more in as many fresh processes (spawned, because a forked one
-    inherits locks that other threads hold); `ray` on every machine of the cluster that RAY_ADDRESS names,
-    or on this one where it is not set, with `gpus` of a card for each call and `workers` calls at a time
-    (0: as many as the cluster has processors). `function` and the items must pickle: give a function of a
-    module, or functools.partial of one. What it holds on to, such as a loaded model behind
-    functools.lru_cache, lives as long as its process, which serves many items.
+    inherits locks that other threads hold), which end with this one even where it is killed; `ray` on every
+    machine of the cluster that RAY_ADDRESS names, or on this one where it is not set, with `gpus` of a card
+    for each call and `workers` calls at a time (0: as many as the cluster has processors). `function` and the
+    items must pickle: give a function of a module, or functools.partial of one. What it holds on to, such as a
+    loaded model behind functools.lru_cache, lives as long as its process, which serves many items.
 
     An exception in `function` is raised here, once nothing more is handed out; so `function` itself must
     turn what is wrong with one item into a result. Raises UserError where ray is not installed or cannot be
@@ -46,7 +48,7 @@ def run_all(
 
 def _in_processes(function: Callable[[Item], Result], items: Iterator[Item], workers: int) -> Iterator[Result]:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as pool:
         try:
             pending = {pool.submit(function, item) for item in islice(items, AHEAD * workers)}
             while pending:
@@ -63,12 +65,19 @@ def _in_processes(function: Callable[[Item], Result], items: Iterator[Item], wor
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     import cv2
     import torch
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can tell its workers nothing, and they would wait for more work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _on_ray(

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import networks, plan
-from training.cache import EncodedClips, cache_name, fill
+from training.cache import EncodedClips, cache_name, fill, identity
 from training.codec import DecoderTrainee, fit_codec
 from training.config import Config, Phase, plain, read_config
 from training.data import open_dataset
@@ -110,7 +110,8 @@ def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Dataset,
     variants, config = phase.cache.variants, run.config
     if not variants:
         return data
-    name = cache_name(trainee, plain(phase.data), phase.frames, config.engine.precision)
+    content = identity(plan.placed(phase.data, run.out))
+    name = cache_name(trainee, plain(phase.data), content, phase.frames, config.engine.precision)
     clips = EncodedClips(data, run.out / "cache" / name, variants)
     buckets = getattr(data, "buckets", [0] * len(clips))
     micro = phase.batch // phase.accumulate

@@ -31,7 +31,8 @@ from .layers import (
 class Stage(nn.Module):
     """One resolution of the UNet: per layer a resnet, then spatial attention, then motion, where present.
 
-    With `checkpointing`, training keeps only the layers' inputs and computes the rest again on the way back.
+    With `checkpointing`, training keeps only the inputs of each of these and computes the rest again on the way
+    back, one of them at a time.
     """
 
     checkpointing = False
@@ -57,26 +58,26 @@ class Stage(nn.Module):
             )
 
     def layer(self, index: int, x: Tensor, cond: Conditions) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return self._layer(index, x, cond)
-        blocks = len(self.attentions[index].transformer_blocks) if hasattr(self, "attentions") else 0
-        bank = list(islice(cond.bank, blocks)) if cond.bank is not None else None
-
-        # It runs twice, and so must not read on in the bank or add tokens to those of the first time.
-        def run(x: Tensor) -> tuple[Tensor, ...]:
-            own = replace(cond, bank=iter(bank) if bank is not None else None, tokens=[])
-            return self._layer(index, x, own), *own.tokens
-
-        x, *tokens = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
-        cond.tokens.extend(tokens)
+        x = self._run(self.resnets[index], x, cond)
+        if hasattr(self, "attentions"):
+            x = self._run(self.attentions[index], x, cond)
+        if hasattr(self, "motion_modules") and cond.motion:
+            x = self._run(self.motion_modules[index], x, cond)
         return x
 
-    def _layer(self, index: int, x: Tensor, cond: Conditions) -> Tensor:
-        x = self.resnets[index](x, cond)
-        if hasattr(self, "attentions"):
-            x = self.attentions[index](x, cond)
-        if hasattr(self, "motion_modules") and cond.motion:
-            x = self.motion_modules[index](x, cond)
+    def _run(self, block: nn.Module, x: Tensor, cond: Conditions) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(x, cond)
+        reads = len(block.transformer_blocks) if isinstance(block, SpatialTransformer) else 0
+        bank = list(islice(cond.bank, reads)) if cond.bank is not None else None
+
+        # It runs twice, and so must not read on in the bank or add tokens to those of the first time.
+        def once_more(x: Tensor) -> tuple[Tensor, ...]:
+            own = replace(cond, bank=iter(bank) if bank is not None else None, tokens=[])
+            return block(x, own), *own.tokens
+
+        x, *tokens = checkpoint(once_more, x, use_reentrant=False, preserve_rng_state=False)
+        cond.tokens.extend(tokens)
         return x
 
 
@@ -159,7 +160,7 @@ class UNet(nn.Module):
             self.up_blocks.append(UpStage(cfg, pairs, attends, at[i], i == 0, operations, **factory))
 
     def set_checkpointing(self, on: bool) -> None:
-        """Trades a third more arithmetic in training for the memory of the activations inside layers."""
+        """Trades a third more arithmetic in training for the memory of the activations inside blocks."""
         for stage in (*self.down_blocks, self.mid_block, *self.up_blocks):
             stage.checkpointing = on
 

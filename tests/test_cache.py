@@ -1,0 +1,68 @@
+"""The encoded clips on disk: which data and which networks they belong to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from test_shards import write_folder
+from tiny_training import recipe, write
+
+from training.cache import identity
+from training.data import Data
+from training.shards import MANIFEST, read_lines, write_lines
+from training.train import main
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_data_prepared_anew_under_the_same_path_are_encoded_anew(tmp_path: Path) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    config = recipe(steps=2, cache={"variants": 1})
+    config["data"] = {"source": "shards", "path": str(shards), "size": [16, 16]}
+    command = [str(write(tmp_path, config)), "--out", str(out), "--cpu"]
+    caches = []
+    for lengths in ({"a": [4], "b": [5]}, {"a": [4], "b": [5]}, {"a": [5], "b": [4]}):
+        shutil.rmtree(shards, ignore_errors=True)
+        shutil.rmtree(out / "compose", ignore_errors=True)
+        shards.mkdir()
+        write_folder(shards, lengths)
+        assert main(command) == 0
+        caches.append(sorted(path.name for path in (out / "cache").iterdir()))
+    assert caches[0] == caches[1] and len(caches[0]) == 1
+    assert len(caches[2]) == 2
+
+
+def test_what_tells_data_apart(tmp_path: Path) -> None:
+    assert identity(Data(path=None)) == identity(Data(seed=1))
+    row = {"video": "a", "stamp": [1, 1], "shard": "000000.tar", "shard_bytes": 7, "clips": []}
+    write_lines(tmp_path / MANIFEST, [row])
+    shards = Data(source="shards", path=str(tmp_path))
+    seen = {identity(shards)}
+    write_lines(tmp_path / MANIFEST, [row | {"stamp": [1, 2]}])
+    assert {identity(shards)} == seen, "a copied video is the same video"
+    for change in ({"shard_bytes": 8}, {"video": "b"}, {"clips": [{"key": "a"}]}):
+        write_lines(tmp_path / MANIFEST, [row | change])
+        seen.add(identity(shards))
+    assert len(seen) == 4 and len(read_lines(tmp_path / MANIFEST)) == 1
+
+
+def test_what_tells_pairs_apart(tmp_path: Path) -> None:
+    pairs, seen = Data(source="pairs", path=str(tmp_path)), set()
+    for name, content in (
+        ("pairs.json", {"seed": 0}), ("pairs.json", {"seed": 1}), ("000000.json", {"pairs": [{"offset": 0}]}),
+        ("000000.json", {"pairs": [{"offset": 512}]}), ("000001.json", {"pairs": []}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+        seen.add(identity(pairs))
+    assert len(seen) == 5

@@ -1,0 +1,37 @@
+"""Work spread over processes, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PARENT = """
+import time
+from training.parallel import run_all
+work = run_all(time.sleep, [0, 0, 0, 60, 60, 60], workers=2)
+next(work)
+print("at work", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )
+    try:
+        assert parent.stdout.readline() == "at work\n"
+        parent.kill()
+        # The workers share its output, which therefore ends when the last of them does.
+        assert parent.communicate(timeout=20) == ("", None)
+        assert parent.returncode == -signal.SIGKILL
+    except subprocess.TimeoutExpired:
+        os.killpg(parent.pid, signal.SIGKILL)
+        pytest.fail("the workers outlive their parent")
