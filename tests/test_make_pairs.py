@@ -183,7 +183,7 @@ def test_all_backends_give_the_same_results(monkeypatch) -> None:
 
 
 def test_ray_gives_the_same_pairs(job: Job, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", minversion="2.9")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         far = replace(job, out=tmp_path / "far")

@@ -179,7 +179,7 @@ def test_retargeting_widens_the_box_to_the_taller_skeleton(stage, tmp_path, monk
     points = np.reshape(tall["people"][0]["pose_keypoints_2d"], (-1, 3))
     points[[3, 4, 6, 7], 0] += np.array([-60, -90, 60, 90])
     tall["people"][0]["pose_keypoints_2d"] = points.ravel().tolist()
-    monkeypatch.setattr("anycharv_core.preprocess.job._figure", lambda *_: tall)
+    monkeypatch.setattr("anycharv_core.preprocess.job.figure", lambda *_: tall)
     assert prepare(stage, tmp_path / "plain", "--people", "1") == 0
     assert prepare(stage, tmp_path / "long", "--people", "1", "--retarget", stage / "left.png") == 0
     plain, wide = (read(tmp_path / name / "box.mkv") for name in ("plain", "long"))
