@@ -4,7 +4,7 @@
 
 Trains training/configs/tiny.yaml, its phases on frames and shorter, anew for each seed, changed as a variant
 asks; stage one is shared by the variants that agree on it. Stopped at any moment, the same command goes on. Writes
-OUT/ablation.json and prints the table of docs/ablation.md.
+OUT/ablation.json and prints a table such as docs/ablation.md has.
 
 A variant is scored with the kind of mask its last stage was trained with, and with the scene as that stage saw
 it: its character cut out in stage one (eq. 2), the whole clip in stage two (eq. 3). Intervals are over all clips
