@@ -1,10 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-comfyui lint clean
+.PHONY: demo demo-animate test test-comfyui lint clean
 
 demo: .venv/installed
 	$(BIN)/anycharv demo --out out/demo
+
+demo-animate: .venv/installed
+	$(BIN)/anycharv demo-animate --out out/demo-animate
 
 test: lint
 	$(BIN)/python -m pytest -m "not comfyui"

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from .animate_anyone import SETTINGS
 from .device import device_name, peak_memory, pick_device
 from .errors import UserError
 from .frames import Reopened
 from .generate import (
     DTYPES,
-    GUIDANCE,
     STEPS,
     Progress,
     check_places,
@@ -67,7 +67,7 @@ class AnimateJob:
     reference: Path
     pose: Path
     out: Path
-    model: str
+    model: str = "embedded-animate"
     scene: Path | None = None
     mask: Path | None = None
     reference_mask: Path | None = None
@@ -135,7 +135,7 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
     steps = job.steps if job.steps is not None else pipe.settings.get("steps", STEPS)
     guidance = job.guidance_scale
     if guidance is None:
-        guidance = pipe.settings.get("guidance_scale", GUIDANCE)
+        guidance = pipe.settings.get("guidance_scale", SETTINGS["guidance_scale"])
     canvas = recipe.canvas(given.scene_size, given.pose_size, size, pipe.multiple)
     drawn = given.pose(pose_canvas(canvas.inner, pipe.settings.get("pose_scale", 1) if size else 1))
     width, height = canvas.source

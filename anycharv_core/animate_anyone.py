@@ -74,7 +74,9 @@ def read_published(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, W
     paths = {name: _find(folder, name) for name in FILES}
     for name in ("denoising_unet", "reference_unet", "pose_guider"):
         if paths[name] is None:
-            raise UserError(f"{folder} has no {name}.pth: it is not a complete Animate Anyone folder.")
+            raise UserError(
+                f"{folder} has no {name}.pth: it is not a complete Animate Anyone folder; put the file there."
+            )
     weights = {name: read_weights(path) for name, path in paths.items() if path and name != "motion_module"}
     base = _base_config(folder, weights["denoising_unet"])
     additions, scheduler = _inference(folder / INFERENCE)
@@ -162,7 +164,10 @@ def _inference(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None
     content = read_json(path) if path.is_file() else {}
     found = [content.get(name) if isinstance(content, dict) else () for name in (ADDITIONS, SCHEDULER)]
     if not all(isinstance(section, dict | None) for section in found):
-        raise UserError(f"{path} does not hold {ADDITIONS} and {SCHEDULER} as the release's settings do.")
+        raise UserError(
+            f"{path} does not hold {ADDITIONS} and {SCHEDULER} as the release's settings do: repair it, or "
+            "delete it and let the motion file decide."
+        )
     additions, scheduler = found
     # Absent means joint normalisation, as in the release.
     return additions and {"use_inflated_groupnorm": False, **additions}, scheduler
@@ -239,4 +244,6 @@ def _guider_config(weights: Weights, path: Path) -> dict[str, Any]:
             "block_out_channels": widths,
         }
     except KeyError as missing:
-        raise UserError(f"{path} is not a pose guider: it has no {missing}.") from None
+        raise UserError(
+            f"{path} is not a pose guider: it has no {missing}; put the pose_guider.pth of these weights there."
+        ) from None

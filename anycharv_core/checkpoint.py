@@ -29,8 +29,12 @@ from .state_dicts import (
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
 LIBRARY_PARTS = ("vae", "image_encoder")
 FORMAT = "anycharv"
-EMBEDDED = "embedded"
-EMBEDDED_FILE = Path(__file__).parent / "weights" / "embedded.safetensors"
+_WEIGHTS = Path(__file__).parent / "weights"
+# The models shipped with this package, by the names that stand for them: AnyCharV and Animate Anyone for puppets.
+EMBEDDED = {
+    "embedded": _WEIGHTS / "embedded.safetensors",
+    "embedded-animate": _WEIGHTS / "embedded_animate.safetensors",
+}
 SETTINGS = "settings.json"
 # By these names a folder may hold them; the first is the one we write.
 FOLDERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
@@ -68,20 +72,19 @@ class Networks:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads "embedded", a single .safetensors file, or a folder in AnyCharV's or Animate Anyone's layout.
+    """Reads a name of `EMBEDDED`, a .safetensors file, or a folder in AnyCharV's or Animate Anyone's layout.
 
     Raises UserError naming the file when it is missing, torn, incomplete, holds NaN, or is another model's.
     """
-    if str(path) == EMBEDDED:
-        path = EMBEDDED_FILE
-    path = Path(path)
+    path = EMBEDDED.get(str(path), Path(path))
     if path.is_dir():
         return _read_folder(path)
     if path.is_file():
         return _read_single(path)
-    if path == EMBEDDED_FILE:
-        raise UserError("The embedded model's weights are missing: install the package again.")
-    raise UserError(f"There is no model at {path}: give a folder, a .safetensors file, or 'embedded'.")
+    if path in EMBEDDED.values():
+        raise UserError(f"{path.name}, an embedded model's weights, is missing: install the package again.")
+    names = " or ".join(f"'{name}'" for name in EMBEDDED)
+    raise UserError(f"There is no model at {path}: give a folder, a .safetensors file, or {names}.")
 
 
 def write_single(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None) -> None:

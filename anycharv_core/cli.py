@@ -50,11 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="anycharv", description="Puts any character, given as one picture, into any video.")
     subcommands = parser.add_subparsers(metavar="command", required=True)
 
-    demo = subcommands.add_parser("demo", help="make a video with the embedded model, from nothing")
-    add = demo.add_argument
-    add("--out", type=Path, default=Path("out/demo"), metavar="DIR", help="default: %(default)s")
-    add("--clips", type=_count, default=4, metavar="N", help="clips to make (%(default)s)")
-    demo.set_defaults(run=commands.run_demo)
+    for name, model, what in (
+        ("demo", "embedded", "characters put into clips"),
+        ("demo-animate", "embedded-animate", "pictures animated"),
+    ):
+        demo = subcommands.add_parser(name, help=f"make a video with the model '{model}', from nothing: {what}")
+        add = demo.add_argument
+        add("--out", type=Path, default=Path("out", name), metavar="DIR", help="default: %(default)s")
+        add("--clips", type=_count, default=4, metavar="N", help="clips to make (%(default)s)")
+        demo.set_defaults(run=commands.run_demo, model=model)
 
     make = subcommands.add_parser("generate", help="replace the masked person of a video by your character")
     add = make.add_argument
@@ -84,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     add = move.add_argument
     add("--reference", type=Path, required=True, metavar="PNG", help="the character, background and all")
     add("--pose", type=Path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
-    add("--model", required=True, metavar="MODEL", help="folder with denoising_unet.pth and more, or .safetensors")
+    add("--model", default="embedded-animate", metavar="MODEL",
+        help="folder with denoising_unet.pth and more, or .safetensors (default: %(default)s)")
     add("--scene", type=Path, metavar="FILE", help="video or picture to put the character in front of")
     add("--reference-mask", type=Path, metavar="PNG",
         help="white where the reference shows the character; a scene needs it, or transparency, or --mask")
@@ -98,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
     add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
     add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
-    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.0)")
+    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.5)")
     add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
     add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
     add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
@@ -127,11 +132,13 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = subcommands.add_parser("bench", help="score a model, or any system's frames, where the truth is exact")
     add = bench.add_argument
-    add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps of the puppet world")
+    add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps or animations of the puppet world")
     way = bench.add_mutually_exclusive_group()
     way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
     way.add_argument("--export", type=Path, metavar="DIR", help="write the tasks for another system, and stop")
     way.add_argument("--score", type=Path, metavar="DIR", help="score the frames another system put beside them")
+    add("--task", choices=("swap", "animation"),
+        help="kind of tasks to export (default: swap); a model and a folder to score have their own")
     add("--clips", type=_count, default=64, metavar="N", help="tasks (%(default)s)")
     add("--frames", type=_count, default=8, metavar="N", help="frames of each (%(default)s)")
     add("--size", type=_count, metavar="N", help="pixels a side (64)")
@@ -170,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="DIR",
-        help="folder with models (default: $ANYCHARV_MODELS and ~/comfy/ComfyUI/models/anycharv)",
+        help="folder with models (default: $ANYCHARV_MODELS and anycharv in ComfyUI's models)",
     )
     doctor.set_defaults(run=commands.run_doctor)
 

@@ -25,8 +25,8 @@ def say(sentence: str, code: int) -> int:
 def run_demo(args: argparse.Namespace) -> int:
     from .demo import run
 
-    with _progress_bar("denoising", "call") as progress:
-        run(args.out, args.clips, progress)
+    with _progress_bar("clips", "clip") as progress:
+        run(args.out, args.clips, args.model, progress)
     print("\n".join(str(path) for path in sorted(args.out.iterdir()) if path.is_file()))
     return 0
 
@@ -122,11 +122,12 @@ def run_preprocess(args: argparse.Namespace) -> int:
 def run_bench(args: argparse.Namespace) -> int:
     from .bench.exchange import export
     from .bench.job import PuppetJob, bench_puppets
-    from .bench.puppets import Setup
+    from .bench.tasks import SWAP, Setup
 
     with _progress_bar("clips", "clip") as progress:
         if args.export is not None:
-            export(args.export, Setup(args.clips, args.frames, args.size or Setup.size), progress)
+            setup = Setup(args.clips, args.frames, args.size or Setup.size, args.task or SWAP)
+            export(args.export, setup, progress)
             print(args.export)
             return 0
         own = ("run", "suite", "export", "cfg")

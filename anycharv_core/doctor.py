@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from .places import DEFAULT_MODELS
+from .errors import UserError
+from .places import DEFAULT_MODELS, places
+from .preprocess.models import pose_files, segmenter_name
 
 _KINDS = ("python", "python-headless", "contrib-python", "contrib-python-headless")
 OPENCV = tuple(f"opencv-{kind}" for kind in _KINDS)
@@ -21,6 +23,9 @@ NEEDED = (
     *("huggingface_hub", "tqdm"),
 )
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
+# By the names that a folder may hold them under.
+OTHERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
+EMBEDDED = ("embedded", "embedded-animate")
 LIBGL = "pip uninstall opencv-python; pip install opencv-python-headless"
 
 
@@ -32,6 +37,7 @@ def examine(models: Iterable[Path] | None = None) -> int:
     todo = [*_python(), *_torch(), *_packages(), *_opencv()]
     _onnxruntime()
     todo += _weights(_places() if models is None else list(models))
+    _comfyui()
     print("\nWhat to do")
     for line in todo or ["Nothing is missing: try 'anycharv demo', then 'anycharv generate --help'."]:
         print(f"  {line}")
@@ -39,7 +45,7 @@ def examine(models: Iterable[Path] | None = None) -> int:
 
 
 def find_models(folder: Path) -> list[Path]:
-    """AnyCharV models in `folder` and directly below it: folders in the official layout, single files."""
+    """Models in `folder` and directly below it: folders in AnyCharV's or Animate Anyone's layout, single files."""
     try:
         found = [folder, *sorted(folder.iterdir())] if folder.is_dir() else [folder]
     except OSError:
@@ -50,8 +56,13 @@ def find_models(folder: Path) -> list[Path]:
 def is_model(path: Path) -> bool:
     """Whether `path` is a folder with all three networks, or a single file that says it is a model."""
     if path.is_dir():
-        return all((path / part / "config.json").is_file() for part in NETWORKS)
+        return all((path / part / "config.json").is_file() for part in NETWORKS) or _is_published(path)
     return path.suffix == ".safetensors" and _header_format(path) == "anycharv"
+
+
+def _is_published(folder: Path) -> bool:
+    """Whether it holds Animate Anyone's layout, one file per network. Which of them load is not tried here."""
+    return all(any(folder.glob(f"{part}.*")) for part in NETWORKS)
 
 
 def _header_format(path: Path) -> str | None:
@@ -67,7 +78,8 @@ def _header_format(path: Path) -> str | None:
 
 def _places() -> list[Path]:
     named = os.environ.get("ANYCHARV_MODELS")
-    return [*([Path(named)] if named else []), DEFAULT_MODELS]
+    below = [folder / DEFAULT_MODELS.name for _, folder in places()]
+    return list(dict.fromkeys([*([Path(named).expanduser()] if named else []), *below]))
 
 
 def _python() -> list[str]:
@@ -136,24 +148,46 @@ def _onnxruntime() -> None:
 
 def _weights(places: list[Path]) -> list[str]:
     print("\nWeights")
-    present = (Path(__file__).parent / "weights" / "embedded.safetensors").is_file()
-    _row("embedded", "shipped with this package" if present else "missing from this installation")
+    shipped = Path(__file__).parent / "weights"
+    absent = [name for name in EMBEDDED if not (shipped / f"{name.replace('-', '_')}.safetensors").is_file()]
+    for name in EMBEDDED:
+        _row(name, "missing from this installation" if name in absent else "shipped with this package")
     found = []
     for place in places:
         models = find_models(place.expanduser())
         found += models
         for model in models:
-            _row(str(model), "folder" if model.is_dir() else f"{model.stat().st_size / 1e6:.1f} MB")
+            _row(str(model), _described(model))
         if not models:
             _row(str(place), "no model there" if place.expanduser().exists() else "not there")
     for model in found:
-        lacking = [p for p in ("vae", "image_encoder") if model.is_dir() and not (model / p).is_dir()]
+        lacking = [part for part, names in OTHERS.items() if model.is_dir() and not _holds(model, names)]
         if lacking:
             options = " and ".join(f"--{part.replace('_', '-')}" for part in lacking)
             print(f"  Note: {model} has no {' and no '.join(lacking)}; pass {options} with it.")
-    if present or found:
-        return []
-    return ["There is no model: reinstall this package, or name a folder with --models."]
+    return [f"Reinstall this package: {' and '.join(absent)} came with it."] if absent else []
+
+
+def _described(model: Path) -> str:
+    if model.is_file():
+        return f"{model.stat().st_size / 1e6:.1f} MB"
+    return "Animate Anyone's folder" if _is_published(model) else "AnyCharV's folder"
+
+
+def _holds(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_dir() for name in names)
+
+
+def _comfyui() -> None:
+    """Where ComfyUI's models are, and what 'anycharv preprocess' finds among them."""
+    print("\nComfyUI's models folder")
+    for name, folder in places():
+        _row(name, f"{folder}{'' if folder.is_dir() else ', which is not there'}")
+    for name, find in (("DWPose", lambda: pose_files(None)[0].parent), ("SAM2", lambda: segmenter_name(None))):
+        try:
+            _row(name, str(find()))
+        except UserError as error:
+            _row(name, f"not found. {error}")
 
 
 def _version(name: str) -> str | None:

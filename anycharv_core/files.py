@@ -45,7 +45,7 @@ def read_json(path: str | Path) -> Any:
         # The signature variant: some Windows editors begin the file with a byte order mark.
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from error
 

@@ -73,7 +73,7 @@ def read_reference(path: Path) -> np.ndarray:
     """The character's picture, turned upright: uint8 [H, W, 3], or [H, W, 4] where it has transparency."""
     with _open_picture(path) as picture:
         transparent = "A" in picture.getbands() or "transparency" in picture.info
-        pixels = np.asarray(picture.convert("RGBA" if transparent else "RGB"))
+        pixels = np.array(picture.convert("RGBA" if transparent else "RGB"))
     if transparent and not pixels[..., 3].any():
         raise UserError(f"{path} is transparent everywhere; give a picture that shows the character.")
     return pixels
@@ -117,7 +117,12 @@ def pose_frames(path: Path, clip: Size | None) -> tuple[Callable[[Size], Reopene
 
 
 def holds_keypoints(path: Path) -> bool:
-    """Whether poses at `path` are points, a JSON file or a folder of them, rather than a video."""
+    """Whether poses at `path` are points, a JSON file or a folder of them, rather than a video.
+
+    Raises UserError where nothing is there.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is not there; check the path to the poses.")
     return path.suffix.lower() == ".json" or path.is_dir()
 
 

@@ -96,11 +96,13 @@ def alphas_cumprod(zero_snr: bool = True) -> Tensor:
     return (1 - (1 - alphas)).cumprod(0)
 
 
-def add_noise(clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Noisy latents at timesteps t [N] and their v-prediction target, both shaped as `clean` [N, ...]."""
-    power = alphas_cumprod().to(clean.device)[t].reshape(-1, *[1] * (clean.ndim - 1))
+def add_noise(
+    clean: Tensor, noise: Tensor, t: Tensor, schedule: Schedule = Schedule()
+) -> tuple[Tensor, Tensor]:
+    """Noisy latents at timesteps t [N] and what is to be predicted of them, both shaped as `clean` [N, ...]."""
+    power = alphas_cumprod(schedule.zero_snr).to(clean.device)[t].reshape(-1, *[1] * (clean.ndim - 1))
     signal, sigma = power.sqrt(), (1 - power).sqrt()
-    return signal * clean + sigma * noise, signal * noise - sigma * clean
+    return signal * clean + sigma * noise, noise if schedule.epsilon else signal * noise - sigma * clean
 
 
 def ddim_timesteps(steps: int, schedule: Schedule = Schedule()) -> list[tuple[int, int]]:

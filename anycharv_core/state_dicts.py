@@ -83,7 +83,10 @@ def motion_weights(weights: Weights, path: Path) -> Weights:
             "file, such as mm_sd_v15_v2.ckpt."
         )
     if not motion:
-        raise UserError(f"{path} is no AnimateDiff motion file: none of its keys has '.motion_modules.'.")
+        raise UserError(
+            f"{path} is no AnimateDiff motion file: none of its keys has '.motion_modules.'; give Animate "
+            "Anyone's motion_module.pth or AnimateDiff's file for SD 1.5."
+        )
     return motion
 
 

@@ -28,13 +28,14 @@ from anycharv_core.checkpoint import (
 from anycharv_core.cli import main
 from anycharv_core.matte import key_colour, key_onto, on_colour
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
-from anycharv_core.pose import BODY, body_points, write_poses
+from anycharv_core.pose import BODY, body_points, draw_pose, write_poses
 from anycharv_core.preprocess.rescale import rescale
 from anycharv_core.recipes import ANIMATE_RECIPES
 from anycharv_core.sampling import Schedule, alphas_cumprod, closed_loop_windows, ddim_step, ddim_timesteps
 from anycharv_core.video import VideoWriter, probe, read_frames
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "moore"
+DWPOSE = PARITY.parent / "pose_drawing" / "real_dwpose.mp4"
 recorded = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded outputs beside this checkout")
 CASES = sorted(path.name for path in (PARITY / "public" / "cases").glob("*"))
 
@@ -521,6 +522,46 @@ def test_a_skeleton_video_gives_its_times(model: Path, files: dict, tmp_path: Pa
     assert len(list(read_frames(tmp_path / "out.mp4"))) == FRAMES
 
 
+@pytest.fixture(params=["drawn", "of a real clip"])
+def skeletons(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A video of skeletons: ours, or what DWPose found in a filmed clip."""
+    if request.param != "drawn":
+        if not DWPOSE.is_file():
+            pytest.skip("no recorded DWPose clip beside this checkout")
+        return DWPOSE
+    with VideoWriter(tmp_path / "drawn.mp4", 94, 142, rate=Fraction(25)) as writer:
+        for step in range(FRAMES):
+            writer.write(draw_pose(figure((94, 142), 1.2, (2 * step - 20, 10))))
+    return tmp_path / "drawn.mp4"
+
+
+@pytest.mark.parametrize("which", ["embedded-animate", "v1", "v2"])
+def test_a_video_of_skeletons_drives_every_model(skeletons: Path, which: str, files: dict, tmp_path: Path) -> None:
+    chosen = Path(which) if which.startswith("embedded") else make(tmp_path / which, which == "v1")
+    source = probe(skeletons)
+    made = tmp_path / "out.mp4"
+    for asked in ((36, 52), (100, 36)):
+        size = ["--size", "x".join(map(str, asked)), "--frames", "3"]
+        assert animate(files | {"pose": skeletons}, chosen, *size) == 0
+        info = probe(made)
+        scale = min(asked[0] / source.width, asked[1] / source.height)
+        assert (info.width, info.height) == (round(scale * source.width), round(scale * source.height))
+        assert (info.frames, info.rate) == (3, source.rate)
+        assert all(frame.std() > 1 for frame in read_frames(made))
+
+
+def test_without_a_model_the_embedded_one_animates_at_its_own_size(files: dict, tmp_path: Path) -> None:
+    given = ["--reference", str(files["ref"]), "--pose", str(files["pose"]), "--frames", "2"]
+    assert main(["animate", *given, "--out", str(tmp_path / "out.mp4")]) == 0
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    settings = Pipeline.from_pretrained("embedded-animate").settings
+    assert report["model"] == "embedded-animate" and report["frames"] == 2
+    assert report["settings"]["steps"] == settings["steps"]
+    width, height = report["output_size"]
+    area = settings["size"][0] * settings["size"][1]
+    assert width * height == pytest.approx(area, rel=0.15) and width / height == pytest.approx(64 / 96, rel=0.05)
+
+
 def test_what_animate_refuses(
     model: Path, tiny_model: Path, files: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -531,6 +572,9 @@ def test_what_animate_refuses(
         (model, ["--scene", str(files["scene"])], "needs a matte"),
         (model, ["--scene", str(files["scene"]), "--frames", "3", "--recipe", "official"], "knows no scene"),
         (tiny_model, [], "use 'anycharv generate'"),
+        (model, ["--pose", str(tmp_path / "none.json")], "none.json is not there; check the path"),
+        (model, ["--pose", str(tmp_path / "none.mp4")], "none.mp4 is not there; check the path"),
+        ("embedded-animate", ["--size", "50x50"], "50x50 is not divisible by 4; use 48x48, say"),
     ]
     for chosen, more, sentence in cases:
         assert animate(files, chosen, *more) == 2

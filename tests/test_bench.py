@@ -15,8 +15,9 @@ from anycharv_core import Pipeline, UserError
 from anycharv_core.bench import puppets
 from anycharv_core.bench.exchange import export, of_folder, read_setup
 from anycharv_core.bench.lpips import Lpips, load_lpips
-from anycharv_core.bench.puppets import METRICS, Setup, measure, of_model, references, score, tasks
+from anycharv_core.bench.puppets import measure, of_model, references, score
 from anycharv_core.bench.report import markdown, summarise, write_report
+from anycharv_core.bench.tasks import ANIMATION, KINDS, SWAP, Setup, tasks
 from anycharv_core.cli import main
 from anycharv_core.inputs import mask_frames, pose_frames, read_reference
 from anycharv_core.masks import box_masks
@@ -29,9 +30,14 @@ SETUP = Setup(clips=3, frames=3, size=48)
 WHY = "no weights"
 
 
+@pytest.fixture(scope="module", params=[SWAP, ANIMATION])
+def task(request):
+    return next(tasks(Setup(1, 4, 64, request.param)))
+
+
 @pytest.fixture(scope="module")
 def swap():
-    return next(tasks(Setup(1, 4, 64))).swap
+    return next(tasks(Setup(1, 4, 64))).given
 
 
 def alexnet(path: Path) -> Path:
@@ -47,46 +53,63 @@ def alexnet(path: Path) -> Path:
     return path
 
 
-def test_the_truth_scores_best(swap) -> None:
-    found = score(swap, swap.truth.frames, WHY)
-    assert list(found) == list(METRICS)
-    assert found["character PSNR"] == found["background PSNR"] == pytest.approx(148.1308)
+def test_the_truth_scores_best(task) -> None:
+    found = score(task, task.given.truth.frames, WHY)
+    assert [found[f"{region} PSNR"] for region in task.kind.regions] == pytest.approx([148.1308] * 3)
     assert [found[name] for name in ("character SSIM", "identity", "sharpness")] == pytest.approx([1, 1, 1])
     assert found["character LPIPS"] == WHY
 
 
-def test_every_region_sees_its_own_errors(swap) -> None:
-    outside = ~(swap.region | (swap.box > 0))
-    spoilt = {"character PSNR": swap.region, "background PSNR": outside, "box PSNR": swap.box > 0}
-    for metric, region in spoilt.items():
-        made = swap.truth.frames.copy()
-        made[region] = np.where(made[region] < 128, made[region] + 10, made[region] - 10)
-        found = score(swap, made, WHY)
-        assert found[metric] == pytest.approx(20 * math.log10(25.5))
-        untouched = "background PSNR" if metric != "background PSNR" else "character PSNR"
-        assert found[untouched] == pytest.approx(148.1308)
+def test_every_region_sees_its_own_errors(task) -> None:
+    masks = task.kind.masks(task.given)
+    assert masks.keys() == task.kind.regions.keys()
+    for name, mask in masks.items():
+        made = task.given.truth.frames.copy()
+        made[mask] = np.where(made[mask] < 128, made[mask] + 10, made[mask] - 10)
+        found = score(task, made, WHY)
+        assert found[f"{name} PSNR"] == pytest.approx(20 * math.log10(25.5))
+        for other in ("character", "background"):
+            if not (masks[other] & mask).any():
+                assert found[f"{other} PSNR"] == pytest.approx(148.1308)
+
+
+def test_the_regions_are_what_they_are_said_to_be() -> None:
+    swap, animation = (next(tasks(Setup(1, 3, 64, kind))).given for kind in (SWAP, ANIMATION))
+    masks = KINDS[SWAP].masks(swap)
+    assert np.array_equal(masks["character"], (swap.driving.mask > 0) | (swap.truth.mask > 0))
+    assert np.array_equal(masks["background"], ~masks["character"] & (swap.box == 0))
+    masks = KINDS[ANIMATION].masks(animation)
+    assert np.array_equal(masks["character"], ~masks["background"]) and masks["frame"].all()
+    # Whoever leaves the old character standing is marked down where no character should be.
+    left = (animation.cutout > 0) & ~(animation.truth.mask > 0)
+    assert left.any() and masks["character"][left].all()
+    # What is background is the reference's, but for shadows, which darken.
+    apart = animation.truth.frames.astype(int) - animation.reference
+    changed = masks["background"] & (np.abs(apart).max(axis=-1) > 3)
+    assert changed.mean() < 0.1
 
 
 def test_identity_knows_colours_and_not_where_the_character_stands(swap) -> None:
     driver, truth = swap.driving.frames, swap.truth.frames
-    other = puppets.identity(swap, driver)
+    other = puppets.identity(swap.truth, driver)
     assert other < 0.8
     swapped = truth[..., ::-1].copy()
-    assert puppets.identity(swap, swapped) < 0.8
+    assert puppets.identity(swap.truth, swapped) < 0.8
     noisy = np.clip(truth + np.random.default_rng(0).normal(0, 3, truth.shape), 0, 255).astype(np.uint8)
-    assert puppets.identity(swap, noisy) > 0.9
+    assert puppets.identity(swap.truth, noisy) > 0.9
     background = np.where((swap.truth.mask > 0)[..., None], truth, 0)
-    assert puppets.identity(swap, background) == pytest.approx(1)
+    assert puppets.identity(swap.truth, background) == pytest.approx(1)
 
 
-def test_flicker_raises_the_warp_error_alone(swap) -> None:
-    made = swap.truth.frames.astype(int)
+def test_flicker_raises_the_warp_error_alone(task) -> None:
+    truth = task.given.truth.frames
+    made = truth.astype(int)
     made[::2] += 12
     made = np.clip(made, 0, 255).astype(np.uint8)
-    steady, flickering = (score(swap, frames, WHY)["warp error"] for frames in (swap.truth.frames, made))
+    steady, flickering = (score(task, frames, WHY)["warp error"] for frames in (truth, made))
     assert flickering > steady + 3
-    one = next(tasks(Setup(1, 1, 48))).swap
-    assert "2 or more" in score(one, one.truth.frames, WHY)["warp error"]
+    one = next(tasks(Setup(1, 1, 48)))
+    assert "2 or more" in score(one, one.given.truth.frames, WHY)["warp error"]
 
 
 def test_our_ssim_is_that_of_torchmetrics_on_floats() -> None:
@@ -141,7 +164,30 @@ def test_measuring_twice_gives_the_same_and_longer_runs_keep_their_tasks() -> No
     assert first["methods"]["truth"]["character LPIPS"] == {"not measured": WHY}
     means = [first["methods"][name]["character PSNR"]["mean"] for name in ("truth", "copy driving")]
     assert means[0] > means[1] + 100
-    assert sheet(rows, puppets.sheet_titles(methods)).width > 5 * 192
+    assert sheet(rows, puppets.sheet_titles(methods)).width > 7 * 192
+
+
+def test_animations_have_baselines_of_their_own() -> None:
+    setup = Setup(3, 3, 48, ANIMATION)
+    methods = references(ANIMATION)
+    report, rows = measure(methods, setup, WHY)
+    found = report["methods"]
+    assert report["setup"]["task"] == ANIMATION and report["regions"] == KINDS[ANIMATION].regions
+    assert [row["frame PSNR"]["clips"] for row in found.values()] == [3] * 4
+    assert all("box PSNR" not in row for row in found.values())
+    still, erased, moved = list(found)[1:]
+    # The still picture has the colours and never moves; the pasted one is where it should be.
+    assert found[moved]["character PSNR"]["mean"] > found[still]["character PSNR"]["mean"]
+    assert found[moved]["identity"]["mean"] > found[erased]["identity"]["mean"]
+    assert sheet(rows, puppets.sheet_titles(methods, ANIMATION)).width > 6 * 192
+    given = next(tasks(setup)).given
+    frames = {name: method(next(tasks(setup))) for name, method in methods.items()}
+    assert np.array_equal(frames[still], np.stack([given.reference] * 3))
+    scene = given.cutout == 0
+    assert np.array_equal(frames[erased][:, scene], frames[still][:, scene])
+    boxes = box_masks(given.truth.mask, 0.0, 0) > 0
+    changed = (frames[moved] != frames[erased]).any(axis=-1)
+    assert changed.any() and not (changed & ~boxes).any()
 
 
 def test_a_model_is_shown_the_task_and_never_the_truth() -> None:
@@ -150,14 +196,14 @@ def test_a_model_is_shown_the_task_and_never_the_truth() -> None:
 
     class Model:
         def __init__(self):
-            self.settings = {"pose_scale": 4}
+            self.settings, self.takes_scene = {"pose_scale": 4}, True
 
         def __call__(self, reference, scene, mask, pose, **settings):
             shown.update(reference=reference, scene=scene, mask=mask, pose=pose, **settings)
             self.frames = scene.copy()
             return self
 
-    swap = task.swap
+    swap = task.given
     made = of_model(Model(), 3, 2.0, seed=7)(task)
     assert np.array_equal(shown["reference"], swap.reference) and np.array_equal(shown["mask"], swap.box)
     assert np.array_equal(shown["scene"], swap.driving.frames) and np.array_equal(made, swap.driving.frames)
@@ -170,12 +216,31 @@ def test_a_model_is_shown_the_task_and_never_the_truth() -> None:
     assert np.array_equal(made[~inside], swap.driving.frames[~inside])
 
 
+def test_a_model_of_animate_anyone_is_shown_reference_and_pose_alone() -> None:
+    setup = Setup(1, 3, 48, ANIMATION)
+    shown = {}
+
+    class Model:
+        settings, takes_scene = {"pose_scale": 2}, False
+
+        def __call__(self, reference, **given):
+            shown.update(reference=reference, **given)
+            self.frames = np.stack([reference] * 3)
+            return self
+
+    task = next(tasks(setup))
+    assert puppets.task_of(Model()) == ANIMATION
+    assert np.array_equal(of_model(Model(), 2, 1.5)(task)[0], task.given.reference)
+    assert shown.pop("pose").shape == (3, 96, 96, 3) and shown.pop("reference").shape == (48, 48, 3)
+    assert shown == {"steps": 2, "guidance_scale": 1.5, "seed": 42, "size": (48, 48)}
+
+
 def test_tasks_go_out_and_frames_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "tasks"
     export(folder, SETUP)
     assert read_setup(folder) == SETUP
     for task in tasks(SETUP):
-        place, swap = folder / task.name, task.swap
+        place, swap = folder / task.name, task.given
         assert np.array_equal(read_reference(place / "reference.png"), swap.reference)
         driving = [next(read_frames(path)) for path in sorted((place / "driving").iterdir())]
         assert np.array_equal(driving, swap.driving.frames)
@@ -196,6 +261,41 @@ def test_tasks_go_out_and_frames_come_back(tmp_path: Path) -> None:
     assert report["methods"]["peer"]["character PSNR"]["low"] == pytest.approx(148.1308)
     with pytest.raises(UserError, match="not an empty folder"):
         export(folder, SETUP)
+
+
+def test_animations_go_out_and_the_folder_knows_what_they_are(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "tasks"
+    words = ["--task", "animation", "--clips", "1", "--frames", "2", "--size", "48"]
+    assert main(["bench", "puppets", *words, "--export", str(folder)]) == 0
+    setup = read_setup(folder)
+    assert setup == Setup(1, 2, 48, ANIMATION)
+    task = next(tasks(setup))
+    place = folder / task.name
+    assert sorted(path.name for path in place.iterdir()) == [
+        "poses.json", "reference.png", "reference_mask.png", "skeletons",
+    ]  # fmt: skip
+    assert np.array_equal(read_reference(place / "reference.png"), task.given.reference)
+    assert np.array_equal(np.asarray(Image.open(place / "reference_mask.png")), task.given.cutout)
+    assert len(list((place / "skeletons").iterdir())) == 2
+    assert "reference_mask.png" in (folder / "README.md").read_text()
+    (place / "frames").mkdir()
+    for index, frame in enumerate(task.given.truth.frames):
+        Image.fromarray(frame).save(place / "frames" / f"{index}.png")
+    capsys.readouterr()
+    scored = ["bench", "puppets", "--score", str(folder), "--out", str(tmp_path / "out")]
+    assert main(scored) == 0
+    report = json.loads((tmp_path / "out" / "puppets.json").read_text())
+    assert report["methods"]["tasks"]["frame PSNR"]["low"] == pytest.approx(148.1308)
+    assert "task 'animation'" in (tmp_path / "out" / "puppets.md").read_text()
+    assert main([*scored, "--task", "swap"]) == 2
+    assert "is of the task 'animation', not 'swap'; leave --task out" in capsys.readouterr().err
+    index = json.loads((folder / "bench.json").read_text())
+    del index["task"]
+    (folder / "bench.json").write_text(json.dumps(index))
+    assert read_setup(folder).task == SWAP
+    (folder / "bench.json").write_text(json.dumps(index | {"task": "dance"}))
+    with pytest.raises(UserError, match="is not what"):
+        read_setup(folder)
 
 
 def test_frames_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -267,6 +367,20 @@ def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_pa
     peer = json.loads((out / "puppets.json").read_text())["methods"]["peer"]
     for metric in ("character PSNR", "identity", "warp error", "background PSNR"):
         assert peer[metric] == model[metric]
+
+
+def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys) -> None:
+    given = ["bench", "puppets", "--model", "embedded-animate", "--clips", "1", "--frames", "2"]
+    assert main([*given, "--task", "swap", "--out", str(tmp_path)]) == 2
+    assert "embedded-animate is of the task 'animation'" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "puppets.json").read_text())
+    assert set(report["methods"]) == {
+        *references(ANIMATION), "the model's autoencoder", "embedded-animate, 1 step, guidance 1",
+    }  # fmt: skip
+    model = report["methods"]["embedded-animate, 1 step, guidance 1"]
+    assert model["frame PSNR"]["clips"] == 1 and "box PSNR" not in model
+    assert Image.open(tmp_path / "sheet.png").width > 8 * 192
 
 
 def test_a_size_too_small_is_one_sentence(tmp_path: Path, capsys) -> None:

@@ -702,8 +702,51 @@ def test_doctor_finds_models(tiny_model: Path, tmp_path: Path, capsys: pytest.Ca
     assert find_models(tiny_model) == [tiny_model]
     assert main(["doctor", "--models", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "mine.safetensors" in printed and "official" in printed and "lora" not in printed
+    assert "mine.safetensors" in printed and "official AnyCharV's folder" in printed and "lora" not in printed
     assert "pass --vae and --image-encoder" in printed and torch.__version__ in printed
+    assert printed.count("shipped with this package") == 2
+
+
+def test_doctor_finds_what_comfyui_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ANYCHARV_MODELS", raising=False)
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert examine() == 0
+    printed = capsys.readouterr().out
+    assert f"$COMFYUI_PATH            {tmp_path / 'models'}, which is not there" in printed
+    assert printed.count("not found. No ComfyUI models folder was found") == 2
+    models = tmp_path / "models"
+    published = models / "anycharv" / "animate"
+    for file in (
+        *(models / "detection" / name for name in ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")),
+        models / "sam2" / "large" / "config.json",
+        *(published / f"{part}.pth" for part in ("denoising_unet", "reference_unet", "pose_guider")),
+        published / "sd-vae-ft-mse" / "config.json",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert find_models(models / "anycharv") == [published]
+    assert examine() == 0
+    printed = capsys.readouterr().out
+    assert f"DWPose                   {models / 'detection'}\n" in printed
+    assert f"SAM2                     {models / 'sam2' / 'large'}\n" in printed
+    assert f"{published} Animate Anyone's folder" in printed
+    assert "has no image_encoder; pass --image-encoder with it" in printed
+    (models / "detection" / "yolox_l.onnx").unlink()
+    assert examine() == 0
+    assert "DWPose                   not found" in capsys.readouterr().out
+
+
+def test_doctor_misses_what_should_be_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anycharv_core import doctor
+
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "doctor.py"))
+    assert examine([tmp_path]) == 1
+    assert "Reinstall this package: embedded and embedded-animate came with it" in capsys.readouterr().out
 
 
 def test_doctor_looks_where_the_environment_says(
@@ -740,11 +783,12 @@ def test_doctor_explains_what_is_wrong(
 def test_demo_tells_where_its_files_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def made(out: Path, clips: int, progress: Callable) -> dict[str, object]:
+    def made(out: Path, clips: int, model: str, progress: Callable) -> dict[str, object]:
         progress(1, 2)
-        (out / "result.mp4").write_bytes(b"")
+        (out / f"{model}.mp4").write_bytes(b"")
         return {"clips": clips}
 
     monkeypatch.setitem(sys.modules, "anycharv_core.demo", SimpleNamespace(run=made))
-    assert main(["demo", "--out", str(tmp_path), "--clips", "2"]) == 0
-    assert str(tmp_path / "result.mp4") in capsys.readouterr().out
+    for name, model in (("demo", "embedded"), ("demo-animate", "embedded-animate")):
+        assert main([name, "--out", str(tmp_path), "--clips", "2"]) == 0
+        assert str(tmp_path / f"{model}.mp4") in capsys.readouterr().out

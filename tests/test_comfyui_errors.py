@@ -22,7 +22,7 @@ from comfyui_server import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from anycharv_core.checkpoint import EMBEDDED_FILE
+from anycharv_core.checkpoint import EMBEDDED
 from anycharv_core.video import VideoWriter
 
 FRAMES, OTHER = 8, 5
@@ -45,12 +45,14 @@ def server(tiny_model: Path) -> Server:
     }
     for name, key in foreign.items():
         save_file({key: torch.zeros(4, 4)}, models / f"{name}.safetensors")
-    (models / "torn.safetensors").write_bytes(EMBEDDED_FILE.read_bytes()[:100_000])
+    (models / "torn.safetensors").write_bytes(EMBEDDED["embedded"].read_bytes()[:100_000])
     shutil.copytree(tiny_model, models / "half")
     shutil.rmtree(models / "half" / "pose_guider")
     shutil.copytree(tiny_model, models / "bare")
     for part in ("vae", "image_encoder"):
         shutil.rmtree(models / "bare" / part)
+    write_folder(read_checkpoint("embedded-animate"), models / "still")
+    (models / "still" / "motion_module.pth").unlink()
     # Found by ComfyUI to be a TAESD of 16 channels, as Flux and SD3 have.
     save_file({"taesd_decoder.1.weight": torch.zeros(64, 16, 3, 3)}, server.base / "models/vae/flux.safetensors")
     with VideoWriter(server.base / "input" / "one_a_second.mp4", 64, 64, rate=Fraction(1)) as writer:
@@ -89,6 +91,22 @@ def no_frames(**inputs: dict[str, Any]) -> Prompt:
     )  # fmt: skip
 
 
+def without(*inputs: str, **changed: dict[str, Any]) -> Prompt:
+    """The small prompt whose AnyCharV Conditioning lacks `inputs`."""
+    prompt = small(**changed)
+    for name in inputs:
+        del prompt["5"]["inputs"][name]
+    return prompt
+
+
+def animation(*inputs: str, **changed: Any) -> Prompt:
+    """The small prompt with a model of Animate Anyone, and of scene and mask only `inputs`."""
+    prompt = without(*({"scene", "mask"} - {*inputs}), n1={"checkpoint": "embedded-animate"})
+    prompt["5"]["inputs"] |= changed
+    del prompt["3"]["inputs"]["mask"]
+    return prompt
+
+
 def long_video(length: int, overlap: int) -> Prompt:
     settings = {"model": ["1", 0], "length": length, "overlap": overlap, "fuse": "ramp", "layout": "linear"}
     return plus(small(n6={"model": ["long", 0]}), long=("AnyCharVLongVideo", settings))
@@ -110,6 +128,12 @@ def composite(**inputs: list[Any]) -> Prompt:
         paste=("AnyCharVComposite", given),
         solid=("SolidMask", {"value": 1.0, "width": 48, "height": 40}),
     )
+
+
+def uncovered(**inputs: list[Any]) -> Prompt:
+    prompt = composite(**inputs)
+    del prompt["paste"]["inputs"]["mask"], prompt["3"]["inputs"]["mask"]
+    return prompt
 
 
 def foreign_vae(name: str) -> Prompt:
@@ -148,6 +172,30 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     ),
     "person of another length": (
         lambda: other_clip(n4={"person": ["other", 2]}), "4", f"{FRAMES} frames but person has {OTHER}",
+    ),
+    "no scene for AnyCharV": (lambda: without("scene", "mask"), "5", "give scene and mask, or load a model of Animate"),
+    "no mask for AnyCharV": (lambda: without("mask"), "5", "give scene and mask, or load a model of Animate"),
+    "animation with a mask alone": (lambda: animation("mask"), "5", "There is a mask but no scene"),
+    "animation before a scene, officially": (
+        lambda: animation("scene", recipe="official"), "5", "Animate Anyone's release knows no scene",
+    ),
+    "animation before a scene without a matte": (lambda: animation("scene"), "5", "its reference needs a matte"),
+    "animation only with a width": (lambda: animation(width=64), "5", "give both, or 0 for both"),
+    "another kind's conditioning": (
+        lambda: plus(
+            small(n6={"model": ["animate", 0]}),
+            animate=("AnyCharVLoader", {"checkpoint": "embedded-animate", "dtype": "auto"}),
+        ),
+        "6", "The conditioning was made for a model of another kind",
+    ),
+    "Animate Anyone without its motion": (lambda: small(n1={"checkpoint": "still"}), "1", "has no motion_module.pth"),
+    "whole job by Animate Anyone": (
+        lambda: replace() | {"1": small(n1={"checkpoint": "embedded-animate"})["1"]},
+        "whole", "the model is one of Animate Anyone",
+    ),
+    "composite of everything": (uncovered, "paste", "Nothing says what of the generated frames"),
+    "composite by an opaque reference": (
+        lambda: uncovered(reference=["3", 0]), "paste", "its reference needs a matte",
     ),
     "only a width": (lambda: small(n5={"width": 64}), "5", "give both, or 0 for both"),
     "another model's VAE": (lambda: foreign_vae("flux.safetensors"), "5", "The VAE makes 16 channels at 1/8"),

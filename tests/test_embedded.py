@@ -1,6 +1,7 @@
-"""The shipped model: what it is, and that it does its job on characters it has never seen."""
+"""The shipped models: what they are, and what they do with characters they have never seen."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,21 @@ import yaml
 from PIL import Image
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoint import EMBEDDED_FILE, read_checkpoint
+from anycharv_core.checkpoint import EMBEDDED, read_checkpoint
 from anycharv_core.demo import run
 from anycharv_core.metrics import psnr
-from anycharv_core.puppets.task import BASELINES, sample_swap
-from anycharv_core.video import probe
+from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_swap
+from anycharv_core.sheet import upscale
+from anycharv_core.video import probe, read_frames
 
 CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded.yaml"
 
 
 def test_it_is_small_and_made_by_the_config_in_the_repo() -> None:
-    assert EMBEDDED_FILE.stat().st_size <= 40e6
+    assert EMBEDDED["embedded"].stat().st_size <= 40e6
     config, shipped = yaml.safe_load(CONFIG.read_text()), read_checkpoint("embedded")
     assert shipped.configs == config["networks"] and shipped.settings == config["settings"]
-    record = json.loads((EMBEDDED_FILE.parent / "training.json").read_text())
+    record = json.loads((EMBEDDED["embedded"].parent / "training.json").read_text())
     assert record["settings"]["networks"] == config["networks"]
     assert {"compose", "boost", "motion", "boost_clips"} <= set(record["log"])
 
@@ -40,12 +42,33 @@ def test_it_beats_copying_and_erasing_on_unseen_characters() -> None:
         assert made > score(BASELINES[name]) + 1, name
 
 
-def test_the_demo_leaves_a_video_a_sheet_and_a_report(tmp_path: Path) -> None:
-    report = run(tmp_path / "new" / "demo", clips=1)
-    info = probe(tmp_path / "new" / "demo" / "result.mp4")
-    assert (info.frames, info.width, info.height) == (24, 4 * 256, 256)
-    with Image.open(tmp_path / "new" / "demo" / "sheet.png") as sheet:
+def test_the_animating_one_animates() -> None:
+    assert EMBEDDED["embedded-animate"].stat().st_size <= 40e6
+    pipe = Pipeline.from_pretrained("embedded-animate")
+    assert not pipe.takes_scene and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "columns", "baselines"),
+    [("embedded", sample_swap, 5, BASELINES), ("embedded-animate", sample_animation, 4, ANIMATION_BASELINES)],
+    ids=["demo", "demo-animate"],
+)
+def test_the_demo_leaves_a_video_a_sheet_and_a_report(
+    tmp_path: Path, model: str, sample: Callable, columns: int, baselines: dict
+) -> None:
+    folder, done = tmp_path / "new" / "demo", []
+    report = run(folder, 1, model, lambda *progress: done.append(progress))
+    assert done == [(1, 1)]
+    assert {path.name for path in folder.iterdir()} == {"report.json", "result.mp4", "sheet.png"}
+    info = probe(folder / "result.mp4")
+    assert (info.frames, info.width, info.height) == (24, columns * 256, 256)
+    task = sample(0, 24, 64)
+    for frame, truth in zip(read_frames(folder / "result.mp4"), task.truth.frames, strict=True):
+        first, last = frame[:, :256].astype(int), frame[:, -256:].astype(int)
+        assert np.abs(first - upscale(task.reference[..., :3], 4)).mean() < 4
+        assert np.abs(last - upscale(truth, 4)).mean() < 4
+    with Image.open(folder / "sheet.png") as sheet:
         assert np.asarray(sheet).std() > 20
-    assert json.loads((tmp_path / "new" / "demo" / "report.json").read_text()) == report
-    assert set(report["mean_region_psnr_db"]) == {"result", *BASELINES}
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert set(report["mean_region_psnr_db"]) == {"result", *baselines}
     assert report["mean_region_psnr_db"]["result"] == pytest.approx(report["region_psnr_db"][0]["result"])

@@ -286,7 +286,7 @@ def test_shard_clips_are_samples(shards: tuple[Path, list[np.ndarray]]) -> None:
     shown = mask_box(sample["reference"].numpy().max(2) > 0)
     assert max(shown[2] - shown[0], shown[3] - shown[1]) > 40
     assert (sample["reference"] == 0).all(2).float().mean() > 0.3
-    scene = open_dataset(replace(data, segmented=False), 4)[0, 5]["reference"]
+    scene = open_dataset(replace(data, reference="picture"), 4)[0, 5]["reference"]
     assert (scene == 0).all(2).float().mean() < 0.3
 
 

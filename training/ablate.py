@@ -68,7 +68,7 @@ VARIANTS = {
     "without mask augmentation": Variant(("data.augment=false",), fvd=646.03),
     "without self-boost": Variant(boost=False, fine=True, fvd=652.34),
     "without mask input": Variant(("objective.mask_input=false",), told=False, fvd=680.31),
-    "without character segmentation": Variant(("data.segmented=false",), fvd=678.51),
+    "without character segmentation": Variant(("data.reference=picture",), fvd=678.51),
 }
 
 
@@ -115,10 +115,10 @@ def method(name: str, model: Path) -> Method:
     pipe = (Pipeline if variant.told else Untold).from_pretrained(model)
     steps, guidance = pipe.settings["steps"], pipe.settings["guidance_scale"]
     run = of_model(pipe, steps, guidance, fine=variant.fine, cut=not variant.boost)
-    if "data.segmented=false" not in variant.first:
+    if "data.reference=picture" not in variant.first:
         return run
     # The pipeline cuts the reference out by its alpha, which this model was never shown.
-    return lambda task: run(replace(task, swap=replace(task.swap, reference=task.swap.reference[..., :3])))
+    return lambda task: run(replace(task, given=replace(task.given, reference=task.given.reference[..., :3])))
 
 
 def _slug(name: str) -> str:

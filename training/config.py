@@ -16,7 +16,9 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from anycharv_core.animate_anyone import SCHEDULER
 from anycharv_core.errors import UserError
+from anycharv_core.sampling import Schedule
 from training.data import Data
 
 Built = TypeVar("Built")
@@ -140,6 +142,12 @@ class Config:
     init: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     engine: Engine = field(default_factory=Engine)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is predicted, on which noise: `noise_scheduler_kwargs` of the settings, or AnyCharV's."""
+        given = self.settings.get(SCHEDULER)
+        return Schedule() if given is None else Schedule.from_dict(given)
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> Config:

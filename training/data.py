@@ -6,7 +6,7 @@ A sample is one clip, a dict of uint8 tensors, and a pure function of (seed, epo
     pose       [F, H, W, 3]  skeletons, drawn `pose_scale` times as large and brought down
     character  [F, H, W]     exact mask of the person, 0 or 255
     mask       [F, H, W]     what the network is told, 0 or 255; covers `character`
-    reference  [H, W, 3]     the same person elsewhere, background black
+    reference  [H, W, 3]     the same person elsewhere, background black, or as `Data.reference` says
     scene      [F, H, W, 3]  of pairs only: the generated driving clip (eq. 3)
 """
 
@@ -28,11 +28,13 @@ from anycharv_core.pose import Pose, draw_pose, scale_pose
 from anycharv_core.puppets import (
     Character,
     Motion,
+    Scene,
     render,
     render_reference,
     sample_character,
     sample_motion,
     sample_scene,
+    studio,
 )
 from anycharv_core.puppets.task import POSE_SCALE
 
@@ -55,7 +57,9 @@ class Data:
     irregular border where `augment`, "box" or "block". strength: lowest and highest factor on the border's
     reach (`masks.augment_mask`); box_share: share of clips told a box in place of an augmented mask;
     padding: lowest and highest margin of a box in parts of its size.
-    segmented: whether the reference's background is black, as in the paper.
+    reference: "cutout" shows the person elsewhere, background black, as in the paper; "picture" with its
+    background; "frame" is Animate Anyone's, a whole frame of the same clip. Puppets then perform, and stand,
+    before a plain wall.
     pose_scale: how many times as large skeletons are drawn before they are brought down; None: 4 for puppets,
     as the embedded model wants it, and 1 otherwise.
     stride: frames of a real video from one frame of a clip to the next. flip: probability of mirroring a real
@@ -72,7 +76,7 @@ class Data:
     strength: tuple[float, float] = (0.2, 2.0)
     box_share: float = 0.0
     padding: tuple[float, float] = (0.0, 0.2)
-    segmented: bool = True
+    reference: Literal["cutout", "picture", "frame"] = "cutout"
     pose_scale: int | None = None
     stride: int = 1
     flip: float = 0.0
@@ -139,7 +143,7 @@ class PuppetClips(Dataset):
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
         index, epoch = sample
         split = self.data.split
-        character, motion_seed, scene_seed = self._cast(index)
+        character, motion_seed, _ = self._cast(index)
         rng = np.random.default_rng([self.data.seed, epoch, index])
         reference_seed = int(rng.integers(2**31))
         scattered = self.frames <= SCATTERED
@@ -147,19 +151,19 @@ class PuppetClips(Dataset):
         motion = sample_motion(motion_seed, length, character.proportions, split)
         if scattered:
             motion = _moments(motion, rng.choice(MOTION_FRAMES, self.frames, replace=False))
-        clip = render(character, motion, sample_scene(scene_seed, split), self.size)
+        clip = render(character, motion, self._scene(index), self.size)
         arrays = {
             "frames": clip.frames,
             "pose": drawn_poses(clip.poses(), self.size, self.pose_scale),
             "character": clip.mask,
             "mask": told_masks(clip.mask, self.data, rng, smooth=0 if scattered else STEADY),
-            "reference": self._reference(character, reference_seed),
+            "reference": self._reference(index, reference_seed),
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def reference(self, index: int, epoch: int) -> Tensor:
         seed = int(np.random.default_rng([self.data.seed, epoch, index]).integers(2**31))
-        return torch.from_numpy(self._reference(self._cast(index)[0], seed))
+        return torch.from_numpy(self._reference(index, seed))
 
     def origin(self, index: int, epoch: int) -> dict[str, Any]:
         return {"video": f"puppet {self.data.split} {self.data.seed} {index}", "epoch": epoch}
@@ -168,9 +172,14 @@ class PuppetClips(Dataset):
         seeds = np.random.default_rng([self.data.seed, 0, index, 1]).integers(2**31, size=3).tolist()
         return sample_character(seeds[0], self.data.split), seeds[1], seeds[2]
 
-    def _reference(self, character: Character, seed: int) -> np.ndarray:
-        rgb, alpha = render_reference(character, seed, self.size, self.data.split)
-        return rgb * (alpha >= 128)[..., None] if self.data.segmented else rgb
+    def _scene(self, index: int) -> Scene:
+        scene = sample_scene(self._cast(index)[2], self.data.split)
+        return studio(scene) if self.data.reference == "frame" else scene
+
+    def _reference(self, index: int, seed: int) -> np.ndarray:
+        backdrop = self._scene(index) if self.data.reference == "frame" else None
+        rgb, alpha = render_reference(self._cast(index)[0], seed, self.size, self.data.split, backdrop)
+        return rgb * (alpha >= 128)[..., None] if self.data.reference == "cutout" else rgb
 
 
 def _moments(motion: Motion, chosen: np.ndarray) -> Motion:

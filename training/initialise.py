@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anycharv_core.animate_anyone import SD15
+from anycharv_core.animate_anyone import SCHEDULER, SD15
 from anycharv_core.checkpoint import (
     LIBRARY_PARTS,
     Networks,
@@ -27,6 +27,7 @@ from anycharv_core.checkpoint import (
 from anycharv_core.errors import UserError
 from anycharv_core.files import read_json
 from anycharv_core.pipeline import HUB_PARTS
+from anycharv_core.sampling import Schedule
 from anycharv_core.state_dicts import Weights, motion_weights, read_training_weights
 from training.layouts import find_weights, guider_weights, unet_weights
 
@@ -39,13 +40,16 @@ HEADS_OUT = ("conv_norm_out.", "conv_out.")  # what a ReferenceNet has no use fo
 class Init:
     """The files a recipe starts from; every one may be left out.
 
-    model: an AnyCharV folder or single file, to fine-tune. unet: Stable Diffusion 1.5 as diffusers' folder (of
-    the whole model or of its `unet`), a weights file in it, or a CompVis .safetensors or .ckpt file.
+    model: a folder or single file of AnyCharV or Animate Anyone, to fine-tune. scene: whether the denoising UNet
+    takes scene and mask (AnyCharV) or neither (Animate Anyone); None: as the model or the networks say, or else it
+    does. False makes of an AnyCharV model one of Animate Anyone. unet: Stable Diffusion 1.5 as diffusers' folder
+    (of the whole model or of its `unet`), a weights file in it, or a CompVis .safetensors or .ckpt file.
     reference_unet: the same for the ReferenceNet, `unet` unless given. motion: AnimateDiff's motion file.
     pose_guider: a ControlNet, such as control_v11p_sd15_openpose. vae, image_encoder: their folders.
     """
 
     model: str | None = None
+    scene: bool | None = None
     unet: str | None = None
     reference_unet: str | None = None
     motion: str | None = None
@@ -77,20 +81,21 @@ def initialise(
     networks: Mapping[str, Mapping[str, Any]] | None,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = print,
+    schedule: Schedule = Schedule(),
 ) -> tuple[Networks, dict[str, dict[str, Any]]]:
     """The networks of a recipe, float32, frozen, and the config of every part, as a checkpoint stores it.
 
-    init: see `Init`. networks: config per part; parts that it lacks get theirs from the files. Where no file
-    gives a weight, it is torch's own initialisation by the global generator, which the caller seeds, but for
-    what must begin as nothing: the scene and mask channels of `conv_in`, the output of every motion module and
-    of the pose guider, and `conv_out` of a denoising UNet without a file. `say` gets a line per network: how
-    many weights from where.
+    init: see `Init`. schedule: what the recipe trains with, which must be that of `init.model`.
+    networks: config per part; parts that it lacks get theirs from the files. Where no file gives a weight, it is
+    torch's own initialisation by the global generator, which the caller seeds, but for what must begin as nothing:
+    the scene and mask channels of `conv_in`, the output of every motion module and of the pose guider, and
+    `conv_out` of a denoising UNet without a file. `say` gets a line per network: how many weights from where.
 
     Raises UserError naming the file and the key where a file is not what it should be or does not fit the configs.
     """
     files = Init.from_dict(init or {})
     configs = {part: dict(config) for part, config in (networks or {}).items()}
-    given = _files_of_anycharv(files, configs)
+    given = _files_of_model(files, configs, schedule)
     _library_parts(files, configs, given)
     motion = _motion(files, configs)
     unets = _unets(files, configs, motion)
@@ -117,11 +122,26 @@ def initialise(
     return nets, configs
 
 
-def _files_of_anycharv(init: Init, configs: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Weights]]:
+def _files_of_model(
+    init: Init, configs: dict[str, dict[str, Any]], schedule: Schedule
+) -> dict[str, tuple[str, Weights]]:
     """The parts of `init.model`; its configs win where the recipe has none, and must agree where it has."""
     if init.model is None:
         return {}
     checkpoint = read_checkpoint(init.model)
+    made_with = checkpoint.settings.get(SCHEDULER, Schedule().to_dict())
+    if Schedule.from_dict(made_with) != schedule:
+        raise UserError(
+            f"{init.model} was made with another noise schedule than the recipe's: write {SCHEDULER}: {made_with} "
+            "under the recipe's settings."
+        )
+    if init.scene is False and checkpoint.takes_scene:
+        config, weights = checkpoint.configs["denoising_unet"], checkpoint.weights["denoising_unet"]
+        latent = config["out_channels"]
+        checkpoint.configs["denoising_unet"] = {**config, "in_channels": latent}
+        weights["conv_in.weight"] = weights["conv_in.weight"][:, :latent]
+    if init.scene and not checkpoint.takes_scene:
+        raise UserError(f"{init.model} takes no scene: leave init.scene out, or start from a model of AnyCharV.")
     for part, config in checkpoint.configs.items():
         configs.setdefault(part, dict(config))
     return {part: (str(init.model), weights) for part, weights in checkpoint.weights.items()}
@@ -166,7 +186,8 @@ def _unets(
         base = _base_config(path, configs.get(part))
         found[part] = path, unet_weights(read_training_weights(path), base["layers_per_block"], path)
         if part == "denoising_unet":
-            configs.setdefault(part, denoising_config(base, motion and motion[1]))
+            scene = init.scene is not False
+            configs.setdefault(part, denoising_config(base, motion and motion[1], scene))
         else:
             configs.setdefault(part, reference_config(base))
     return found
@@ -184,16 +205,17 @@ def reference_config(base: Mapping[str, Any]) -> dict[str, Any]:
     return {**_plain(base), "_class_name": "UNet2DConditionModel"}
 
 
-def denoising_config(base: Mapping[str, Any], motion: Weights | None) -> dict[str, Any]:
+def denoising_config(base: Mapping[str, Any], motion: Weights | None, scene: bool = True) -> dict[str, Any]:
     """The denoising UNet's config.json for the UNet config of Stable Diffusion 1.5 and a motion file's weights.
 
+    scene: whether it takes scene and mask beside the noisy latents.
     Motion modules have as many positions and a middle one where the file has them; 32 and one without a file.
     """
     codes = [value for key, value in (motion or {}).items() if key.endswith(".pe")]
     return {
         **{key: _in_3d(value) for key, value in _plain(base).items()},
         "_class_name": "UNet3DConditionModel",
-        "in_channels": 2 * base["out_channels"] + 1,
+        "in_channels": 2 * base["out_channels"] + 1 if scene else base["out_channels"],
         "mid_block_type": "UNetMidBlock3DCrossAttn",
         "unet_use_cross_frame_attention": False,
         "unet_use_temporal_attention": False,

@@ -10,7 +10,6 @@ goes on with the shards that are missing. Pair k is a function of the config's s
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 import tarfile
@@ -25,12 +24,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from anycharv_core.checkpoint import EMBEDDED, EMBEDDED_FILE
+from anycharv_core.checkpoint import EMBEDDED
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, read_json
 from anycharv_core.metrics import gradient_energy
 from anycharv_core.models import DenoisingUNet
 from anycharv_core.pipeline import Pipeline, paste_weights
+from training import commands
 from training.config import Config, build, plain, read_config
 from training.data import Data, open_dataset
 from training.pairs import HEADER, facts, finished_shards, png
@@ -140,7 +140,7 @@ def _claim(job: Job) -> None:
 
 def hash_model(model: str) -> str:
     """SHA-256 of a model's files, in the order of their names."""
-    path = EMBEDDED_FILE if model == EMBEDDED else Path(model)
+    path = EMBEDDED.get(model, Path(model))
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         raise UserError(f"There is no model at {model}: give the folder or file that the first phase wrote.")
@@ -278,12 +278,9 @@ def new_job(config: Config, phase: str, model: str, out: Path, changes: Mapping[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.make_pairs", description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = commands.new_parser("make_pairs", __doc__)
     add = parser.add_argument
-    add("config", type=Path)
+    add("config", type=Path, help="recipe that has a phase of task 'pairs'")
     add("--model", required=True, help="the first-stage model: a folder, a .safetensors file, or 'embedded'")
     add("--out", type=Path, required=True, help="folder of the pairs; on a cluster one that all machines share")
     add("--phase", help="the config's phase of task 'pairs'; the first one unless given")
@@ -293,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--ray", action="store_true", help="on the ray cluster of RAY_ADDRESS, or a local one")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as data.path=shards")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         config = read_config(args.config, args.set)
         named = [name for name, phase in config.phases.items() if phase.task == "pairs"]
         phase = args.phase or next(iter(named), None)
@@ -302,14 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = {"pairs": args.pairs, "min_quality": args.min_quality}
         changes = {key: value for key, value in given.items() if value is not None}
         job = new_job(config, phase, args.model, args.out, changes)
-        make_pairs(job, args.workers, args.ray)
-    except UserError as error:
-        print(f"make_pairs: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("make_pairs: stopped; the same command goes on with the missing shards.", file=sys.stderr)
-        return 130
-    return 0
+        with commands.alone(args.out):
+            make_pairs(job, args.workers, args.ray)
+
+    return commands.run("make_pairs", work, "stopped; the same command goes on with the missing shards.")
 
 
 if __name__ == "__main__":

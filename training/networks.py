@@ -34,7 +34,7 @@ def build(config: Config, folders: Sequence[Path], say: Callable[[str], None]) -
     Raises UserError where an initial file or a phase's weights are missing or do not fit.
     """
     torch.manual_seed(config.seed)
-    nets, configs = initialise(config.init, config.networks, say=say)
+    nets, configs = initialise(config.init, config.networks, say=say, schedule=config.schedule)
     for folder in folders:
         put(nets, read_weights(folder), folder / WEIGHTS)
     return nets, configs

@@ -1,4 +1,7 @@
-"""What the networks are trained to do: eq. 2 (composition) and eq. 3 (self-boosting) of the paper."""
+"""What the networks are trained to do: eq. 2 (composition) and eq. 3 (self-boosting) of the paper.
+
+A denoising UNet that takes no scene is trained as Animate Anyone is: the same without scene and mask.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor
 from anycharv_core.checkpoint import Networks
 from anycharv_core.clip import frames_at_a_time
 from anycharv_core.imaging import clip_batch, latent_mask, to_unit
-from anycharv_core.sampling import TRAIN_STEPS, add_noise, alphas_cumprod
+from anycharv_core.sampling import TRAIN_STEPS, Schedule, add_noise, alphas_cumprod
 from training.config import Objective
 
 Batch = dict[str, Tensor]
@@ -47,7 +50,8 @@ def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> 
     The batch of B clips (uint8, see training/data.py) becomes float latents and scene [B, F, c, h, w]; mask
     and character [B, F, 1, h, w] in 0..1; reference [B, c, h, w]; picture uint8 [B, H, W, 3], which CLIP
     sees, or `embeds` [B, D] where the image encoder is frozen; pose uint8 [B, F, H, W, 3]. The scene is the
-    batch's own, a generated driving clip (eq. 3), or else its frames with the mask cut out, black (eq. 2).
+    batch's own, a generated driving clip (eq. 3), or else its frames with the mask cut out, black (eq. 2); there
+    is none for a network that takes none.
     `reference` names the batch's picture to read.
     """
     clips, frames = batch["frames"].shape[:2]
@@ -55,7 +59,6 @@ def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> 
     masks = batch["mask"].flatten(0, 1)
     latents = encode(nets.vae, unit)
     size = latents.shape[-2:]
-    around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * (masks < 128)[:, None]
     character = batch["character"].flatten(0, 1)[:, None].float() / 255
     picture = batch[reference]
     seen = {"picture": picture}
@@ -63,10 +66,12 @@ def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> 
         seen = {"embeds": embed(nets, picture)}
     by_clip = {
         "latents": latents,
-        "scene": encode(nets.vae, around),
         "mask": latent_mask(masks, size),
         "character": F.adaptive_max_pool2d(character, size),
     }
+    if nets.denoising_unet.cfg.takes_scene:
+        around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * (masks < 128)[:, None]
+        by_clip["scene"] = encode(nets.vae, around)
     encoded = {name: rows.unflatten(0, (clips, frames)) for name, rows in by_clip.items()}
     return encoded | seen | {"reference": encode(nets.vae, to_unit(picture)), "pose": batch["pose"]}
 
@@ -114,8 +119,10 @@ def draw(cfg: Objective, generators: Sequence[torch.Generator], shape: torch.Siz
     return Draws(torch.tensor(t, device=device), torch.stack(noise).to(device), torch.tensor(dropped))
 
 
-def loss(nets: Networks, encoded: Batch, draws: Draws, cfg: Objective, motion: bool) -> dict[str, Tensor]:
-    """v-prediction errors of each clip, float [B] (eq. 2 or 3, after the scene); frame-wise without `motion`.
+def loss(
+    nets: Networks, encoded: Batch, draws: Draws, cfg: Objective, motion: bool, schedule: Schedule = Schedule()
+) -> dict[str, Tensor]:
+    """Squared errors of each clip, float [B] (eq. 2 or 3, after the scene); frame-wise without `motion`.
 
     "loss" is weighted by `cfg` and divided by its clip's mean weight; "character" is the plain error there.
     """
@@ -125,50 +132,54 @@ def loss(nets: Networks, encoded: Batch, draws: Draws, cfg: Objective, motion: b
     encoded = {name: value[order] for name, value in encoded.items()}
     t, noise = draws.t[order], draws.noise[order]
     target = encoded["latents"].float()
-    noisy, v = add_noise(target, noise, t)
+    noisy, wanted = add_noise(target, noise, t, schedule)
     shown = encoded if cfg.mask_input else encoded | {"mask": torch.zeros_like(encoded["mask"])}
     prediction = predict(nets, shown, noisy, t, plain, motion).float()
 
     mask, character = encoded["mask"].float(), encoded["character"].float()
     inside = cfg.outside + (cfg.inside - cfg.outside) * (mask > 0)
     weight = torch.maximum(character, inside)
-    error = (prediction - v).square()
+    error = (prediction - wanted).square()
     over = (1, 2, 3, 4)
     by_clip = (error * weight).mean(over) / weight.mean(over)
     return {
-        "loss": by_clip * min_snr_weight(t, cfg.min_snr),
+        "loss": by_clip * min_snr_weight(t, cfg.min_snr, schedule),
         "character": (error * character).mean(over) / character.mean(over).clamp_min(1e-3),
     }
 
 
 def predict(nets: Networks, encoded: Batch, noisy: Tensor, t: Tensor, plain: int, motion: bool) -> Tensor:
-    """v [B, F, c, h, w] for noisy latents of that shape at timesteps t [B]; the first `plain` clips are
-    read without their reference."""
+    """The prediction [B, F, c, h, w] for noisy latents of that shape at timesteps t [B]; the first `plain` clips
+    are read without their reference."""
     clips, frames = noisy.shape[:2]
     tokens, embeds = read_reference(nets, encoded)
     embeds = torch.cat([torch.zeros_like(embeds[:plain]), embeds[plain:]])
-    rows = torch.cat([noisy, encoded["scene"].to(noisy), encoded["mask"].to(noisy)], dim=2).flatten(0, 1)
-    v = nets.denoising_unet(
-        rows,
+    rows = noisy
+    if nets.denoising_unet.cfg.takes_scene:
+        rows = torch.cat([noisy, encoded["scene"].to(noisy), encoded["mask"].to(noisy)], dim=2)
+    prediction = nets.denoising_unet(
+        # On a CPU, GroupNorm's way back crashes on channels-last input that needs no gradient (torch 2.13).
+        rows.flatten(0, 1).contiguous(),
         t.repeat_interleave(frames),
         embeds.repeat_interleave(frames, dim=0),
-        nets.pose_guider(to_unit(encoded["pose"].flatten(0, 1))),
+        nets.pose_guider(to_unit(encoded["pose"].flatten(0, 1)).contiguous()),
         nets.denoising_unet.project_bank([x[plain:] for x in tokens]),
         frames=frames,
         plain_rows=plain * frames,
         motion=motion,
     )
-    return v.unflatten(0, (clips, frames))
+    return prediction.unflatten(0, (clips, frames))
 
 
-def min_snr_weight(t: Tensor, gamma: float) -> Tensor:
-    """Hang et al.'s weight of v-prediction at timesteps t [B], in the form min(SNR + 1, gamma) / (SNR + 1).
+def min_snr_weight(t: Tensor, gamma: float, schedule: Schedule = Schedule()) -> Tensor:
+    """Hang et al.'s weight at timesteps t [B]: min(SNR, gamma) / SNR, for v min(SNR + 1, gamma) / (SNR + 1).
 
-    The other form in use, min(SNR, gamma) / (SNR + 1), is zero at the last timestep of a schedule of zero
+    The other form in use for v, min(SNR, gamma) / (SNR + 1), is zero at the last timestep of a schedule of zero
     terminal SNR, so that a model would never learn the step at which sampling starts.
     """
     if not gamma:
         return torch.ones(len(t), device=t.device)
+    signal = alphas_cumprod(schedule.zero_snr).to(t.device)[t]
     # SNR + 1 = 1 / (1 - signal power) for a schedule that keeps the variance.
-    total = 1 / (1 - alphas_cumprod().to(t.device)[t])
-    return total.clamp_max(gamma) / total
+    ratio = (signal if schedule.epsilon else 1) / (1 - signal)
+    return ratio.clamp_max(gamma) / ratio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from training.crops import Window, cut, cut_pose, figure_window, mirror_pose, pe
 from training.data import STEADY, Data, drawn_poses, told_masks
 from training.shards import Clip, open_shards
 
+Shown = tuple[Clip, int, int]
+"""clip, frame of the clip, frame of the video"""
+
 # Lowest and highest margin around the character in a reference, in parts of its longer side.
 _MARGINS = (0.02, 0.25)
 # One video in so many is held out, the first ones by the hash of their content, but always one of several.
@@ -25,7 +29,8 @@ _HELD_OUT = 50
 
 class ShardClips(Dataset):
     """One sample per clip that is long enough: `frames` frames of it, `data.stride` apart, from a random one on,
-    and a reference from elsewhere in the same video, as far away in time as the farther half of all it offers.
+    and a reference from elsewhere in the same video, or of the clip itself where whole frames are shown, as far
+    away in time as the farther half of all there are.
 
     `buckets[index]` numbers the sample's size, for `samples.loader`; `videos` counts the videos.
     """
@@ -54,8 +59,8 @@ class ShardClips(Dataset):
         self.videos = len({clip.video for clip in self.clips})
         sizes = sorted({clip.size for clip in self.clips})
         self.buckets = [0 if data.size else sizes.index(clip.size) for clip in self.clips]
-        # What may be shown as reference, by video: clip, frame of the clip, frame of the video.
-        self._references: dict[str, list[tuple[Clip, int, int]]] = {}
+        # What may be shown as reference, by video.
+        self._references: dict[str, list[Shown]] = {}
         for clip in clips:
             found = [(clip, number, clip.start + number) for number in clip.references]
             self._references.setdefault(clip.video, []).extend(found)
@@ -68,18 +73,23 @@ class ShardClips(Dataset):
         clip = self.clips[index]
         rng = self._generator(index, epoch)
         start = self._start(clip, rng)
-        reference = self._reference(clip, start, rng)
+        whole = self.data.reference == "frame"
+        reference = self._whole(clip, start, rng) if whole else self._reference(clip, start, rng)
         numbers = list(range(start, start + self._span, self.data.stride))
         pictures, masks, poses = clip.pictures(numbers), clip.masks(numbers), clip.poses(numbers)
         size = self.data.size or clip.size
         if size != clip.size:
             window = self._window(clip, numbers)
+            if whole:
+                reference = cut(reference, window, size)
             pictures = np.stack([cut(picture, window, size) for picture in pictures])
             masks = np.stack([cut(mask, window, size) for mask in masks])
             poses = [cut_pose(pose, window, size) for pose in poses]
         if rng.random() < self.data.flip:
             pictures, masks = pictures[:, :, ::-1].copy(), masks[:, :, ::-1].copy()
             poses = [mirror_pose(pose) for pose in poses]
+            if whole:
+                reference = reference[:, ::-1].copy()
         arrays = {
             "frames": pictures,
             "pose": drawn_poses(poses, size, self.data.pose_scale or 1),
@@ -90,13 +100,16 @@ class ShardClips(Dataset):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def reference(self, index: int, epoch: int) -> Tensor:
+        if self.data.reference == "frame":
+            return self[index, epoch]["reference"]
         clip, rng = self.clips[index], self._generator(index, epoch)
         return torch.from_numpy(self._reference(clip, self._start(clip, rng), rng))
 
     def origin(self, index: int, epoch: int) -> dict[str, Any]:
         clip, rng = self.clips[index], self._generator(index, epoch)
         start = self._start(clip, rng)
-        _, _, reference = self._elsewhere(clip, start, rng)
+        others = self._of_clip(clip) if self.data.reference == "frame" else self._references[clip.video]
+        _, _, reference = self._elsewhere(others, clip, start, rng)
         return {
             "video": clip.video,
             "clip": clip.key,
@@ -112,17 +125,27 @@ class ShardClips(Dataset):
     def _start(self, clip: Clip, rng: np.random.Generator) -> int:
         return int(rng.integers(clip.frames - self._span + 1))
 
-    def _elsewhere(self, clip: Clip, start: int, rng: np.random.Generator) -> tuple[Clip, int, int]:
+    def _elsewhere(
+        self, others: Sequence[Shown], clip: Clip, start: int, rng: np.random.Generator
+    ) -> Shown:
         middle = clip.start + start + self._span // 2
-        far = sorted(self._references[clip.video], key=lambda found: -abs(found[2] - middle))
+        far = sorted(others, key=lambda found: -abs(found[2] - middle))
         return far[int(rng.integers(max(1, len(far) // 2)))]
 
+    def _of_clip(self, clip: Clip) -> list[Shown]:
+        # Before another crop of the video the background would be another.
+        return [(clip, number, clip.start + number) for number in clip.references or range(clip.frames)]
+
+    def _whole(self, clip: Clip, start: int, rng: np.random.Generator) -> np.ndarray:
+        _, number, _ = self._elsewhere(self._of_clip(clip), clip, start, rng)
+        return clip.pictures([number])[0]
+
     def _reference(self, clip: Clip, start: int, rng: np.random.Generator) -> np.ndarray:
-        other, number, _ = self._elsewhere(clip, start, rng)
+        other, number, _ = self._elsewhere(self._references[clip.video], clip, start, rng)
         margin, mirrored = rng.uniform(*_MARGINS), rng.random() < self.data.flip
         picture, mask = other.pictures([number])[0], other.masks([number])[0]
         box = mask_box(mask)
-        if self.data.segmented:
+        if self.data.reference == "cutout":
             picture = picture * (mask > 127)[..., None]
         size = self.data.size or clip.size
         shown = cut(picture, figure_window(box or (0, 0, *other.size), size, margin), size)

@@ -9,13 +9,13 @@ phase leaves OUT/PHASE/model (or model.safetensors), which `anycharv generate --
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,13 @@ import cv2
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
-from training import networks, plan
+from training import commands, networks, plan
 from training.cache import EncodedClips, cache_name, fill, identity
 from training.codec import DecoderTrainee, fit_codec
 from training.config import Config, Phase, plain, read_config
@@ -78,7 +79,7 @@ def train_phase(run: Run, name: str) -> None:
             module: nn.Module = DecoderTrainee(nets.vae, config.seed, name)
         else:
             choose_trained(nets, phase)
-            module = Trainee(nets, phase.objective, phase.motion, config.seed, name)
+            module = Trainee(nets, phase.objective, phase.motion, config.seed, name, config.schedule)
             validation = _validation(phase, folder)
             module.to(accelerator.device)
             data = _cached(run, accelerator, module, data, phase)
@@ -140,18 +141,38 @@ def make_phase_pairs(run: Run, name: str) -> None:
 
 
 def run_phases(run: Run, only: str | None) -> None:
-    """All phases in order, or `only` one; those that are finished are passed over."""
+    """All phases in order, or `only` one; those that are finished are passed over.
+
+    Raises UserError where another training is at work in the same folder.
+    """
     state = PartialState(cpu=run.cpu)
-    for name, phase in run.config.phases.items():
-        if only not in (None, name):
-            continue
-        if phase.task == "pairs":
-            make_phase_pairs(run, name)
-        elif not (run.folder(name) / networks.WEIGHTS).exists():
-            state.wait_for_everyone()
-            train_phase(run, name)
+    with _alone(run.out, state):
+        for name, phase in run.config.phases.items():
+            if only not in (None, name):
+                continue
+            if phase.task == "pairs":
+                make_phase_pairs(run, name)
+            elif not (run.folder(name) / networks.WEIGHTS).exists():
+                state.wait_for_everyone()
+                train_phase(run, name)
+            if state.is_main_process:
+                write_record(run)
+
+
+@contextmanager
+def _alone(folder: Path, state: PartialState) -> Iterator[None]:
+    """`commands.alone`, held by the main process for all of this training; they all hear of a refusal."""
+    with ExitStack() as stack:
+        refusal: list[str | None] = [None]
         if state.is_main_process:
-            write_record(run)
+            try:
+                stack.enter_context(commands.alone(folder))
+            except UserError as error:
+                refusal = [str(error)]
+        broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise UserError(refusal[0])
+        yield
 
 
 def write_config(config: Config, folder: Path) -> None:
@@ -177,11 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, "error")
     # A forked loader process that finds OpenCV's threads gone waits for them for ever.
     cv2.setNumThreads(1)
-    parser = argparse.ArgumentParser(
-        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = commands.new_parser("train", __doc__)
     add = parser.add_argument
-    add("config", type=Path)
+    add("config", type=Path, help="recipe, such as training/configs/tiny.yaml")
     add("--out", type=Path, required=True, help="folder of the run; one that was stopped goes on")
     add("--phase", help="train only this phase, after those before it")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as phases.compose.lr=1e-6")
@@ -189,32 +208,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cpu", action="store_true", help="leave a graphics card alone")
     add("--dry-run", action="store_true", help="say what would be trained, and train nothing")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         config = read_config(args.config, args.set)
         if args.phase not in (None, *config.phases):
             raise UserError(f"{args.config} has no phase '{args.phase}', only {', '.join(config.phases)}.")
-        run = Run(config, args.out, Stop(time.monotonic() + 60 * args.minutes), args.cpu)
         if args.dry_run:
-            plan.describe(config, args.out)
-            return 0
-        args.out.mkdir(parents=True, exist_ok=True)
-        run_phases(run, args.phase)
+            plan.describe(config, args.out, args.phase)
+            return
+        try:
+            run_phases(Run(config, args.out, Stop(time.monotonic() + 60 * args.minutes), args.cpu), args.phase)
+        except Unfinished as stopped:
+            print(stopped)
+            return
         PartialState().destroy_process_group()
-    except Unfinished as stopped:
-        print(stopped)
-    except UserError as error:
-        return _say(str(error), 2)
-    except KeyboardInterrupt:
-        return _say("stopped; the last checkpoint is where the same command goes on.", 130)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}; check the path and its permissions.", 2)
-    return 0
 
-
-def _say(sentence: str, code: int) -> int:
-    print(f"training: {' '.join(sentence.split())}", file=sys.stderr)
-    return code
+    return commands.run("training", work, "stopped; the last checkpoint is where the same command goes on.")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anycharv_core.checkpoint import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.models.unet import UNet
-from anycharv_core.sampling import Windows, sample
+from anycharv_core.sampling import Schedule, Windows, sample
 from training import objective
 from training.config import Objective, Phase
 from training.lora import add_lora
@@ -34,14 +34,23 @@ IDLE = re.compile(r"transformer_blocks\.\d+\.(norm2|attn2\.to_[qk])\.")
 class Trainee(nn.Module):
     """All networks of a model, the frozen ones among them, as eq. 2 and eq. 3 train them.
 
-    `purpose` keeps the random draws of phases apart. The parts have the names that `Networks` gives them.
+    `purpose` keeps the random draws of phases apart; `schedule` is that of sampling. The parts have the names that
+    `Networks` gives them.
     """
 
-    def __init__(self, nets: Networks, cfg: Objective, motion: bool, seed: int, purpose: str):
+    def __init__(
+        self,
+        nets: Networks,
+        cfg: Objective,
+        motion: bool,
+        seed: int,
+        purpose: str,
+        schedule: Schedule = Schedule(),
+    ):
         super().__init__()
         for name, net in vars(nets).items():
             self.add_module(name, net)
-        self.cfg, self.motion, self.seed, self.purpose = cfg, motion, seed, purpose
+        self.cfg, self.motion, self.seed, self.purpose, self.schedule = cfg, motion, seed, purpose, schedule
 
     def forward(self, batch: Batch, task: str = "loss", **options: Any) -> Any:
         """Everything goes through here, because a wrapped module gathers its parameters only for this.
@@ -63,7 +72,7 @@ class Trainee(nn.Module):
         generators = [clip_generator(self.seed, self.purpose, p) for p in batch["position"].tolist()]
         latents = batch["latents"]
         draws = objective.draw(self.cfg, generators, latents.shape[1:], latents.device)
-        losses = objective.loss(self, _tensors(batch), draws, self.cfg, self.motion)
+        losses = objective.loss(self, _tensors(batch), draws, self.cfg, self.motion, self.schedule)
         return {name: value.mean() for name, value in losses.items()}
 
     def _held_out(self, batch: Batch, timesteps: tuple[int, ...]) -> Tensor:
@@ -73,7 +82,8 @@ class Trainee(nn.Module):
         losses = []
         for t in timesteps:
             at = objective.Draws(torch.full_like(draws.t, t), draws.noise, draws.dropped)
-            losses.append(objective.loss(self, _tensors(batch), at, plain, self.motion)["loss"])
+            found = objective.loss(self, _tensors(batch), at, plain, self.motion, self.schedule)
+            losses.append(found["loss"])
         return torch.stack(losses, dim=1)
 
     def _sample(self, batch: Batch, steps: int, guidance: float) -> Tensor:
@@ -96,7 +106,7 @@ class Trainee(nn.Module):
 
         rows = shape[0] * shape[1]
         everything = Windows((tuple(range(rows)),), ((1.0,) * rows,))
-        latents = sample(denoise, noise.flatten(0, 1), steps, everything)
+        latents = sample(denoise, noise.flatten(0, 1), steps, everything, schedule=self.schedule)
         return objective.decode(self.vae, latents).unflatten(0, shape[:2])
 
 

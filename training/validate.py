@@ -78,27 +78,30 @@ def validate(
         rows = [_row(accelerator, model, data, cfg, index) for index in range(min(cfg.sheet, clips))]
     if rows and accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
+        titles = [title for title in TITLES if title in rows[0]]
         with atomic_path(path) as tmp:
-            sheet(rows, TITLES).save(tmp, "PNG")
+            sheet([[row[title] for title in titles] for row in rows], titles).save(tmp, "PNG")
     by_step = dict(zip((f"held_out/{t}" for t in cfg.timesteps), sums.tolist(), strict=True))
     return {"held_out": float(sums.mean())} | by_step
 
 
 def _row(
     accelerator: Accelerator, model: nn.Module, data: Dataset, cfg: Validate, index: int
-) -> list[np.ndarray]:
+) -> dict[str, np.ndarray]:
+    """Pictures by their titles; none on a process that only helps."""
     batch = _clip(data, index, accelerator.device)
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if not (accelerator.is_main_process or sharded):
-        return []
+        return {}
     made = model(batch, task="sample", steps=cfg.steps, guidance=cfg.guidance)[0]
     middle = made.shape[0] // 2
     result = (made[middle].movedim(0, -1) * 255).round().byte()
     frame, told = batch["frames"][0, middle], batch["mask"][0, middle]
-    scene = batch["scene"][0, middle] if "scene" in batch else frame * (told < 128)[..., None]
-    pictures = [batch["reference"][0], scene, batch["pose"][0, middle], result, frame]
+    row = {"reference": batch["reference"][0], "pose": batch["pose"][0, middle], "result": result, "truth": frame}
+    if accelerator.unwrap_model(model).denoising_unet.cfg.takes_scene:
+        row["scene"] = batch["scene"][0, middle] if "scene" in batch else frame * (told < 128)[..., None]
     zoom = -(-SMALLEST // frame.shape[1])
-    return [upscale(picture.cpu().numpy(), zoom) for picture in pictures]
+    return {title: upscale(picture.cpu().numpy(), zoom) for title, picture in row.items()}
 
 
 def _clip(data: Dataset, index: int, device: torch.device) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """PuppetBench for systems of any kind: the tasks as files, and the frames that come back.
 
-    FOLDER/bench.json            clips, frames, size, and a digest of every task
+    FOLDER/bench.json            kind of task, clips, frames, size, and a digest of every task
     FOLDER/README.md             this layout, for whoever runs the other system
-    FOLDER/task_0000/reference.png   the character, RGBA
-                     driving/    PNGs of the driving clip, exact; driving.mp4 the same as H.264
-                     masks/      PNGs, white on the driving character; boxes.json its padded box for every frame
+    FOLDER/task_0000/reference.png   the character: RGBA for a swap, with its scene for an animation
                      poses.json  POSE_KEYPOINT of every frame; skeletons/ the same drawn, as PNGs
-    FOLDER/task_0000/frames/     to be written: one PNG for every driving frame, or a video frames.mp4 (.mkv, ...)
+        swap:        driving/    PNGs of the driving clip, exact; driving.mp4 the same as H.264
+                     masks/      PNGs, white on the driving character; boxes.json its padded box for every frame
+        animation:   reference_mask.png   white on the character
+    FOLDER/task_0000/frames/     to be written: one PNG for every pose, or a video frames.mp4 (.mkv, ...)
 
 The truth is not among them: scoring renders it again.
 """
@@ -26,21 +27,32 @@ from ..errors import UserError
 from ..files import atomic_folder, read_json
 from ..masks import mask_box
 from ..pose import write_poses
+from ..puppets.task import Swap
 from ..video import VideoWriter, write_masks
 from .clips import VIDEOS, clip_frames, partner
-from .puppets import Method, Progress, Setup, Task, tasks
+from .puppets import Method, Progress
+from .tasks import ANIMATION, SWAP, Setup, Task, tasks
 
 RATE = Fraction(12)
 _INDEX, _MADE = "bench.json", "frames"
-_ASKED = """# PuppetBench tasks
+_ASKED = {
+    SWAP: """# PuppetBench tasks
 
 For every folder here put the character of `reference.png` (RGBA) in the place of the person of the driving
 clip. `driving/` holds its exact frames, `driving.mp4` the same as H.264; `masks/` are white on that person,
 `boxes.json` is a padded box, [x0, y0, x1, y1] in pixels, for every frame; `poses.json` is POSE_KEYPOINT,
 `skeletons/` its drawings.
+""",
+    ANIMATION: """# PuppetBench tasks
 
-Write `frames/000000.png`, `frames/000001.png` and so on beside them, of the driving clip's size, one for every
-frame, or a video `frames.mkv` or `frames.mp4` (a lossy one costs score). Then run
+For every folder here let the character of `reference.png` move as `poses.json` (POSE_KEYPOINT) says, of which
+`skeletons/` are the drawings: it goes where the skeleton is, at the skeleton's size, and the scene stays as it is,
+where it stood too. `reference_mask.png` is white on the character.
+""",
+}
+_WANTED = """
+Write `frames/000000.png`, `frames/000001.png` and so on beside them, of the skeletons' size, one for every
+skeleton, or a video `frames.mkv` or `frames.mp4` (a lossy one costs score). Then run
 `anycharv bench puppets --score THIS_FOLDER`.
 """
 
@@ -58,14 +70,15 @@ def export(folder: Path, setup: Setup, progress: Progress | None = None) -> None
                 progress(task.number + 1, setup.clips)
         index = asdict(setup) | {"tasks": digests}
         (temporary / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_ASKED, encoding="utf-8")
+        (temporary / "README.md").write_text(_ASKED[setup.task] + _WANTED, encoding="utf-8")
 
 
 def read_setup(folder: Path) -> Setup:
     """The setup that `folder` was exported with. Raises UserError where it was not."""
     index = read_json(folder / _INDEX)
     try:
-        return Setup(**{key: int(index[key]) for key in ("clips", "frames", "size")})
+        # Folders that were written before there were animations do not say what they are.
+        return Setup(*(int(index[key]) for key in ("clips", "frames", "size")), index.get("task", SWAP))
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{folder / _INDEX} is not what 'anycharv bench puppets --export' writes; score the folder it made."
@@ -88,11 +101,11 @@ def of_folder(folder: Path) -> Method:
             )
         place = partner(folder / task.name, _MADE, VIDEOS)
         frames = np.stack(list(clip_frames(place)))
-        expected = task.swap.driving.frames.shape
+        expected = task.given.pose.shape
         if frames.shape != expected:
             raise UserError(
                 f"{place} holds {_said(frames.shape)}; the task has {_said(expected)}: give one of that size for "
-                "every driving frame."
+                "every pose."
             )
         return frames
 
@@ -104,18 +117,25 @@ def _said(shape: tuple[int, ...]) -> str:
 
 
 def _write_task(folder: Path, task: Task) -> None:
-    swap = task.swap
+    given = task.given
     folder.mkdir()
-    Image.fromarray(swap.reference).save(folder / "reference.png")
+    Image.fromarray(given.reference).save(folder / "reference.png")
+    _write_pngs(folder / "skeletons", given.pose)
+    write_poses(folder / "poses.json", given.poses())
+    if isinstance(given, Swap):
+        _write_driving(folder, given)
+    else:
+        Image.fromarray(given.cutout).save(folder / "reference_mask.png")
+
+
+def _write_driving(folder: Path, swap: Swap) -> None:
     _write_pngs(folder / "driving", swap.driving.frames)
-    _write_pngs(folder / "skeletons", swap.pose)
     with VideoWriter(folder / "driving.mp4", *swap.driving.frames.shape[2:0:-1], rate=RATE) as video:
         for frame in swap.driving.frames:
             video.write(frame)
     write_masks(folder / "masks", swap.driving.mask)
     boxes = [mask_box(box) for box in swap.box]
     (folder / "boxes.json").write_text(json.dumps(boxes) + "\n", encoding="utf-8")
-    write_poses(folder / "poses.json", swap.driving.poses())
 
 
 def _write_pngs(folder: Path, frames: Iterable[np.ndarray]) -> None:

@@ -7,26 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from ..device import pick_device
+from ..errors import UserError
 from ..files import atomic_path
 from ..generate import DTYPES, GUIDANCE, STEPS, versions
 from ..pipeline import Pipeline
 from ..sheet import sheet
 from .exchange import of_folder, read_setup
 from .lpips import load_lpips
-from .puppets import Method, Progress, Setup, measure, of_codec, of_model, references, sheet_titles
+from .puppets import Method, Progress, measure, of_codec, of_model, references, sheet_titles, task_of
 from .report import make_folder, markdown, write_report
+from .tasks import Setup
 
 
 @dataclass(frozen=True)
 class PuppetJob:
     """What to score. `score`: a folder of tasks that another system has run, in place of `model`.
 
-    None = the model's own setting, or for the size also the embedded model's, 64 pixels a side.
+    None = the model's own setting, or for the size also the embedded model's, 64 pixels a side. task: the kind
+    that the model or the folder is expected to be of; it follows from them.
     """
 
     out: Path
     model: str = "embedded"
     score: Path | None = None
+    task: str | None = None
     clips: int = 64
     frames: int = 8
     size: int | None = None
@@ -47,13 +51,14 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
     """
     device = pick_device(job.device)
     lpips = load_lpips(job.lpips_weights, device)
-    methods = references()
     if job.score is not None:
         setup = read_setup(job.score)
+        methods = _references(job, setup.task, job.score)
         methods[job.score.resolve().name] = of_folder(job.score)
     else:
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
-        setup = Setup(job.clips, job.frames, job.size or Setup.size)
+        setup = Setup(job.clips, job.frames, job.size or Setup.size, task_of(pipe))
+        methods = _references(job, setup.task, job.model)
         if setup.size % pipe.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
         name, method = _model(job, pipe)
@@ -69,15 +74,21 @@ def publish(out: Path, report: dict[str, Any], rows: list[list[Any]], methods: d
     setup = report["setup"]
     table = markdown(report["methods"], "method")
     heading = (
-        f"PuppetBench, {setup['clips']} clips of {setup['frames']} frames of {setup['size']}x{setup['size']} "
-        "pixels. Mean over clips [95 % bootstrap interval].\n\n"
+        f"PuppetBench, task '{setup['task']}', {setup['clips']} clips of {setup['frames']} frames of "
+        f"{setup['size']}x{setup['size']} pixels. Mean over clips [95 % bootstrap interval].\n\n"
     )
     meanings = [f"- {name}: {meaning}." for name, meaning in report["metrics"].items()]
     regions = [f"- {name} region: {meaning}." for name, meaning in report["regions"].items()]
     write_report(out, "puppets", report, "\n".join([heading + table, *meanings, *regions, ""]))
     with atomic_path(out / "sheet.png") as temporary:
-        sheet(rows, sheet_titles(methods)).save(temporary)
+        sheet(rows, sheet_titles(methods, setup["task"])).save(temporary)
     return table
+
+
+def _references(job: PuppetJob, task: str, scored: object) -> dict[str, Method]:
+    if job.task not in (None, task):
+        raise UserError(f"{scored} is of the task '{task}', not '{job.task}'; leave --task out.")
+    return references(task)
 
 
 def _model(job: PuppetJob, pipe: Pipeline) -> tuple[str, Method]:

@@ -113,9 +113,13 @@ def render(
 
 
 def render_reference(
-    character: Character, seed: int, size: tuple[int, int], split: str = "train"
+    character: Character,
+    seed: int,
+    size: tuple[int, int],
+    split: str = "train",
+    backdrop: Scene | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Renders `character` standing at ease in its own proportions before a random backdrop.
+    """Renders `character` standing at ease in its own proportions before `backdrop`, or else a random one.
 
     `size` is (width, height) in pixels. Returns the picture uint8 [H,W,3] RGB and its mask uint8 [H,W] 0/255.
 
@@ -128,10 +132,19 @@ def render_reference(
     tall = rng.uniform(0.66, 0.70) if held_up else rng.uniform(0.82, 0.90)
     tall *= min(1.0, 1.5 * size[0] / size[1])
     motion = standing_motion(rng, character.proportions, tall, character.side if held_up else None)
-    still = ((1.0, 0.0, 0.0),) * 2
-    scene = replace(build_scene(rng), camera=still, shake=(0.0, 1.0, 0.0), movers=(), occluders=())
-    clip = render(character, motion, scene, size)
+    clip = render(character, motion, backdrop or _still(build_scene(rng)), size)
     return clip.frames[0], clip.mask[0]
+
+
+def studio(scene: Scene) -> Scene:
+    """The colours of the scene alone, as a plain wall, before a camera at rest."""
+    return replace(_still(scene), shapes=(), grain=np.zeros_like(scene.grain))
+
+
+def _still(scene: Scene) -> Scene:
+    """The scene with a camera at rest, and nothing in it that moves or hides the character."""
+    camera = ((1.0, 0.0, 0.0),) * 2
+    return replace(scene, camera=camera, shake=(0.0, 1.0, 0.0), movers=(), occluders=())
 
 
 def _chain(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:

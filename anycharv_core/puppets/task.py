@@ -1,4 +1,4 @@
-"""The character swap with its exact truth: what the embedded model is shown and scored on."""
+"""Swap and animation with their exact truth: what the embedded models are shown and scored on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..masks import box_masks, mask_box
 from ..pose import draw_pose, scale_pose
 from .character import sample_character
 from .motion import sample_motion
-from .render import Clip, render, render_reference
+from .render import Clip, render, render_reference, studio
 from .scene import sample_scene
 
 POSE_SCALE = 4  # skeletons are drawn larger and brought down, which keeps joints to a fraction of a pixel
@@ -37,6 +37,10 @@ class Swap:
         """bool [F, H, W]: pixels of the driving or of the true character."""
         return (self.driving.mask > 0) | (self.truth.mask > 0)
 
+    def poses(self) -> list[dict]:
+        """POSE_KEYPOINT of every frame."""
+        return self.driving.poses()
+
 
 def sample_swap(seed: int, frames: int, size: int, split: str = "heldout", flow: bool = False) -> Swap:
     """Swap number `seed` (>= 0) of `split`: `frames` frames of `size` x `size` pixels."""
@@ -54,6 +58,40 @@ def sample_swap(seed: int, frames: int, size: int, split: str = "heldout", flow:
     )
 
 
+@dataclass(frozen=True)
+class Animation:
+    """One task of Animate Anyone: `reference` uint8 [H, W, 3], a character standing before a plain wall, moves.
+
+    truth: the perfect answer, its camera at rest; pose: uint8 [F, H, W, 3]; cutout: uint8 [H, W], the character
+    in the reference.
+    """
+
+    reference: np.ndarray
+    cutout: np.ndarray
+    truth: Clip
+    pose: np.ndarray
+
+    @property
+    def region(self) -> np.ndarray:
+        """bool [F, H, W]: pixels of the true character, or of the one in the reference, whose place is the
+        scene's in the truth."""
+        return (self.truth.mask > 0) | (self.cutout > 0)
+
+    def poses(self) -> list[dict]:
+        """POSE_KEYPOINT of every frame."""
+        return self.truth.poses()
+
+
+def sample_animation(seed: int, frames: int, size: int, split: str = "heldout", flow: bool = False) -> Animation:
+    """Animation number `seed` (>= 0) of `split`: `frames` frames of `size` x `size` pixels."""
+    character = sample_character(2 * seed + 1, split)
+    scene = studio(sample_scene(seed, split))
+    motion = sample_motion(seed, frames, character.proportions, split)
+    truth = render(character, motion, scene, (size, size), flow)
+    rgb, alpha = render_reference(character, seed, (size, size), split, scene)
+    return Animation(rgb, alpha, truth, pose_pictures(truth.poses(), size))
+
+
 def pose_pictures(poses: list[dict], size: int) -> np.ndarray:
     """POSE_KEYPOINT frames of a square clip -> skeleton pictures uint8 [F, size, size, 3]."""
     canvas = POSE_SCALE * size
@@ -68,26 +106,32 @@ def copy_driving(swap: Swap) -> np.ndarray:
 def background_only(swap: Swap) -> np.ndarray:
     """Baseline: the driving character filled with the mean colour of the scene inside the box."""
     frames = swap.driving.frames.copy()
-    for frame, mask, box in zip(frames, swap.driving.mask > 0, swap.box > 0, strict=True):
-        around = box & ~mask
-        if mask.any():
-            frame[mask] = frame[around].mean(axis=0) if around.any() else frame.mean(axis=(0, 1))
+    for frame, mask, box in zip(frames, swap.driving.mask, swap.box, strict=True):
+        _erase(frame, mask > 0, box > 0)
     return frames
 
 
 def pasted_reference(swap: Swap) -> np.ndarray:
     """Baseline: the reference character scaled into the driving character's box, over `background_only`."""
-    frames = background_only(swap)
-    x0, y0, x1, y1 = mask_box(swap.reference[..., 3]) or (0, 0, 1, 1)
-    cut = swap.reference[y0:y1, x0:x1]
-    for frame, mask in zip(frames, swap.driving.mask, strict=True):
-        box = mask_box(mask)
-        if box is not None:
-            left, top, right, bottom = box
-            fitted = cv2.resize(cut, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
-            inside = fitted[..., 3] >= 128
-            frame[top:bottom, left:right][inside] = fitted[inside][:, :3]
-    return frames
+    return _paste(background_only(swap), swap.reference, swap.driving.mask)
+
+
+def still_reference(animation: Animation) -> np.ndarray:
+    """Baseline: the reference as a still picture."""
+    return np.repeat(animation.reference[None], len(animation.pose), axis=0)
+
+
+def still_background(animation: Animation) -> np.ndarray:
+    """Baseline: the reference as a still picture, its character filled with the mean colour of the box around."""
+    frame, cutout = animation.reference.copy(), animation.cutout
+    _erase(frame, cutout > 0, box_masks(cutout[None])[0] > 0)
+    return np.repeat(frame[None], len(animation.pose), axis=0)
+
+
+def moved_reference(animation: Animation) -> np.ndarray:
+    """Baseline: the reference's character scaled into the true character's box, over `still_background`."""
+    cut = np.dstack([animation.reference, animation.cutout])
+    return _paste(still_background(animation), cut, animation.truth.mask)
 
 
 BASELINES: dict[str, Callable[[Swap], np.ndarray]] = {
@@ -95,3 +139,29 @@ BASELINES: dict[str, Callable[[Swap], np.ndarray]] = {
     "background only": background_only,
     "reference pasted into the box": pasted_reference,
 }
+ANIMATION_BASELINES: dict[str, Callable[[Animation], np.ndarray]] = {
+    "reference as it is": still_reference,
+    "background only": still_background,
+    "reference pasted into the true box": moved_reference,
+}
+
+
+def _erase(frame: np.ndarray, mask: np.ndarray, box: np.ndarray) -> None:
+    """Fills the mask, bool [H, W], with the mean colour of what else is in the box."""
+    around = box & ~mask
+    if mask.any():
+        frame[mask] = frame[around].mean(axis=0) if around.any() else frame.mean(axis=(0, 1))
+
+
+def _paste(frames: np.ndarray, character: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Changes and returns the frames: the character, RGBA uint8 [H, W, 4], fills the box of each one's mask."""
+    x0, y0, x1, y1 = mask_box(character[..., 3]) or (0, 0, 1, 1)
+    cut = character[y0:y1, x0:x1]
+    for frame, mask in zip(frames, masks, strict=True):
+        box = mask_box(mask)
+        if box is not None:
+            left, top, right, bottom = box
+            fitted = cv2.resize(cut, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+            inside = fitted[..., 3] >= 128
+            frame[top:bottom, left:right][inside] = fitted[inside][:, :3]
+    return frames

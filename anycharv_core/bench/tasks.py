@@ -1,0 +1,130 @@
+"""What PuppetBench asks: held-out characters, motions and scenes, and every pixel of the right answer.
+
+A task is of the puppet world's "heldout" split, of which no training data is drawn, and of one of two `KINDS`. In
+a swap there are a reference picture and a driving clip with its exact mask, box and pose, and the truth shows the
+reference's character in the driving clip's scene and motion. In an animation there are a reference picture with
+its own scene and a pose, and the truth shows that character moving so in that scene, the camera at rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+from ..puppets.task import (
+    ANIMATION_BASELINES,
+    BASELINES,
+    Animation,
+    Swap,
+    sample_animation,
+    sample_swap,
+)
+
+SMALLEST = 32  # pixels a side
+SWAP, ANIMATION = "swap", "animation"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sets one kind of task apart from the other.
+
+    sample(number, frames, size, flow=); baselines: answers that use no network; regions: what scores are taken
+    over, in words and as masks(task), bool [F, H, W] each; shown: the frames that a system is given besides the
+    reference, uint8 [F, H, W, 3], of which the first tell a task from every other.
+    """
+
+    sample: Callable[..., Swap | Animation]
+    baselines: Mapping[str, Callable[..., np.ndarray]]
+    regions: Mapping[str, str]
+    masks: Callable[..., dict[str, np.ndarray]]
+    shown: Mapping[str, Callable[..., np.ndarray]]
+
+
+def _swap_masks(swap: Swap) -> dict[str, np.ndarray]:
+    box = swap.box > 0
+    return {"character": swap.region, "box": box, "background": ~(box | swap.region)}
+
+
+def _animation_masks(animation: Animation) -> dict[str, np.ndarray]:
+    region = animation.region
+    return {"character": region, "background": ~region, "frame": np.ones_like(region)}
+
+
+KINDS = {
+    SWAP: Kind(
+        sample=sample_swap,
+        baselines=BASELINES,
+        regions={
+            "character": "every pixel of the driving or of the true character",
+            "box": "the padded, steadied box around the driving character, the coarse mask of the paper's section "
+            "3.2",
+            "background": "what is in neither; a perfect system leaves it alone",
+        },
+        masks=_swap_masks,
+        shown={"driving": lambda swap: swap.driving.frames, "pose": lambda swap: swap.pose},
+    ),
+    ANIMATION: Kind(
+        sample=sample_animation,
+        baselines=ANIMATION_BASELINES,
+        regions={
+            "character": "every pixel of the true character, or of the one in the reference, whose place must be "
+            "filled with the scene",
+            "background": "everything else, which but for the character's shadow is the reference's own",
+            "frame": "every pixel",
+        },
+        masks=_animation_masks,
+        shown={"pose": lambda animation: animation.pose},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How many tasks of which kind, of how many frames, of how many pixels a side. Task n is the same in every
+    longer run."""
+
+    clips: int = 64
+    frames: int = 8
+    size: int = 64
+    task: str = SWAP
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.frames) < 1:
+            raise UserError(f"{self.clips} clips of {self.frames} frames are too few; give 1 or more of each.")
+        if self.size < SMALLEST:
+            raise UserError(f"PuppetBench cannot score pictures of {self.size} pixels; give {SMALLEST} or more.")
+        if self.task not in KINDS:
+            raise UserError(f"PuppetBench has no task '{self.task}'; use one of {', '.join(map(repr, KINDS))}.")
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.task]
+
+
+@dataclass(frozen=True)
+class Task:
+    """`given` holds the truth too; `digest` tells versions of the puppet world apart by what a system is shown."""
+
+    number: int
+    given: Swap | Animation
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        return f"task_{self.number:04d}"
+
+    @property
+    def digest(self) -> str:
+        first = next(iter(self.kind.shown.values()))(self.given)
+        return hashlib.sha256(self.given.reference.tobytes() + first.tobytes()).hexdigest()[:16]
+
+
+def tasks(setup: Setup, flow: bool = True) -> Iterator[Task]:
+    """The tasks in turn, each rendered when it is asked for."""
+    for number in range(setup.clips):
+        given = setup.kind.sample(number, setup.frames, setup.size, flow=flow)
+        yield Task(number, given, setup.kind)
