@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,24 +45,37 @@ class Output:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What `Pipeline.prepare` makes of a character and a clip.
+
+    picture: the reference as the networks see it, uint8 [H, W, 3]; embeds: its image embedding [1, D]; shape: of
+    the latents, (F, c, h, w); key: the colour behind the character that is to be taken out again, or None.
+    """
+
+    clip: Clip
+    picture: np.ndarray
+    embeds: Tensor
+    shape: tuple[int, ...]
+    key: tuple[int, int, int] | None
+
+
 class Pipeline:
     """The networks of one model and the way to run them. `settings` are the model's recommended ones.
 
     Everything around the networks goes through `encode`, `decode`, `embed` and `sample_clip`, which a host
-    that keeps the weights elsewhere overrides; `multiple` is the pixels a latent pixel is wide. `takes_scene`
-    tells AnyCharV, which replaces a person, from Animate Anyone, which animates the reference where it stands.
+    that keeps the weights elsewhere overrides; `multiple` is the pixels a latent pixel is wide, which has
+    `latent_channels`. `takes_scene` tells AnyCharV, which replaces a person, from Animate Anyone, which animates
+    the reference where it stands.
     """
-
-    takes_scene = True
-    schedule = Schedule()
 
     def __init__(self, networks: Networks, settings: dict[str, Any] | None = None):
         self.networks = networks
         self.settings = settings or {}
         self.multiple = 2 ** (len(networks.vae.config.block_out_channels) - 1)
+        self.latent_channels = networks.denoising_unet.cfg.out_channels
         self.takes_scene = networks.denoising_unet.cfg.takes_scene
-        if SCHEDULER in self.settings:
-            self.schedule = Schedule.from_dict(self.settings[SCHEDULER])
+        self.schedule = schedule_of(self.settings)
         weight = networks.denoising_unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -75,7 +88,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
-        """Loads "embedded", a single .safetensors file, or a folder in AnyCharV's or Animate Anyone's layout.
+        """Loads "embedded" or "embedded-animate", a .safetensors file, or a folder in either system's layout.
 
         vae, image_encoder: a folder or a module that takes the place of the checkpoint's own; needed
         where the checkpoint has none. Raises UserError when a file is missing or not what it should be.
@@ -127,41 +140,60 @@ class Pipeline:
 
         Raises UserError for input that does not fit together, or not to the model.
         """
-        chosen = get_recipe(recipe, self.takes_scene)
-        self._check_scene(scene, mask, pose, recipe)
         if steps < 1 or steps > 1000:
             raise UserError(f"steps is {steps}; use 1 to 1000.")
-        picture, alpha = split_reference(reference, reference_mask)
-        keyed = None
-        if scene is not None and mask is None:
-            keyed = _key(picture, alpha)
-            picture = on_colour(picture, alpha, keyed)
-        else:
-            picture = chosen.cut_out(picture, alpha)
+        chosen = get_recipe(recipe, self.takes_scene)
         streamed = not isinstance(pose if scene is None else scene, np.ndarray)
         scene, mask = (None if frames is None else Replay(frames) for frames in (scene, mask))
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode"):
-            clip = self.read_clip(chosen, scene, mask, pose, size)
-            embeds = self.embed(chosen.clip_view(picture))
-        shape = self._latent_shape(clip)
+            made = self.prepare(reference, scene, mask, pose, size, recipe, reference_mask)
+        clip = made.clip
         if noise is None:
-            noise = chosen.noise(shape, torch.Generator("cpu").manual_seed(seed))
-        elif tuple(noise.shape) != shape:
-            raise UserError(f"noise has shape {tuple(noise.shape)}, but this clip's latents are {shape}.")
+            noise = chosen.noise(made.shape, torch.Generator("cpu").manual_seed(seed))
+        elif tuple(noise.shape) != made.shape:
+            raise UserError(f"noise has shape {tuple(noise.shape)}, but this clip's latents are {made.shape}.")
         windows = chosen.windows(len(noise), guidance_scale)
         if chosen.paste_back:
             windows = _windows_with_person(windows, clip.present)
         with _timed(seconds, "sample"):
             latents = self.sample_clip(
-                chosen, clip, picture, embeds, noise.float(), steps, guidance_scale, windows, progress
+                chosen, clip, made.picture, made.embeds, noise.float(), steps, guidance_scale, windows, progress
             )
         if chosen.paste_back:
             unseen = sorted(set(range(len(noise))).difference(*windows.indices))
             latents[unseen] = clip.scene[unseen]
-        put = _putting(scene, mask, keyed) if chosen.paste_back or not self.takes_scene else _as_it_is
+        put = _putting(scene, mask, made.key) if chosen.paste_back or not self.takes_scene else _as_it_is
         frames = self._decode(chosen, latents, clip, put, seconds)
         return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), seconds)
+
+    def prepare(
+        self,
+        reference: np.ndarray,
+        scene: Frames | None,
+        mask: Frames | None,
+        pose: Frames | None,
+        size: Size | None = None,
+        recipe: str = "default",
+        reference_mask: np.ndarray | None = None,
+    ) -> Prepared:
+        """All that comes before sampling, of what `__call__` is given; scene and mask are read once.
+
+        Raises UserError as `__call__` does.
+        """
+        chosen = get_recipe(recipe, self.takes_scene)
+        self._check_scene(scene, mask, pose, recipe)
+        picture, alpha = split_reference(reference, reference_mask)
+        key = None
+        if scene is not None and mask is None:
+            key = scene_key(picture, alpha)
+            picture = on_colour(picture, alpha, key)
+        else:
+            picture = chosen.cut_out(picture, alpha)
+        clip = self.read_clip(chosen, scene, mask, pose, size)
+        width, height = (side // self.multiple for side in clip.canvas.padded)
+        shape = (len(clip.poses), self.latent_channels, height, width)
+        return Prepared(clip, picture, self.embed(chosen.clip_view(picture)), shape, key)
 
     def _check_scene(self, scene: Any, mask: Any, pose: Any, recipe: str) -> None:
         if pose is None:
@@ -177,12 +209,6 @@ class Pipeline:
             raise UserError("There is a mask but no scene; give both, or neither.")
         if scene is not None and recipe == "official":
             raise UserError("Animate Anyone's release knows no scene; leave it out, or use the recipe 'default'.")
-
-    def _latent_shape(self, clip: Clip) -> tuple[int, ...]:
-        if clip.scene is not None:
-            return tuple(clip.scene.shape)
-        width, height = (side // self.multiple for side in clip.canvas.padded)
-        return len(clip.poses), self.networks.denoising_unet.cfg.out_channels, height, width
 
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
@@ -286,15 +312,33 @@ def paste_weights(mask: np.ndarray) -> np.ndarray:
     return feather(mask, width, width)
 
 
+def schedule_of(settings: Mapping[str, Any]) -> Schedule:
+    """The schedule of a model with these settings; without one of their own, AnyCharV's."""
+    return Schedule.from_dict(settings[SCHEDULER]) if SCHEDULER in settings else Schedule()
+
+
+def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> tuple[int, int, int]:
+    """The colour behind a reference whose character goes in front of a scene, see matte.py.
+
+    Raises UserError where it has no matte.
+    """
+    if alpha is None:
+        raise UserError(
+            "To put the character in front of a scene, its reference needs a matte: give a picture with "
+            "transparency, or a reference mask, or a mask for every frame."
+        )
+    return key_colour(picture, alpha)
+
+
 def _putting(
-    scene: Iterable[np.ndarray] | None, mask: Iterable[np.ndarray] | None, keyed: tuple[int, int, int] | None
+    scene: Iterable[np.ndarray] | None, mask: Iterable[np.ndarray] | None, key: tuple[int, int, int] | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """What to do with each finished frame in turn, where they go in front of a scene."""
     if scene is None:
         return _as_it_is
-    if keyed is not None:
+    if key is not None:
         frames = iter(scene)
-        return lambda made: key_onto(made, next(frames), keyed)
+        return lambda made: key_onto(made, next(frames), key)
     pairs = zip(scene, mask, strict=True)
 
     def paste(made: np.ndarray) -> np.ndarray:
@@ -306,15 +350,6 @@ def _putting(
 
 def _as_it_is(made: np.ndarray) -> np.ndarray:
     return made
-
-
-def _key(picture: np.ndarray, alpha: np.ndarray | None) -> tuple[int, int, int]:
-    if alpha is None:
-        raise UserError(
-            "To put the character in front of a scene, its reference needs a matte: give a picture with "
-            "transparency, or a reference mask, or a mask for every frame."
-        )
-    return key_colour(picture, alpha)
 
 
 def _windows_with_person(windows: Windows, present: Sequence[bool]) -> Windows:

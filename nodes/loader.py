@@ -16,22 +16,26 @@ DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
 
 def checkpoint_names() -> list[str]:
-    """The embedded model, then the folders and single files under models/anycharv, by name."""
+    """The embedded models, then the folders and single files under models/anycharv, by name."""
+    from ..anycharv_core.checkpoint import EMBEDDED as SHIPPED
+
     found = set()
     for root in map(Path, folder_paths.get_folder_paths(MODELS)):
         if root.is_dir():
-            folders = {path.parent for path in root.glob("*/**/denoising_unet")}
+            # AnyCharV's is a folder, Animate Anyone's a file.
+            folders = {path.parent for path in root.glob("*/**/denoising_unet*") if path.stem == "denoising_unet"}
             files = {p for p in root.glob("**/*.safetensors") if not folders & {*p.parents}}
             found |= {path.relative_to(root).as_posix() for path in folders | files}
-    return [EMBEDDED, *sorted(found)]
+    return [*SHIPPED, *sorted(found)]
 
 
 def checkpoint_path(name: str) -> str:
-    """Where checkpoint `name` lies; "embedded" stands for itself. Raises UserError if it is nowhere."""
+    """Where checkpoint `name` lies; those of the pack stand for themselves. Raises UserError if it is nowhere."""
     from ..anycharv_core import UserError
+    from ..anycharv_core.checkpoint import EMBEDDED as SHIPPED
 
-    if name == EMBEDDED:
-        return EMBEDDED
+    if name in SHIPPED:
+        return name
     for root in map(Path, folder_paths.get_folder_paths(MODELS)):
         if (root / name).exists():
             return str(root / name)
@@ -45,15 +49,15 @@ class AnyCharVLoader(io.ComfyNode):
             node_id="AnyCharVLoader",
             display_name="AnyCharV Loader",
             category=CATEGORY,
-            description="Loads an AnyCharV checkpoint as a native MODEL with its ReferenceNet, and its VAE and "
-            "CLIP vision encoder where the checkpoint has them.",
-            search_aliases=["character replacement", "animate", "anychar"],
+            description="Loads a checkpoint of AnyCharV or Animate Anyone as a native MODEL with its "
+            "ReferenceNet, and its VAE and CLIP vision encoder where the checkpoint has them.",
+            search_aliases=["character replacement", "animate anyone", "moore", "anychar"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint", options=checkpoint_names(), default=EMBEDDED,
-                    tooltip="A folder in the official layout or a single .safetensors file under "
-                    "models/anycharv; 'embedded' is the small model shipped with this pack, which knows "
-                    "only the puppets of AnyCharV Puppet Clip.",
+                    tooltip="A folder in either system's official layout or a single .safetensors file under "
+                    "models/anycharv; 'embedded' and 'embedded-animate' are small models of AnyCharV and Animate "
+                    "Anyone shipped with this pack, which know only the puppets of AnyCharV Puppet Clip.",
                 ),
                 io.Combo.Input(
                     "dtype", options=DTYPES, default="auto", advanced=True,

@@ -6,6 +6,8 @@ from comfy_api.latest import io
 
 from .types import CATEGORY, PoseKeypoint
 
+TASKS = ["swap", "animation"]
+
 
 class AnyCharVPuppetClip(io.ComfyNode):
     @classmethod
@@ -15,7 +17,7 @@ class AnyCharVPuppetClip(io.ComfyNode):
             display_name="AnyCharV Puppet Clip",
             category=CATEGORY,
             description="Renders a clip of a puppet, its mask and keypoints, the picture of another puppet, "
-            "and the truth: the same clip with the other puppet in it. The embedded model knows this world.",
+            "and the truth: the same clip with the other puppet in it. The embedded models know this world.",
             search_aliases=["example", "test clip"],
             inputs=[
                 io.Int.Input(
@@ -24,6 +26,11 @@ class AnyCharVPuppetClip(io.ComfyNode):
                 ),
                 io.Int.Input("frames", default=24, min=1, max=1024, tooltip="Frames at 24 a second."),
                 io.Int.Input("size", default=256, min=64, max=1024, step=8, tooltip="Width and height in pixels."),
+                io.Combo.Input(
+                    "task", options=TASKS, default=TASKS[0], optional=True,
+                    tooltip="'swap' is for AnyCharV. 'animation' is for Animate Anyone: the reference shows the "
+                    "clip's own puppet standing in its scene, and the clip is the truth.",
+                ),
             ],
             outputs=[
                 io.Video.Output(display_name="video"),
@@ -37,7 +44,7 @@ class AnyCharVPuppetClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed: int, frames: int, size: int) -> io.NodeOutput:
+    def execute(cls, seed: int, frames: int, size: int, task: str = TASKS[0]) -> io.NodeOutput:
         from .native.puppets import puppet_clip
 
-        return io.NodeOutput(*puppet_clip(seed, frames, size))
+        return io.NodeOutput(*puppet_clip(seed, frames, size, animation=task == TASKS[1]))

@@ -1,10 +1,10 @@
-"""AnyCharVReferenceEncode: the character's picture -> ANYCHARV_REFERENCE."""
+"""AnyCharVReferenceEncode: the character's picture and what reads it -> ANYCHARV_REFERENCE."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, ReferenceNetType, ReferenceType, recipe_input
+from .types import CATEGORY, ReferenceNetType, ReferenceType
 
 
 class AnyCharVReferenceEncode(io.ComfyNode):
@@ -14,7 +14,8 @@ class AnyCharVReferenceEncode(io.ComfyNode):
             node_id="AnyCharVReferenceEncode",
             display_name="AnyCharV Reference Encode",
             category=CATEGORY,
-            description="Encodes the picture of the character that is to appear in the video.",
+            description="Takes the picture of the character that is to appear in the video, and the networks that "
+            "read it once AnyCharV Conditioning knows how.",
             inputs=[
                 ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
                 io.Vae.Input("vae", tooltip="The VAE the model works with (SD1.5's for official weights)."),
@@ -22,20 +23,19 @@ class AnyCharVReferenceEncode(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     tooltip="One picture of the character, best whole-body. Of a batch, the first is taken; "
-                    "an alpha channel removes its background.",
+                    "an alpha channel removes its background. Animate Anyone keeps the background it has.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
                     tooltip="White on the character: the rest is made black, as in training. Takes the place "
                     "of an alpha channel. LoadImage's MASK output is the wrong way round: invert it.",
                 ),
-                recipe_input("'official' squashes the picture and keeps its background, as the release does."),
             ],
             outputs=[ReferenceType.Output(display_name="REFERENCE")],
         )
 
     @classmethod
-    def execute(cls, reference_net, vae, clip_vision, image, recipe, mask=None) -> io.NodeOutput:
-        from .native.pipeline import encode_reference
+    def execute(cls, reference_net, vae, clip_vision, image, mask=None) -> io.NodeOutput:
+        from .native.pipeline import make_reference
 
-        return io.NodeOutput(encode_reference(reference_net, vae, clip_vision, image, mask, recipe))
+        return io.NodeOutput(make_reference(reference_net, vae, clip_vision, image, mask))

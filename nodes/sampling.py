@@ -17,8 +17,8 @@ class AnyCharVSampler(io.ComfyNode):
             node_id="AnyCharVSampler",
             display_name="AnyCharV Sampler",
             category=CATEGORY,
-            description="Samples with the paper's settings: trailing DDIM on a zero-terminal-SNR schedule. "
-            "Clips longer than 24 frames get overlapping windows, unless the model brings its own.",
+            description="Samples with the paper's settings: DDIM on the checkpoint's own noise schedule and "
+            "timesteps. Clips longer than 24 frames get overlapping windows, unless the model brings its own.",
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader; LoRAs and context windows are honoured."),
                 io.Conditioning.Input("positive", tooltip="From AnyCharV Conditioning."),
@@ -56,7 +56,8 @@ class AnyCharVLongVideo(io.ComfyNode):
                 io.Model.Input("model", tooltip="From AnyCharV Loader."),
                 io.Int.Input(
                     "length", default=24, min=2, max=1024,
-                    tooltip="Frames per window; at most what the motion modules know (24 for official weights).",
+                    tooltip="Frames per window; at most what the motion modules know (24 for AnyCharV's official "
+                    "weights).",
                 ),
                 io.Int.Input(
                     "overlap", default=6, min=0, max=1023,

@@ -33,7 +33,7 @@ import comfy.model_management  # noqa: E402
 import folder_paths  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 import nodes  # noqa: E402
 
@@ -58,7 +58,6 @@ def conditioned(model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 
     _, scene, mask, keypoints, picture, cut, _ = execute("AnyCharVPuppetClip", seed=3, frames=frames, size=64)
     reference, = execute(
         "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision, image=picture, mask=cut,
-        recipe="default",
     )
     pose, = execute("AnyCharVPoseDraw", keypoints=keypoints, width=256, height=256)
     positive, negative, latent = execute(
@@ -76,16 +75,63 @@ def sampled(model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0, 
     return latent["samples"]
 
 
-def ksampled(model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0) -> torch.Tensor:
+def ksampled(
+    model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0, scheduler: str = "sgm_uniform"
+) -> torch.Tensor:
     latent, = nodes.KSampler().sample(
-        model, 42, steps, cfg, "euler", "sgm_uniform", made["positive"], made["negative"], made["latent"]
+        model, 42, steps, cfg, "euler", scheduler, made["positive"], made["negative"], made["latent"]
     )
     return latent["samples"]
 
 
-def recorded_case(name: str) -> tuple[dict[str, Any], Any, dict[str, torch.Tensor]]:
-    case = json.loads((PARITY / "cases" / name / "case.json").read_text())
-    return case, np.load(PARITY / case["inputs"]), load_file(PARITY / "cases" / name / "golden.safetensors")
+def recorded_cases(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
+    """Settings and inputs by the case's name."""
+    read = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("cases/*/case.json"))}
+    return {name: (case, np.load(folder / case["inputs"])) for name, case in read.items()}
+
+
+def first_configuration() -> str:
+    """A checkpoint in Animate Anyone's first configuration, by the loader's name: embedded weights, used for what
+    they were not trained for, in the published layout."""
+    checkpoints, sampling = core("anycharv_core.checkpoint"), core("anycharv_core.sampling")
+    made = checkpoints.read_checkpoint("embedded-animate")
+    unet, weights = made.configs["denoising_unet"], made.weights["denoising_unet"]
+    unet |= {"use_inflated_groupnorm": False, "motion_module_mid_block": False}
+    unet["motion_module_kwargs"]["temporal_position_encoding_max_len"] = 24
+    made.weights["denoising_unet"] = {
+        key: value[:, :24].clone() if key.endswith(".pe") else value
+        for key, value in weights.items() if not key.startswith("mid_block.motion_modules.")
+    }
+    made.settings["noise_scheduler_kwargs"] = sampling.Schedule(True, False, True).to_dict()
+    checkpoints.write_folder(made, models_folder() / "v1")
+    return "v1"
+
+
+def animation(frames: int = 6, size: int = 64) -> Any:
+    return core("anycharv_core.puppets.task").sample_animation(3, frames, size)
+
+
+def animated(
+    model: Any, net: Any, vae: Any, clip_vision: Any, task: Any, recipe: str = "default", **scene: torch.Tensor
+) -> dict[str, Any]:
+    """A puppet's picture and its motion, encoded for a model of Animate Anyone."""
+    reference, = execute(
+        "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision,
+        image=picture(task.reference[None]), **({"mask": picture(task.cutout[None])} if scene else {}),
+    )
+    positive, negative, latent = execute(
+        "AnyCharVConditioning", model=model, reference=reference, vae=vae, pose=picture(task.pose), width=0,
+        height=0, recipe=recipe, **scene,
+    )
+    return {"positive": positive, "negative": negative, "latent": latent, "reference": reference}
+
+
+def models_folder() -> Path:
+    """A new folder that the loader looks in."""
+    folder = Path(tempfile.mkdtemp()) / "anycharv"
+    folder.mkdir()
+    folder_paths.add_model_folder_path("anycharv", str(folder))
+    return folder
 
 
 def picture(array: np.ndarray) -> torch.Tensor:
@@ -100,19 +146,15 @@ def check_schedule_is_zero_terminal_snr_on_linear_betas() -> None:
 
 
 def check_official_recipe_equals_core() -> dict[str, float]:
-    """On every recorded case: nodes against the core pipeline, and against the release's own latents."""
-    folder = Path(tempfile.mkdtemp()) / "anycharv"
-    folder.mkdir()
-    (folder / "m0").symlink_to(PARITY / "models" / "m0")
-    folder_paths.add_model_folder_path("anycharv", str(folder))
+    """On every recorded case: nodes against the core pipeline."""
+    (models_folder() / "m0").symlink_to(PARITY / "models" / "m0")
     model, net, vae, clip_vision = load("m0")
     pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained(PARITY / "models" / "m0")
     worst = {}
-    for name in sorted(path.name for path in (PARITY / "cases").glob("*")):
-        case, inputs, _ = recorded_case(name)
+    for name, (case, inputs) in recorded_cases(PARITY).items():
         reference, = execute(
             "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision,
-            image=picture(inputs["ref"][None]), recipe="official",
+            image=picture(inputs["ref"][None]),
         )
         positive, negative, latent = execute(
             "AnyCharVConditioning", model=model, reference=reference, vae=vae, scene=picture(inputs["tgt"]),
@@ -170,6 +212,128 @@ def check_guidance_tells_the_conditionings_apart() -> None:
     assert torch.allclose(model.model.process_latent_in(by_scale[1]), expected.latents, atol=1e-3)
 
 
+def check_animate_official_recipe_equals_core() -> dict[str, float]:
+    """Animate Anyone's second configuration on every recorded case, with the release's random weights."""
+    folder = PARITY.parent / "moore" / "public"
+    (models_folder() / "moore").symlink_to(folder / "models" / "m0")
+    assert "moore" in core("nodes.loader").checkpoint_names()
+    model, net, vae, clip_vision = load("moore")
+    pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained(folder / "models" / "m0")
+    worst = {}
+    for name, (case, inputs) in recorded_cases(folder).items():
+        reference, = execute(
+            "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision,
+            image=picture(inputs["ref"][None]),
+        )
+        positive, negative, latent = execute(
+            "AnyCharVConditioning", model=model, reference=reference, vae=vae, pose=picture(inputs["pose"]),
+            width=case["width"], height=case["height"], recipe="official",
+        )
+        steps, cfg = case["num_inference_steps"], case["guidance_scale"]
+        made = sampled(
+            model, {"positive": positive, "negative": negative, "latent": latent}, steps, cfg, recipe="official"
+        )
+        expected = pipe(
+            inputs["ref"], pose=inputs["pose"], size=(case["width"], case["height"]), steps=steps,
+            guidance_scale=cfg, seed=42, recipe="official",
+        ).latents
+        worst[name] = float((model.model.process_latent_in(made) - expected).abs().max())
+        assert worst[name] <= 1e-3, worst
+    return worst
+
+
+def check_animate_equals_core_in_both_configurations() -> dict[str, float]:
+    """Also where windows overlap: v1 normalises the frames of one window, and never two rows of cfg, together."""
+    task, worst = animation(frames=30), {}
+    for name in ("embedded-animate", first_configuration()):
+        parts = load(name, "fp32")
+        model = parts[0]
+        place = name if name == "embedded-animate" else core("nodes.loader").checkpoint_path(name)
+        pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained(place)
+        assert model.model.diffusion_model.cfg.joint_norm == (name == "v1")
+        for recipe, cfg in (("default", 3.5), ("official", 3.5), ("official", 1.0)):
+            made = sampled(model, animated(*parts, task, recipe), cfg=cfg, recipe=recipe)
+            expected = pipe(
+                task.reference, pose=task.pose, steps=2, guidance_scale=cfg, seed=42, recipe=recipe
+            ).latents
+            ours = model.model.process_latent_in(made)
+            difference = float((ours - expected).abs().max() / expected.abs().max())
+            worst[f"{name} {recipe} {cfg}"] = difference
+            assert difference <= 1e-3, worst
+    return worst
+
+
+def check_animate_schedules_are_the_checkpoints() -> None:
+    for name, zero_snr in (("embedded-animate", True), (first_configuration(), False)):
+        sampling = load(name)[0].get_model_object("model_sampling")
+        power = core("anycharv_core.sampling").alphas_cumprod(zero_snr)
+        last = -1 if zero_snr else None
+        assert torch.allclose(sampling.sigmas[:last], ((1 - power[:last]) / power[:last]).sqrt(), rtol=2e-3)
+        assert (sampling.sigmas[-1] > 1000) == zero_snr
+        is_v = isinstance(sampling, importlib.import_module("comfy.model_sampling").V_PREDICTION)
+        assert is_v == zero_snr
+
+
+def check_animate_core_samplers_drive_it() -> dict[str, float]:
+    """Euler's method on leading timesteps is DDIM itself, and on others the same equation in other steps."""
+    alike = {}
+    ways = (("embedded-animate", "sgm_uniform", 0.9), (first_configuration(), "ddim_uniform", 0.999))
+    for name, scheduler, least in ways:
+        parts = load(name)
+        made = animated(*parts, animation())
+        both = [ksampled(parts[0], made, 10, scheduler=scheduler), sampled(parts[0], made, 10)]
+        alike[name] = float(torch.corrcoef(torch.stack([one.flatten() for one in both]))[0, 1])
+        assert alike[name] > least, alike
+    return alike
+
+
+def check_animate_in_windows() -> None:
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    parts = load("embedded-animate")
+    made = animated(*parts, animation(frames=30))
+    long, = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="ramp", layout="linear")
+    assert torch.allclose(sampled(long, made), sampled(parts[0], made), atol=1e-5)
+    windowed, = ContextWindowsManualNode.execute(
+        parts[0], 16, 4, "standard_static", 1, False, "pyramid", 0, False, causal_window_fix=False
+    ).args
+    result = ksampled(windowed, made)
+    assert result.shape == made["latent"]["samples"].shape and torch.isfinite(result).all()
+
+
+def check_animate_before_a_scene_equals_core() -> int:
+    """The character on the colour that is taken out again, as nodes and as the pipeline do it."""
+    parts, task = load("embedded-animate"), animation(size=96)
+    scene = np.random.default_rng(0).integers(256, size=task.truth.frames.shape, dtype=np.uint8)
+    made = animated(*parts, task, scene=picture(scene))
+    decoded, = nodes.VAEDecode().decode(parts[2], {"samples": sampled(parts[0], made)})
+    ours, = execute(
+        "AnyCharVComposite", generated=decoded, original=picture(scene), feather=8, reference=made["reference"]
+    )
+    expected = core("anycharv_core.pipeline").Pipeline.from_pretrained("embedded-animate")(
+        task.reference, scene, None, task.pose, steps=2, guidance_scale=2.0, seed=42, size=(64, 64),
+        reference_mask=task.cutout,
+    ).frames
+    levels = (ours * 255).round().numpy().astype(int)
+    worst = int(np.abs(levels - expected).max())
+    assert worst <= 1, worst
+    untouched = (levels == scene).all(axis=-1)
+    assert torch.equal(ours[torch.from_numpy(untouched)], picture(scene)[torch.from_numpy(untouched)])
+    return worst
+
+
+def check_pose_retarget_moves_to_the_character() -> None:
+    rescale = core("anycharv_core.preprocess.rescale").rescale
+    task = animation()
+    poses = core("anycharv_core.puppets.task").sample_swap(5, 4, 96).driving.poses()
+    character = task.truth.poses()[0]
+    for place, keep in (("the character's", True), ("the character's, stretched", False)):
+        moved, = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character, place=place)
+        assert moved == rescale(poses, character, keep)
+    kept, = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character)
+    assert kept != moved
+
+
 def check_half_precision_is_near_full() -> dict[str, float]:
     made, differences = {}, {}
     for dtype in ("fp32", "fp16", "bf16"):
@@ -217,9 +381,14 @@ def check_long_video_equals_the_samplers_own_windows() -> None:
         raise AssertionError((length, overlap))
 
 
-def check_lora_changes_the_output() -> float:
-    parts = load()
-    model, made = parts[0], conditioned(*parts)
+def check_lora_changes_the_output() -> list[float]:
+    parts, animate = load(), load("embedded-animate")
+    return [
+        _lora_change(parts[0], conditioned(*parts)), _lora_change(animate[0], animated(*animate, animation()))
+    ]
+
+
+def _lora_change(model: Any, made: dict[str, Any]) -> float:
     torch.manual_seed(0)
     lora = {}
     for key, value in model.model.diffusion_model.state_dict().items():
@@ -279,7 +448,7 @@ def check_composite_keeps_the_original_bit_for_bit() -> None:
 def check_composite_undoes_what_conditioning_did() -> None:
     """A picture sent to the working size and back lies where it lay."""
     pipeline, recipes = core("nodes.native.pipeline"), core("anycharv_core.recipes")
-    pictures = core("nodes.native.pictures")
+    composite = core("nodes.native.composite")
     recipe = recipes.get_recipe("default")
 
     class Pipe:
@@ -287,9 +456,9 @@ def check_composite_undoes_what_conditioning_did() -> None:
 
     for source in ((540, 960), (1920, 1080), (854, 480), (64, 64), (333, 517)):
         for asked in ((0, 0), (512, 512), (256, 512)):
-            size = pipeline.node_size(Pipe, recipe, source, asked)
+            size = pipeline.node_size(Pipe, "default", source, asked)
             canvas = recipe.canvas(source, source, size, Pipe.multiple)
-            assert pictures.original_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)
+            assert composite.original_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)
 
 
 def check_whole_job_equals_core_where_nobody_is() -> float:
@@ -330,11 +499,11 @@ def check_box_mask_and_fallbacks() -> None:
 def check_load_images_empty_mask_stands_for_none() -> None:
     _, net, vae, clip_vision = load()
     image = torch.rand(1, 90, 50, 3, generator=torch.Generator().manual_seed(0))
-    settings = {"reference_net": net, "vae": vae, "clip_vision": clip_vision, "image": image, "recipe": "default"}
+    settings = {"reference_net": net, "vae": vae, "clip_vision": clip_vision, "image": image}
     plain, = execute("AnyCharVReferenceEncode", **settings)
     for mask in (torch.ones(1, 64, 64), torch.zeros(1, 64, 64)):
         masked, = execute("AnyCharVReferenceEncode", **settings, mask=mask)
-        assert np.array_equal(plain.picture, masked.picture)
+        assert plain.mask is masked.mask is None
     half = torch.ones(1, 64, 64)
     half[:, 32:] = 0
     try:

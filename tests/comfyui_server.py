@@ -207,7 +207,7 @@ def small_prompt(frames: int = 8, steps: int = 1, size: int = 64) -> dict[str, A
         "2": ("AnyCharVPuppetClip", {"seed": 3, "frames": frames, "size": size}),
         "3": ("AnyCharVReferenceEncode", {
             "reference_net": ["1", 1], "vae": ["1", 2], "clip_vision": ["1", 3], "image": ["2", 4],
-            "mask": ["2", 5], "recipe": "default",
+            "mask": ["2", 5],
         }),
         "4": ("AnyCharVPoseDraw", {"keypoints": ["2", 3], "width": 256, "height": 256}),
         "5": ("AnyCharVConditioning", {

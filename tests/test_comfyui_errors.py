@@ -22,7 +22,7 @@ from comfyui_server import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from anycharv_core.checkpoint import EMBEDDED
+from anycharv_core.checkpoint import EMBEDDED, read_checkpoint, write_folder
 from anycharv_core.video import VideoWriter
 
 FRAMES, OTHER = 8, 5
@@ -173,8 +173,8 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "person of another length": (
         lambda: other_clip(n4={"person": ["other", 2]}), "4", f"{FRAMES} frames but person has {OTHER}",
     ),
-    "no scene for AnyCharV": (lambda: without("scene", "mask"), "5", "give scene and mask, or load a model of Animate"),
-    "no mask for AnyCharV": (lambda: without("mask"), "5", "give scene and mask, or load a model of Animate"),
+    "no scene for AnyCharV": (lambda: without("scene", "mask"), "5", "give scene and mask, or load a model"),
+    "no mask for AnyCharV": (lambda: without("mask"), "5", "give scene and mask, or load a model"),
     "animation with a mask alone": (lambda: animation("mask"), "5", "There is a mask but no scene"),
     "animation before a scene, officially": (
         lambda: animation("scene", recipe="official"), "5", "Animate Anyone's release knows no scene",
@@ -188,7 +188,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
         ),
         "6", "The conditioning was made for a model of another kind",
     ),
-    "Animate Anyone without its motion": (lambda: small(n1={"checkpoint": "still"}), "1", "has no motion_module.pth"),
+    "animation without motion": (lambda: small(n1={"checkpoint": "still"}), "1", "has no motion_module.pth"),
     "whole job by Animate Anyone": (
         lambda: replace() | {"1": small(n1={"checkpoint": "embedded-animate"})["1"]},
         "whole", "the model is one of Animate Anyone",

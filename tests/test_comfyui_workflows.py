@@ -34,7 +34,7 @@ from anycharv_core.video import VideoWriter, probe, read_frames
 
 FOLDER = Path(__file__).parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-NO_DOWNLOAD = {"quick_start": 24, "long_video": 72}
+NO_DOWNLOAD = {"quick_start": 24, "long_video": 72, "animate_anyone": 24}
 BARE_VIDEO = "preprocess_video"  # needs no download either, but a clip
 SIZE, FRAMES = 64, 8
 
@@ -93,8 +93,8 @@ def saved_videos(server: Server, prompt: dict[str, Any], outputs: dict[str, Any]
     }
 
 
-def test_nine_workflows_are_shipped() -> None:
-    assert len(NAMES) == 9
+def test_ten_workflows_are_shipped() -> None:
+    assert len(NAMES) == 10
     assert {*NO_DOWNLOAD, BARE_VIDEO} <= set(NAMES)
 
 

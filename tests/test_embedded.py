@@ -25,7 +25,7 @@ def test_it_is_small_and_made_by_the_config_in_the_repo() -> None:
     config, shipped = yaml.safe_load(CONFIG.read_text()), read_checkpoint("embedded")
     assert shipped.configs == config["networks"] and shipped.settings == config["settings"]
     record = json.loads((EMBEDDED["embedded"].parent / "training.json").read_text())
-    assert record["settings"]["networks"] == config["networks"]
+    assert record["config"]["networks"] == config["networks"]
     assert {"compose", "boost", "motion", "boost_clips"} <= set(record["log"])
 
 

@@ -294,6 +294,7 @@ def test_the_registry_gets_what_the_nodes_need_and_nothing_else(ignored: Any) ->
     assert all(files(folder) for folder in SHIPPED)
     needed = [path for folder in SHIPPED for path in files(folder)]
     assert "anycharv_core/weights/embedded.safetensors" in needed
+    assert "anycharv_core/weights/embedded_animate.safetensors" in needed
     assert "anycharv_core/puppets/task.py" in needed
     assert "web/docs/AnyCharVLoader.md" in needed
     assert [path for path in (*needed, *SHIPPED_FILES) if ignored(path)] == []

@@ -14,6 +14,7 @@ from anycharv_core.puppets import (
     sample_scene,
 )
 from anycharv_core.puppets.scene import camera_matrices
+from anycharv_core.puppets.task import sample_animation
 
 SIZE = (96, 80)
 FRAMES = 7
@@ -213,3 +214,20 @@ def test_reference_shows_the_whole_character(size):
         assert set(np.unique(alpha)) == {0, 255}
         rows = np.flatnonzero(alpha.any(1))
         assert rows[-1] - rows[0] > 0.6 * size[1] and rows[-1] < size[1] - 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_animation_moves_the_references_character_in_its_own_still_scene(seed):
+    task = sample_animation(seed, FRAMES, 64, flow=True)
+    assert task.reference.shape == (64, 64, 3) and task.pose.shape == (FRAMES, 64, 64, 3)
+    assert len(task.poses()) == FRAMES and task.truth.flow.shape == (FRAMES - 1, 64, 64, 2)
+    scene = ~task.region
+    apart = np.abs(task.truth.frames.astype(int) - task.reference).max(axis=-1)
+    # All but the shadows, here and there, is the reference's to the bit.
+    assert (apart[scene] == 0).mean() > 0.97 and apart[scene].max() < 60
+    assert not task.truth.flow[(task.truth.mask[:-1] == 0) & scene[:-1]].any()
+    # The skeletons lie on the character.
+    drawn = task.pose.max(axis=-1) > 60
+    assert (drawn & (task.truth.mask == 0)).sum() < 0.25 * drawn.sum()
+    again = sample_animation(seed, FRAMES, 64)
+    assert np.array_equal(again.truth.frames, task.truth.frames) and again.truth.flow is None

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from anycharv_core.animate_anyone import SCHEDULER
 from anycharv_core.errors import UserError
+from anycharv_core.pipeline import schedule_of
 from anycharv_core.sampling import Schedule
 from training.data import Data
 
@@ -146,8 +146,7 @@ class Config:
     @property
     def schedule(self) -> Schedule:
         """What is predicted, on which noise: `noise_scheduler_kwargs` of the settings, or AnyCharV's."""
-        given = self.settings.get(SCHEDULER)
-        return Schedule() if given is None else Schedule.from_dict(given)
+        return schedule_of(self.settings)
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> Config:

@@ -26,7 +26,7 @@ from anycharv_core.checkpoint import (
 )
 from anycharv_core.errors import UserError
 from anycharv_core.files import read_json
-from anycharv_core.pipeline import HUB_PARTS
+from anycharv_core.pipeline import HUB_PARTS, schedule_of
 from anycharv_core.sampling import Schedule
 from anycharv_core.state_dicts import Weights, motion_weights, read_training_weights
 from training.layouts import find_weights, guider_weights, unet_weights
@@ -129,11 +129,11 @@ def _files_of_model(
     if init.model is None:
         return {}
     checkpoint = read_checkpoint(init.model)
-    made_with = checkpoint.settings.get(SCHEDULER, Schedule().to_dict())
-    if Schedule.from_dict(made_with) != schedule:
+    own = schedule_of(checkpoint.settings)
+    if own != schedule:
         raise UserError(
-            f"{init.model} was made with another noise schedule than the recipe's: write {SCHEDULER}: {made_with} "
-            "under the recipe's settings."
+            f"{init.model} was made with another noise schedule than the recipe's: write {SCHEDULER}: "
+            f"{own.to_dict()} under the recipe's settings."
         )
     if init.scene is False and checkpoint.takes_scene:
         config, weights = checkpoint.configs["denoising_unet"], checkpoint.weights["denoising_unet"]

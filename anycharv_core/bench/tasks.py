@@ -2,8 +2,8 @@
 
 A task is of the puppet world's "heldout" split, of which no training data is drawn, and of one of two `KINDS`. In
 a swap there are a reference picture and a driving clip with its exact mask, box and pose, and the truth shows the
-reference's character in the driving clip's scene and motion. In an animation there are a reference picture with
-its own scene and a pose, and the truth shows that character moving so in that scene, the camera at rest.
+reference's character in the driving clip's scene and motion. In an animation there are a picture of a character
+before a plain wall, and poses, and the truth shows that character moving so before that wall, the camera at rest.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from ...anycharv_core.checkpoint import (
     library_part,
     read_checkpoint,
 )
-from ...anycharv_core.errors import UserError
 from ...anycharv_core.generate import DTYPES
 from ...anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
+from ...anycharv_core.pipeline import schedule_of
 from .model import AnyCharVConfig, AnyCharVModel
 from .vae import ModuleVAE
 
@@ -32,14 +32,9 @@ SD15_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "n
 def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
     """MODEL, reference net, and VAE and CLIP_VISION or None, for the checkpoint at `path`.
 
-    dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound AnyCharV checkpoint.
+    dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound checkpoint.
     """
     checkpoint = read_checkpoint(path)
-    if not checkpoint.takes_scene:
-        raise UserError(
-            f"{path} is a model of Animate Anyone, which has no scene: run it with 'anycharv animate'; these "
-            "nodes need a model of AnyCharV."
-        )
     device = comfy.model_management.get_torch_device()
     weights = checkpoint.weights["denoising_unet"]
     chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))
@@ -65,7 +60,11 @@ def _model(
     guider = PoseGuiderConfig.from_dict(configs["pose_guider"])
     scaling = configs.get("vae", {}).get("scaling_factor", SD15_SCALING)
     config = AnyCharVConfig(
-        UNetConfig.from_dict(configs["denoising_unet"]), guider, scaling, 2 ** (len(guider.block_out_channels) - 1)
+        UNetConfig.from_dict(configs["denoising_unet"]),
+        guider,
+        schedule_of(checkpoint.settings),
+        scaling,
+        2 ** (len(guider.block_out_channels) - 1),
     )
     config.set_inference_dtype(dtype, manual_cast)
     synthesis = checkpoint.weights.get("vae", {}).get("synthesis.weight")

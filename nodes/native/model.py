@@ -16,6 +16,7 @@ from torch import Tensor
 from ...anycharv_core.errors import UserError
 from ...anycharv_core.frames import FrameStore
 from ...anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
+from ...anycharv_core.sampling import Schedule
 
 CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
 UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning
@@ -25,12 +26,13 @@ UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning
 class ClipConditions:
     """What AnyCharV Conditioning hands to the model, beside the image embedding.
 
-    scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; pose: uint8 [H, W, 3] per frame;
-    tokens: the ReferenceNet's, [1, T, C] per spatial block.
+    shape: of the latents, (F, c, h, w); scene: scaled latents of that shape and mask [F, 1, h, w] in 0..1 behind
+    each other, or None where the model takes neither; pose: uint8 [H, W, 3] per frame; tokens: the ReferenceNet's,
+    [1, T, C] per spatial block.
     """
 
-    scene: Tensor
-    mask: Tensor
+    shape: tuple[int, ...]
+    scene: Tensor | None
     pose: FrameStore
     tokens: list[Tensor]
 
@@ -77,8 +79,8 @@ class NativeUNet(DenoisingUNet):
         bank: list[Tensor],
         **_: Any,
     ) -> Tensor:
-        """x [n F, 2 c + 1, h, w]: n conditionings of the same F frames; context [n F, 1, D]; pose
-        [n F, 3, H, W] in 0..255; bank: ReferenceNet tokens. Returns v [n F, c, h, w]."""
+        """x [n F, 2 c + 1 or c, h, w]: n conditionings of the same F frames; context [n F, 1, D]; pose
+        [n F, 3, H, W] in 0..255; bank: ReferenceNet tokens. Returns the prediction [n F, c, h, w]."""
         kinds = (transformer_options or {})["cond_or_uncond"]
         count, frames = len(kinds), len(x) // len(kinds)
         # The unconditional rows, which ignore the bank, come first.
@@ -89,7 +91,7 @@ class NativeUNet(DenoisingUNet):
             return torch.cat([chunks[place] for place in places])
 
         features = self.pose_guider(pose[:frames] / 255).repeat(count, 1, 1, 1)
-        v = super().forward(
+        made = super().forward(
             arranged(x, order),
             arranged(timesteps, order),
             arranged(context, order)[:, 0],
@@ -98,16 +100,18 @@ class NativeUNet(DenoisingUNet):
             frames,
             plain_rows=frames * kinds.count(UNCONDITIONAL),
         )
-        return arranged(v, [order.index(i) for i in range(count)])
+        return arranged(made, [order.index(i) for i in range(count)])
 
 
 class AnyCharVModel(comfy.model_base.BaseModel):
-    """v-prediction on linear betas with zero terminal SNR. `settings` are the checkpoint's own."""
+    """A model of AnyCharV or of Animate Anyone, which takes no scene. `settings` are the checkpoint's own."""
 
     def __init__(self, config: AnyCharVConfig, settings: dict[str, Any], device: torch.device):
-        v_prediction = comfy.model_base.ModelType.V_PREDICTION
-        super().__init__(config, v_prediction, device=device, unet_model=NativeUNet)
-        self.settings = settings
+        kinds = comfy.model_base.ModelType
+        kind = kinds.EPS if config.schedule.epsilon else kinds.V_PREDICTION
+        super().__init__(config, kind, device=device, unet_model=NativeUNet)
+        self.settings, self.schedule = settings, config.schedule
+        self.takes_scene = self.diffusion_model.cfg.takes_scene
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         clip: ClipConditions | None = kwargs.get(CLIP)
@@ -117,13 +121,18 @@ class AnyCharVModel(comfy.model_base.BaseModel):
                 "those into the sampler."
             )
         noise = kwargs["noise"]
-        if noise.shape != clip.scene.shape:
+        if tuple(noise.shape) != clip.shape:
             raise UserError(
-                f"The latent is {list(noise.shape)} but the conditioning is for {list(clip.scene.shape)}: wire "
-                "the LATENT of the same AnyCharV Conditioning into the sampler."
+                f"The latent is {list(noise.shape)} but the conditioning is for {list(clip.shape)}: wire the "
+                "LATENT of the same AnyCharV Conditioning into the sampler."
             )
-        return {
-            "c_concat": comfy.conds.CONDNoiseShape(torch.cat([clip.scene, clip.mask], dim=1)),
+        if (clip.scene is not None) != self.takes_scene:
+            raise UserError(
+                "The conditioning was made for a model of another kind: wire the same MODEL into AnyCharV "
+                "Conditioning and into the sampler."
+            )
+        scene = {} if clip.scene is None else {"c_concat": comfy.conds.CONDNoiseShape(clip.scene)}
+        return scene | {
             "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
             "pose": StoredFrames(clip.pose, torch.arange(len(clip.pose))),
             "bank": comfy.conds.CONDConstant(clip.tokens),
@@ -155,12 +164,20 @@ class AnyCharVConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model's configuration; sizes come from the checkpoint."""
 
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 (the base class's own style)
-    # ComfyUI's "linear" is linear in the betas' square roots; the paper's betas are linear themselves.
-    sampling_settings = {"beta_schedule": "sqrt_linear", "zsnr": True}  # noqa: RUF012
     memory_usage_factor = 2.0
 
-    def __init__(self, unet: UNetConfig, pose_guider: PoseGuiderConfig, scaling_factor: float, ratio: int):
+    def __init__(
+        self,
+        unet: UNetConfig,
+        pose_guider: PoseGuiderConfig,
+        schedule: Schedule,
+        scaling_factor: float,
+        ratio: int,
+    ):
         super().__init__({"unet": unet, "pose_guider": pose_guider})
+        self.schedule = schedule
+        # ComfyUI's "linear" is linear in the betas' square roots; the paper's betas are linear themselves.
+        self.sampling_settings = {"beta_schedule": "sqrt_linear", "zsnr": schedule.zero_snr}
         if unet.out_channels == 4 and ratio == 8:
             self.latent_format = comfy.latent_formats.SD15(scaling_factor)
         else:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ...anycharv_core.errors import UserError
 from ...anycharv_core.frames import Reopened
-from ...anycharv_core.masks import boxes_to_masks, feather
-from ...anycharv_core.recipes import Canvas
+from ...anycharv_core.masks import boxes_to_masks
 
 
 def image_uint8(image: Tensor, name: str) -> np.ndarray:
@@ -126,49 +125,3 @@ def same_length(count: int, **others: np.ndarray) -> list[np.ndarray]:
                 f"The scene has {count} frames but {name} has {len(frames)}; give as many, or one for all."
             )
     return [np.broadcast_to(f, (count, *f.shape[1:])) for f in others.values()]
-
-
-def composite_images(generated: Tensor, original: Tensor, mask: Tensor, width: int) -> Tensor:
-    """The generated frames where the mask, padded and feathered by `width` pixels, is; else the original.
-
-    generated: IMAGE of the original's size, or of the size AnyCharV Conditioning gave it.
-    Raises UserError where lengths or sizes do not fit together.
-    """
-    for name, image in (("generated", generated), ("original", original)):
-        image_uint8(image[:1], name)
-    count, height, breadth = original.shape[:3]
-    if len(generated) != count:
-        raise UserError(f"generated has {len(generated)} frames but original has {count}; they must match.")
-    masks = masks_uint8(mask, "mask")
-    if masks.shape[1:] != (height, breadth):
-        raise UserError(
-            f"The mask is {masks.shape[2]}x{masks.shape[1]} but the original is {breadth}x{height}; give the "
-            "mask at the original's size."
-        )
-    (masks,) = same_length(count, mask=masks)
-    canvas = original_canvas((breadth, height), (generated.shape[2], generated.shape[1]))
-    result = original.clone()
-    for index, region in enumerate(masks):
-        alpha = torch.from_numpy(feather(region, width, width))[..., None]
-        if not alpha.any():
-            continue
-        frame = generated[index, ..., :3].cpu()
-        if canvas.padded != canvas.source:
-            frame = image_tensor(canvas.restore(image_uint8(frame[None], "generated")[0]))[0]
-        base = result[index, ..., :3].cpu()
-        # Not lerp: this leaves every bit of the original where alpha is 0.
-        result[index, ..., :3] = torch.where(alpha > 0, base + alpha * (frame - base), base)
-    return result
-
-
-def original_canvas(source: tuple[int, int], padded: tuple[int, int]) -> Canvas:
-    """The canvas on which frames of `source` (width, height) became pictures of `padded`.
-
-    Either they were only padded, by less than 8 pixels, or scaled so that one side fills the canvas, as
-    AnyCharV Conditioning sees to.
-    """
-    if all(0 <= p - s < 8 for p, s in zip(padded, source, strict=True)):
-        return Canvas(source, source, padded)
-    scale = min(p / s for p, s in zip(padded, source, strict=True))
-    inner = tuple(min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
-    return Canvas(source, inner, padded)

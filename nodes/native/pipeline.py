@@ -14,7 +14,7 @@ from torch import Tensor
 from ...anycharv_core.errors import UserError
 from ...anycharv_core.generate import working_size
 from ...anycharv_core.imaging import clip_square
-from ...anycharv_core.pipeline import Clip, Pipeline, split_reference
+from ...anycharv_core.pipeline import Clip, Pipeline
 from ...anycharv_core.recipes import Canvas, Recipe, Size, get_recipe
 from ...anycharv_core.sampling import Windows
 from .model import CLIP, ClipConditions, check_model
@@ -32,13 +32,15 @@ from .windows import HANDLER
 
 @dataclass(frozen=True)
 class Reference:
-    """ANYCHARV_REFERENCE: the picture uint8 [H, W, 3] as the networks see it, its CLIP embedding [1, D],
-    and the ReferenceNet's patcher and the VAE, which run when the size of the video is known."""
+    """ANYCHARV_REFERENCE: the picture uint8 [H, W, 3 or 4] and its mask uint8 [H, W] or None, as they were given,
+    and what reads them once model, recipe and size of the video are known: the ReferenceNet's patcher, VAE and
+    CLIP_VISION."""
 
     picture: np.ndarray
-    embeds: Tensor
+    mask: np.ndarray | None
     net: Any
     vae: Any
+    clip_vision: Any
 
 
 class ComfyPipeline(Pipeline):
@@ -58,8 +60,9 @@ class ComfyPipeline(Pipeline):
                 "(SD1.5's for official weights)."
             )
         self.model, self.net, self.vae, self.clip_vision = model, net, vae, clip_vision
-        self.settings = model.model.settings
-        self.multiple = ratio
+        self.settings, self.schedule = model.model.settings, model.model.schedule
+        self.takes_scene = model.model.takes_scene
+        self.multiple, self.latent_channels = ratio, latents.latent_channels
         self.device = comfy.model_management.intermediate_device()
 
     def encode(self, pictures: np.ndarray) -> Tensor:
@@ -73,7 +76,9 @@ class ComfyPipeline(Pipeline):
         return (levels.round() if rounded else levels).byte().cpu().numpy()
 
     def embed(self, picture: np.ndarray) -> Tensor:
-        return embed(self.clip_vision, picture)
+        square = image_tensor(clip_square(picture, self.clip_vision.image_size))
+        # Already of the encoder's size, so that it only normalises.
+        return self.clip_vision.encode_image(square, crop="disabled")["image_embeds"].float()
 
     def tokens(self, recipe: Recipe, picture: np.ndarray, embeds: Tensor, canvas: Canvas) -> list[Tensor]:
         """The ReferenceNet's tokens [1, T, C] per spatial block, for a video of this canvas."""
@@ -100,64 +105,60 @@ class ComfyPipeline(Pipeline):
         windows: Windows,
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
-        positive, negative = conditionings(clip, self.tokens(recipe, picture, embeds, clip.canvas), embeds)
+        tokens = self.tokens(recipe, picture, embeds, clip.canvas)
+        positive, negative = conditionings(clip, tuple(noise.shape), tokens, embeds)
         own = None if HANDLER in self.model.model_options else windows
         latents = run_sampler(self.model, positive, negative, noise, steps, guidance, own)
         return self.model.model.process_latent_in(latents)
 
 
-def conditionings(clip: Clip, tokens: list[Tensor], embeds: Tensor) -> tuple[list[Any], list[Any]]:
-    """positive and negative CONDITIONING of the clip, for the ReferenceNet's tokens and embedding [1, D]."""
-    options = {CLIP: ClipConditions(clip.scene, clip.mask, clip.poses, tokens)}
+def conditionings(
+    clip: Clip, shape: tuple[int, ...], tokens: list[Tensor], embeds: Tensor
+) -> tuple[list[Any], list[Any]]:
+    """positive and negative CONDITIONING of the clip, whose latents have this shape, for the ReferenceNet's tokens
+    and embedding [1, D]."""
+    scene = None if clip.scene is None else torch.cat([clip.scene, clip.mask], dim=1)
+    options = {CLIP: ClipConditions(shape, scene, clip.poses, tokens)}
     token = embeds[:, None].float()
     return [[token, options]], [[torch.zeros_like(token), options]]
 
 
-def embed(clip_vision: Any, picture: np.ndarray) -> Tensor:
-    """CLIP embedding [1, D] of a reference uint8 [H, W, 3], squashed to the encoder's square."""
-    square = image_tensor(clip_square(picture, clip_vision.image_size))
-    # Already of the encoder's size, so that it only normalises.
-    return clip_vision.encode_image(square, crop="disabled")["image_embeds"].float()
-
-
-def encode_reference(
-    net: Any, vae: Any, clip_vision: Any, image: Tensor, mask: Tensor | None, recipe: str
-) -> Reference:
-    """ANYCHARV_REFERENCE of the first picture of IMAGE, its background removed where the recipe does.
+def make_reference(net: Any, vae: Any, clip_vision: Any, image: Tensor, mask: Tensor | None) -> Reference:
+    """ANYCHARV_REFERENCE of the first picture of IMAGE.
 
     Raises UserError where picture and mask do not fit together.
     """
-    chosen = get_recipe(recipe)
     picture = image_uint8(image[:1], "image")[0]
-    alpha = reference_mask_uint8(mask, picture, "mask")
-    picture = chosen.cut_out(*split_reference(picture, alpha))
-    return Reference(picture, embed(clip_vision, chosen.clip_view(picture)), net, vae)
+    return Reference(picture, reference_mask_uint8(mask, picture, "mask"), net, vae, clip_vision)
 
 
 def condition(
-    model: Any, reference: Reference, vae: Any, scene: Tensor, mask: Tensor, pose: Tensor, width: int,
-    height: int, recipe: str,
+    model: Any, reference: Reference, vae: Any, scene: Tensor | None, mask: Tensor | None, pose: Tensor,
+    width: int, height: int, recipe: str,
 ) -> tuple[list[Any], list[Any], dict[str, Tensor]]:  # fmt: skip
     """positive, negative and an empty LATENT [F, c, h, w] of the clip.
 
-    Raises UserError where lengths or sizes do not fit together.
+    Raises UserError where lengths or sizes do not fit together, or the inputs are not those the model takes.
     """
-    chosen = get_recipe(recipe)
-    pipe = ComfyPipeline(model, reference.net, vae)
-    frames, poses = rgb_frames(scene, "scene"), rgb_frames(pose, "pose")
-    (masks,) = same_length(len(scene), mask=masks_uint8(mask, "mask"))
-    if len(pose) != len(scene):
-        raise UserError(f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both.")
-    size = node_size(pipe, chosen, (scene.shape[2], scene.shape[1]), (width, height))
-    clip = pipe.read_clip(chosen, frames, masks, poses, size)
-    reader = ComfyPipeline(model, reference.net, reference.vae)
-    tokens = reader.tokens(chosen, reference.picture, reference.embeds, clip.canvas)
-    positive, negative = conditionings(clip, tokens, reference.embeds)
-    return positive, negative, {"samples": torch.zeros_like(clip.scene)}
+    pipe = ComfyPipeline(model, reference.net, vae, reference.clip_vision)
+    frames = None if scene is None else rgb_frames(scene, "scene")
+    poses = rgb_frames(pose, "pose")
+    masks = None if mask is None else masks_uint8(mask, "mask")
+    if scene is not None:
+        masks = masks if masks is None else same_length(len(scene), mask=masks)[0]
+        if len(pose) != len(scene):
+            raise UserError(f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both.")
+    shown = pose if scene is None else scene
+    size = node_size(pipe, recipe, (shown.shape[2], shown.shape[1]), (width, height))
+    made = pipe.prepare(reference.picture, frames, masks, poses, size, recipe, reference.mask)
+    chosen, reader = get_recipe(recipe, pipe.takes_scene), ComfyPipeline(model, reference.net, reference.vae)
+    tokens = reader.tokens(chosen, made.picture, made.embeds, made.clip.canvas)
+    positive, negative = conditionings(made.clip, made.shape, tokens, made.embeds)
+    return positive, negative, {"samples": torch.zeros(made.shape, device=pipe.device)}
 
 
-def node_size(pipe: ComfyPipeline, recipe: Recipe, scene: Size, asked: Size) -> Size | None:
-    """The size to work at, from a node's width and height.
+def node_size(pipe: ComfyPipeline, recipe: str, clip: Size, asked: Size) -> Size | None:
+    """The (width, height) to work at, from those of a node and of the clip.
 
     In the default recipe one side fills the canvas exactly, so that Composite can tell how it was scaled.
     """
@@ -165,10 +166,8 @@ def node_size(pipe: ComfyPipeline, recipe: Recipe, scene: Size, asked: Size) -> 
         return asked
     if any(asked):
         raise UserError(f"width is {asked[0]} and height {asked[1]}: give both, or 0 for both.")
-    if not recipe.paste_back:
-        return None
-    size = working_size(pipe.settings.get("size"), scene, pipe.multiple)
-    if size is None:
-        return None
-    across = max(pipe.multiple, round(size[0] / pipe.multiple) * pipe.multiple)
-    return across, across * scene[1]
+    area = pipe.settings.get("size")
+    if recipe == "official":
+        return None if pipe.takes_scene or area is None else tuple(area)
+    fitted = working_size(area, clip, pipe.multiple)
+    return fitted and tuple(max(1, round(side / pipe.multiple)) * pipe.multiple for side in fitted)

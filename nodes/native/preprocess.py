@@ -29,6 +29,7 @@ from ...anycharv_core.preprocess.people import (
     contact_sheet,
     sheet_frames,
 )
+from ...anycharv_core.preprocess.rescale import rescale
 from ...anycharv_core.preprocess.retarget import retarget
 from ...anycharv_core.preprocess.smoothing import smooth_poses
 from ...anycharv_core.preprocess.tracking import Track
@@ -132,13 +133,16 @@ def _as_dict(box: Any, label: str) -> dict[str, Any]:
     return {"x": x, "y": y, "width": math.ceil(box[2]) - x, "height": math.ceil(box[3]) - y, "label": label}
 
 
-def retarget_poses(keypoints: Any, reference: Any) -> list[Pose]:
+def retarget_poses(keypoints: Any, reference: Any, keep_aspect: bool | None = None) -> list[Pose]:
     """POSE_KEYPOINT of one person in the proportions of the first person of the first frame of `reference`.
+
+    keep_aspect: None leaves the person's height and place; else they become the reference's, see `rescale`.
 
     Raises UserError where there are several people or the reference shows none.
     """
     figure = clean_pose(pose_frames(reference)[0])
-    return retarget(pose_frames(keypoints), {**figure, "people": figure["people"][:1]})
+    character, poses = {**figure, "people": figure["people"][:1]}, pose_frames(keypoints)
+    return retarget(poses, character) if keep_aspect is None else rescale(poses, character, keep_aspect)
 
 
 def frame_progress(total: int) -> Callable[[int], None]:

@@ -39,12 +39,17 @@ def replace_character(
     """
     chosen = get_recipe(recipe)
     pipe = ComfyPipeline(model, net, vae, clip_vision)
+    if not pipe.takes_scene:
+        raise UserError(
+            "This node replaces a person of a video, but the model is one of Animate Anyone, which animates a "
+            "picture: use AnyCharV Conditioning and AnyCharV Sampler, without a scene."
+        )
     picture = image_uint8(reference[:1], "reference")[0]
     alpha = reference_mask_uint8(reference_mask, picture, "reference_mask")
     with _as_file(video) as source:
         info = probe(source)
         scene = Reopened(partial(read_frames, source))
-        size = node_size(pipe, chosen, (info.width, info.height), asked)
+        size = node_size(pipe, recipe, (info.width, info.height), asked)
         pose_size = _pose_size(pose)
         canvas = chosen.canvas((info.width, info.height), pose_size, size, pipe.multiple)
         # Keypoints are drawn at the size the networks work at, or as much larger as the model asks for.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...anycharv_core.recipes import get_recipe
-from ...anycharv_core.sampling import Windows, ddim_step, ddim_timesteps
+from ...anycharv_core.sampling import Schedule, Windows, ddim_step, ddim_timesteps
 from .model import check_model
 from .windows import HANDLER, with_windows
 
@@ -24,7 +24,7 @@ def sample_latent(
 ) -> dict[str, Any]:  # fmt: skip
     """LATENT sampled from noise; unknown keys of `latent` are kept. Raises UserError for another's MODEL."""
     check_model(model)
-    chosen = get_recipe(recipe)
+    chosen = get_recipe(recipe, model.model.takes_scene)
     samples = latent["samples"]
     noise = chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))
     windows = None if HANDLER in model.model_options else chosen.windows(len(samples), cfg)
@@ -36,7 +36,7 @@ def run_sampler(
     model: Any, positive: Any, negative: Any, noise: Tensor, steps: int, cfg: float, windows: Windows | None,
     seed: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Unscaled latents [F, c, h, w] denoised from `noise` by trailing DDIM.
+    """Unscaled latents [F, c, h, w] denoised from `noise` by DDIM on the model's own timesteps.
 
     windows: how to cut the clip, or None for the model's own context windows.
     """
@@ -47,37 +47,45 @@ def run_sampler(
         coverage = torch.bincount(torch.tensor(windows.indices).flatten(), minlength=frames).float()
         # ComfyUI averages what windows predict for a frame; the release sums it.
         coverage = coverage.clamp(max=1) if windows.average else coverage
-    schedule = model.get_model_object("model_sampling").sigmas
-    timesteps = [t for t, _ in ddim_timesteps(steps)]
-    sigmas = torch.cat([schedule[timesteps].cpu(), torch.zeros(1)])
+    schedule = model.model.schedule
+    timesteps = [t for t, _ in ddim_timesteps(steps, schedule)]
+    sigmas = torch.cat([model.get_model_object("model_sampling").sigmas[timesteps].cpu(), torch.zeros(1)])
+    step = partial(_ddim, coverage=coverage.reshape(-1, 1, 1, 1), schedule=schedule)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg if cfg > 1 else 1.0)
     return guider.sample(
         noise,
         torch.zeros_like(noise),
-        comfy.samplers.KSAMPLER(partial(_ddim, coverage=coverage.reshape(-1, 1, 1, 1))),
+        _FromNoise(step),
         sigmas,
         callback=latent_preview.prepare_callback(model, steps),
         seed=seed,
     ).to(comfy.model_management.intermediate_device())
 
 
+class _FromNoise(comfy.samplers.KSAMPLER):
+    """Starts from noise of variance 1 + sigma^2, as the releases do, even where timesteps begin below 999."""
+
+    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+        return True
+
+
 def _ddim(
     model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool,
-    *, coverage: Tensor,
+    *, coverage: Tensor, schedule: Schedule,
 ) -> Tensor:  # fmt: skip
     """anycharv_core.sampling.sample on ComfyUI's terms: x is clean + sigma * noise, and a model call gives
-    the clean latents. DDIM itself runs on variance-preserving latents, where t = 999 is pure noise.
+    the clean latents. DDIM itself runs on variance-preserving latents, where zero SNR is noise alone.
     coverage [F, 1, 1, 1]: factor on each frame's prediction; 0 where no window has it, which stays noise."""
     coverage = coverage.to(x.device)
     x = x / (1 + sigmas[0] ** 2).sqrt()
-    for i, (t, t_prev) in enumerate(ddim_timesteps(len(sigmas) - 1)):
+    for i, (t, t_prev) in enumerate(ddim_timesteps(len(sigmas) - 1, schedule)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         sigma, scale = sigmas[i], (1 + sigmas[i] ** 2).sqrt()
         clean = model(x * scale, sigma.expand(len(x)), **extra_args)
         clean = torch.where(coverage > 0, clean, 0.0)
-        v = (x / scale - clean) * scale / sigma
-        x = ddim_step(v * coverage, x, t, t_prev)
+        prediction = (x * scale - clean if schedule.epsilon else x - clean * scale) / sigma
+        x = ddim_step(prediction * coverage, x, t, t_prev, schedule)
         callback({"i": i, "denoised": clean, "x": x, "sigma": sigma, "sigma_hat": sigma})
     return x
