@@ -8,7 +8,7 @@ here equals the official one in every pixel.
 import colorsys
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +205,11 @@ def read_poses(path: str | Path, canvas: tuple[int, int] | None = None) -> list[
     path = Path(path)
     if path.is_dir():
         named = ((str(file), read_json(file)) for file in sorted(path.glob("*_keypoints.json")))
-        return _sequence(named, canvas, path)
+        return list(_sequence(named, canvas, path))
     content = read_json(path)
     frames = content if isinstance(content, list) else [content]
-    return _sequence(((f"{path}, frame {i}", frame) for i, frame in enumerate(frames)), canvas, path)
+    named = ((f"{path}, frame {i}", frame) for i, frame in enumerate(frames))
+    return list(_sequence(named, canvas, path))
 
 
 def write_poses(path: str | Path, frames: Iterable[Pose]) -> None:
@@ -218,32 +219,35 @@ def write_poses(path: str | Path, frames: Iterable[Pose]) -> None:
         UserError: no frame, canvas sizes that differ, or see `clean_pose`.
     """
     named = ((f"Frame {i} for {path}", frame) for i, frame in enumerate(frames))
-    text = json.dumps(_sequence(named, None, path))
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+    # Frame by frame: the text of a long clip, and a second copy of its poses, would be hundreds of megabytes.
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for index, pose in enumerate(_sequence(named, None, path)):
+            file.write(f"{', ' if index else '['}{json.dumps(pose)}")
+        file.write("]")
 
 
 def _sequence(
     named: Iterable[tuple[str, Any]], canvas: tuple[int, int] | None, path: str | Path
-) -> list[Pose]:
-    poses: list[Pose] = []
+) -> Iterator[Pose]:
+    """Each frame in `clean_pose` form; raises UserError as `read_poses` does."""
+    size = None
     for name, frame in named:
         try:
             pose = clean_pose(frame, canvas)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        sizes = [(p["canvas_width"], p["canvas_height"]) for p in (*poses[:1], pose)]
-        if sizes[0] != sizes[-1]:
+        own = pose["canvas_width"], pose["canvas_height"]
+        size = size or own
+        if size != own:
             raise UserError(
-                f"{name}: its canvas is {'x'.join(map(str, sizes[-1]))} and the first frame's is "
-                f"{'x'.join(map(str, sizes[0]))}; all frames of a clip need one size."
+                f"{name}: its canvas is {'x'.join(map(str, own))} and the first frame's is "
+                f"{'x'.join(map(str, size))}; all frames of a clip need one size."
             )
-        poses.append(pose)
-    if not poses:
+        yield pose
+    if size is None:
         raise UserError(
             f"{path} holds no pose frames (a JSON list of frames, or *_keypoints.json in a folder)."
         )
-    return poses
 
 
 def _parts(person: dict[str, Any]) -> dict[str, np.ndarray | None]:

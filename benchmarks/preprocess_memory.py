@@ -26,7 +26,7 @@ from anycharv_core.video import VideoWriter
 SHORT = 300
 SIZE = (480, 360)
 SHOT = 150  # frames rendered at a time
-# Of growth per frame: a frame of this clip is 518,400 bytes, its skeleton and boxes about 5,000.
+# Of growth per frame: a frame of this clip is 518,400 bytes, its skeleton, a list of numbers, some 13,000.
 ALLOWED = 40_000
 
 

@@ -1,5 +1,7 @@
 """Identities the networks must obey whatever their weights."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -85,6 +87,16 @@ def test_unconditional_rows_ignore_the_bank(unet: DenoisingUNet, reference: Refe
     torch.testing.assert_close(first[:plain], alone, atol=1e-5, rtol=1e-5)
 
 
+def test_the_reference_net_gets_a_gradient_even_where_no_row_reads_it(unet: DenoisingUNet) -> None:
+    reader = ReferenceNet(config(False, 4))
+    tokens = reader(torch.randn(1, 4, SIZE, SIZE), torch.randn(1, TOKEN))
+    args, bank = inputs(FRAMES), unet.project_bank([x[1:] for x in tokens])
+    out = unet(**args, bank=bank, frames=FRAMES, plain_rows=FRAMES)
+    assert torch.equal(out, unet(**args, bank=None, frames=FRAMES))
+    out.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in reader.conv_in.parameters())
+
+
 def test_a_bank_serves_each_clip_its_own_reference(unet: DenoisingUNet, reference: ReferenceNet) -> None:
     banks = [bank_of(unet, reference, seed) for seed in (1, 2)]
     layers = zip(*banks, strict=True)
@@ -107,6 +119,25 @@ def test_only_motion_modules_mix_frames(unet: DenoisingUNet) -> None:
 
     assert effect_on_last_frame(motion=False) < 1e-5
     assert effect_on_last_frame(motion=True) > 1e-4
+
+
+def test_only_a_reference_net_keeps_its_tokens(unet: DenoisingUNet, reference: ReferenceNet) -> None:
+    made: list[weakref.ref] = []
+    kept: list[int] = []
+
+    def count(*_: object) -> None:
+        kept.append(sum(ref() is not None for ref in made))
+
+    hooks = [block.norm1.register_forward_hook(lambda *call: made.append(weakref.ref(call[2])))
+             for block in (*unet.spatial_blocks(), *reference.spatial_blocks())]
+    hooks.append(unet.conv_norm_out.register_forward_pre_hook(count))
+    tokens = reference(torch.randn(1, 4, SIZE, SIZE), torch.randn(1, TOKEN))
+    assert [ref() for ref in made] == tokens
+    del tokens
+    unet(**inputs(FRAMES), bank=bank_of(unet, reference, 1), frames=FRAMES)
+    for hook in hooks:
+        hook.remove()
+    assert len(made) == 3 * len(unet.spatial_blocks()) and kept == [0]
 
 
 def test_odd_latent_sizes_keep_their_size(unet: DenoisingUNet) -> None:

@@ -293,4 +293,4 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path, capsys) -> None:
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert said in error and error.startswith("error: ") and error.count("\n") == 1
+        assert said in error and error.startswith("prepare_dataset: ") and error.count("\n") == 1

@@ -30,7 +30,7 @@ from anycharv_core.bench.report import NOT_MEASURED, markdown, summarise
 from anycharv_core.files import atomic_path
 from anycharv_core.pipeline import Clip
 from anycharv_core.sheet import sheet
-from training import train
+from training import commands, train
 from training.config import read_config
 
 CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
@@ -139,13 +139,19 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--train-only", action="store_true", help="leave the scoring to a later run")
+    parser = commands.new_parser("ablate", __doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of models and scores; one that was stopped goes on")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default %(default)s")
+    add("--clips", type=int, default=48, help="held-out clips that each model is scored on, default %(default)s")
+    add("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="these variants alone")
+    add("--train-only", action="store_true", help="leave the scoring to a later run")
     args = parser.parse_args()
+    return commands.run("ablate", lambda: ablate(args), "stopped; the same command goes on.")
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """Trains and scores what the command line asks for."""
     report: dict[str, Any] = {"clips": args.clips, "seeds": args.seeds, "variants": {}}
     pages: list[list[np.ndarray]] = []
     for seed in args.seeds:
@@ -160,13 +166,12 @@ def main() -> int:
             for metric in METRICS:
                 kept[metric][seed] = metrics[metric]
     if args.train_only:
-        return 0
+        return
     with atomic_path(args.out / "ablation.json") as tmp:
         tmp.write_text(json.dumps(report) + "\n")
     with atomic_path(args.out / "sheet.png") as tmp:
         sheet(pages[1:], pages[0]).save(tmp)
     print(table(report))
-    return 0
 
 
 if __name__ == "__main__":

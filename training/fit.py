@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
@@ -69,12 +69,20 @@ class Stop:
 def new_accelerator(engine: Engine, phase: Phase, folder: Path, cpu: bool) -> Accelerator:
     """accelerate's own settings, as `accelerate launch` gives them, with what the config says.
 
-    Raises UserError for a precision that this machine does not have, or a tracker that is not installed.
+    Raises UserError for a precision that this machine does not have, and for a tracker or an optimizer that is not
+    installed: before hours of encoding, not after them.
     """
     if engine.tracker != "none" and importlib.util.find_spec(engine.tracker) is None:
         raise UserError(
             f"engine.tracker is {engine.tracker}, which is not installed: install it, or set it to none."
         )
+    if phase.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "optimizer adamw8bit needs bitsandbytes, which is not installed: install it, or set optimizer: adamw."
+        )
+    if engine.precision == "fp16" and PartialState(cpu=cpu).device.type == "cpu":
+        # accelerate would calculate in float32 and say nothing.
+        raise UserError("engine.precision fp16 is for graphics cards: use fp32 or bf16 on a processor.")
     try:
         return Accelerator(
             cpu=cpu,
@@ -84,11 +92,13 @@ def new_accelerator(engine: Engine, phase: Phase, folder: Path, cpu: bool) -> Ac
             ),
             log_with=None if engine.tracker == "none" else engine.tracker,
             project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
-            # A batch in which every clip goes without reference leaves the ReferenceNet without gradient.
+            # Such as motion modules that are trained in a phase without `motion`.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
         raise UserError(f"engine.precision {engine.precision} can't be used here: {error}") from error
+    except ImportError as error:
+        raise UserError(f"accelerate was launched for what is not there: {error}") from error
 
 
 def new_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -7,9 +7,8 @@ writes a model with the LoRA in its weights: a folder in the official layout, or
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from anycharv_core.checkpoint import read_checkpoint, read_weights, write_folder
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, write_error
 from anycharv_core.models import DenoisingUNet
+from training import commands
 from training.config import build
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -160,24 +160,25 @@ def _load(unet: DenoisingUNet, path: Path) -> None:
     set_peft_model_state_dict(unet, factors, adapter_name=ADAPTER)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", help="folder, .safetensors file, or 'embedded'")
-    parser.add_argument("lora", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--strength", type=float, default=1.0)
-    args = parser.parse_args(arguments)
-    try:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = commands.new_parser("lora", __doc__)
+    add = parser.add_argument
+    add("model", help="the model it was trained on: a folder, a .safetensors file, or 'embedded'")
+    add("lora", type=Path, help=f"what a phase with a LoRA left, {FILE}")
+    add("--out", type=Path, required=True, help="folder, or name ending in .safetensors, to write the model to")
+    add("--strength", type=float, default=1.0, help="how much of the LoRA, default %(default)s")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        if not args.lora.is_file():
+            raise UserError(f"There is no LoRA at {args.lora}: give the {FILE} of a finished phase.")
         checkpoint = read_checkpoint(args.model)
-        part = "denoising_unet"
-        lora = read_weights(args.lora)
-        checkpoint.weights[part] = merge_lora(checkpoint.weights[part], lora, args.strength)
+        unet = checkpoint.weights["denoising_unet"]
+        checkpoint.weights["denoising_unet"] = merge_lora(unet, read_weights(args.lora), args.strength)
         write = write_single if args.out.suffix == ".safetensors" else write_folder
         write(checkpoint, args.out)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return commands.run("lora", work, "stopped; the model is not written.")
 
 
 if __name__ == "__main__":

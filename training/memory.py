@@ -139,7 +139,7 @@ def _step(
     latents = torch.randn(clips, frames, unet.out_channels, height, width)
     encoded = {
         "scene": torch.randn_like(latents),
-        "mask": torch.ones(clips, frames, unet.in_channels - 2 * unet.out_channels, height, width),
+        "mask": torch.ones(clips, frames, 1, height, width),
         "reference": torch.randn_like(latents[:, 0]),
         "embeds": torch.randn(clips, unet.cross_attention_dim),
         "pose": torch.zeros(clips, frames, size[1], size[0], 3, dtype=torch.uint8),

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from anycharv_core.checkpoint import untrained
+from anycharv_core.animate_anyone import SD15
+from anycharv_core.checkpoint import EMBEDDED, LIBRARY_PARTS, NETWORKS, untrained
+from anycharv_core.errors import UserError
+from anycharv_core.files import read_json
 from training import networks
-from training.config import Config, Phase
+from training.config import Config, Phase, build
 from training.data import Data, open_dataset
+from training.initialise import GUIDER, Init, denoising_config, reference_config
+from training.make_pairs import PairSettings
 from training.memory import phase_memory
 from training.trainee import choose_trained, trained_parameters
 
 ASSUMED = (576, 1024)  # pixels, where the shards' own sizes are taken
+# What the config.json of the published VAE and image encoder say about their sizes.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+    "image_encoder": {
+        "hidden_size": 1024,
+        "image_size": 224,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
+}
 
 
 def placed(data: Data, out: Path) -> Data:
@@ -22,22 +48,73 @@ def placed(data: Data, out: Path) -> Data:
     return data if data.made_by is None else replace(data, path=str(out / data.made_by))
 
 
-def describe(config: Config, out: Path) -> None:
-    """Prints phases, steps, trained parameters, memory and data counts; writes nothing."""
-    configs = networks.build(config, [], print)[1]
+def describe(config: Config, out: Path, only: str | None = None) -> None:
+    """Prints steps, trained parameters, memory and data counts of all phases, or of `only` one; writes nothing.
+
+    Where files of `init` are missing it says what it goes by instead. Raises UserError where those that are there
+    do not fit, and for what is wrong with the config.
+    """
+    configs = _configs(config)
     for name, phase in config.phases.items():
+        if only not in (None, name):
+            continue
         if phase.task == "pairs":
-            print(f"{name}: makes pairs: {phase.pairs}")
+            settings = build(PairSettings, phase.pairs, f"phases.{name}.pairs")
+            print(f"{name}: makes {settings.pairs:,} pairs of {phase.frames} frames")
+            print(f"  data: {_data(phase, out, settings.pairs)}")
             continue
         print(f"{name}: {phase.task}, {phase.steps} steps of {phase.batch} clips of {phase.frames} frames")
-        if phase.task == "diffusion":
+        if phase.task == "diffusion" and configs is not None:
             with torch.device("meta"):
                 nets = untrained(configs)
                 choose_trained(nets, phase)
             count = sum(p.numel() for _, p in trained_parameters(nets))
             print(f"  trains {count:,} parameters: {'a LoRA' if phase.lora else ', '.join(phase.train)}")
             print(f"  memory, one card: {_memory(config, phase, configs)}")
-        print(f"  data: {_data(phase, out)}")
+        print(f"  data: {_data(phase, out, phase.steps * phase.batch)}")
+
+
+def _configs(config: Config) -> networks.Configs | None:
+    """The config of every part; None, which is said, where it can't be known."""
+    missing = missing_files(config.init)
+    if not missing:
+        return networks.build(config, [], print)[1]
+    named = ", ".join(f"init.{key} ({path})" for key, path in missing.items())
+    configs = known_configs(config)
+    lacking = [part for part in (*NETWORKS, *LIBRARY_PARTS) if part not in configs]
+    if lacking:
+        print(
+            f"Parameters and memory are not reckoned, because the size of {', '.join(lacking)} is told by files "
+            f"that are not there: {named}."
+        )
+        return None
+    print(f"Not there yet: {named}; parameters and memory are reckoned by the recipe and the published sizes.")
+    return configs
+
+
+def missing_files(init: Mapping[str, Any]) -> dict[str, str]:
+    """The paths of `init` that do not exist, by key. Raises UserError for an unknown key."""
+    paths = {key: value for key, value in vars(Init.from_dict(init)).items() if isinstance(value, str)}
+    return {key: path for key, path in paths.items() if path not in EMBEDDED and not Path(path).exists()}
+
+
+def known_configs(config: Config) -> networks.Configs:
+    """The config of every part of which it is known without the files: as `networks` has it, or that of the
+    published model where `init` names its file. Of a model to fine-tune, which may be of any size, nothing is."""
+    init, configs = Init.from_dict(config.init), dict(config.networks or {})
+    if init.unet is not None:
+        configs.setdefault("denoising_unet", denoising_config(SD15, None, init.scene is not False))
+    if init.unet is not None or init.reference_unet is not None:
+        configs.setdefault("reference_unet", reference_config(SD15))
+    for part in LIBRARY_PARTS:
+        folder = getattr(init, part)
+        if folder is not None:
+            own = Path(folder) / "config.json"
+            configs[part] = read_json(own) if own.is_file() else PUBLISHED[part]
+    if init.model is None and "denoising_unet" in configs:
+        width = configs["denoising_unet"]["block_out_channels"][0]
+        configs.setdefault("pose_guider", {**GUIDER, "conditioning_embedding_channels": width})
+    return configs
 
 
 def _memory(config: Config, phase: Phase, configs: networks.Configs) -> str:
@@ -49,9 +126,13 @@ def _memory(config: Config, phase: Phase, configs: networks.Configs) -> str:
     return f"{memory} with {clips} clips at a time of {size[0]} x {size[1]} pixels"
 
 
-def _data(phase: Phase, out: Path) -> str:
+def _data(phase: Phase, out: Path, used: int) -> str:
+    """How many clips there are and how often `used` of them go through them; or why that can't be told."""
     data = placed(phase.data, out)
     if data.made_by is not None and not Path(data.path or "").exists():
         return f"pairs, made by the phase {data.made_by}"
-    clips = len(open_dataset(data, phase.frames))  # type: ignore[arg-type]
-    return f"{clips:,} clips from {data.source}, {phase.steps * phase.batch / max(1, clips):.2f} epochs"
+    try:
+        clips = len(open_dataset(data, phase.frames))  # type: ignore[arg-type]
+    except UserError as error:
+        return f"not counted: {error}"
+    return f"{clips:,} clips from {data.source}, {used / max(1, clips):.2f} epochs"

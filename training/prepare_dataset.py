@@ -11,7 +11,6 @@ training/shards.py; DIR/statistics.json sums up what there is.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, read_json, write_error
+from training import commands
 from training.parallel import run_all
 from training.prepare_video import Settings, prepare_video, stamp
 from training.shards import MANIFEST, QUARANTINE, fault, join_tars, read_lines, write_lines
@@ -51,11 +51,19 @@ def prepare_dataset(
     joined: the shard takes its name, then the manifest is replaced, then the parts go. Whatever moment it is
     stopped at, the next run finds every finished video in one of these places.
 
-    Raises UserError where there is no video, where `out` was made with other settings, or where it cannot be
-    written.
+    Raises UserError where there is no video, where another process is at work in `out` or it was made with other
+    settings, or where it cannot be written.
     """
     sources = _sources(videos)
-    _start(out, settings)
+    with commands.alone(out):
+        _start(out, settings)
+        return _prepare(sources, videos, out, settings, workers, ray, gpus, shard_bytes)
+
+
+def _prepare(
+    sources: Sequence[Path], videos: Path, out: Path, settings: Settings, workers: int, ray: bool, gpus: float,
+    shard_bytes: int,
+) -> Row:
     book = _Book(out, shard_bytes)
     seen = book.seen()
     todo = [source for source in sources if (source.relative_to(videos).as_posix(), *stamp(source)) not in seen]
@@ -236,23 +244,25 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     return sizes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("videos", type=Path, help="folder of videos, its subfolders too")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pose-model", help="folder of DWPose's two ONNX files, or 'embedded' for puppets")
-    parser.add_argument("--segmenter", help="folder or hub id of a SAM 2 video model, or 'embedded' for puppets")
-    parser.add_argument("--poses-dir", type=Path, help="ready POSE_KEYPOINT files, NAME.json for each video")
-    parser.add_argument("--masks-dir", type=Path, help="ready masks, NAME.mkv or a folder NAME for each video")
-    parser.add_argument("--buckets", default="576x1024,1024x576,768x768", help="sizes WxH, default %(default)s")
-    parser.add_argument("--max-frames", type=int, default=300, help="longest clip, default %(default)s")
-    parser.add_argument("--min-frames", type=int, default=24, help="shortest clip, default %(default)s")
-    parser.add_argument("--device", help="cuda, mps or cpu")
-    parser.add_argument("--workers", type=int, default=0, help="videos at a time, default one, in this process")
-    parser.add_argument("--ray", action="store_true", help="on the ray cluster that RAY_ADDRESS names")
-    parser.add_argument("--gpus", type=float, default=0, help="with --ray: share of a card for each video")
-    args = parser.parse_args(arguments)
-    try:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = commands.new_parser("prepare_dataset", __doc__)
+    add = parser.add_argument
+    add("videos", type=Path, help="folder of videos, its subfolders too")
+    add("--out", type=Path, required=True, help="folder of the shards; one that was stopped goes on")
+    add("--pose-model", help="folder of DWPose's two ONNX files, or 'embedded' for puppets")
+    add("--segmenter", help="folder or hub id of a SAM 2 video model, or 'embedded' for puppets")
+    add("--poses-dir", type=Path, help="ready POSE_KEYPOINT files, NAME.json for each video")
+    add("--masks-dir", type=Path, help="ready masks, NAME.mkv or a folder NAME for each video")
+    add("--buckets", default="576x1024,1024x576,768x768", help="sizes WxH, default %(default)s")
+    add("--max-frames", type=int, default=300, help="longest clip, default %(default)s")
+    add("--min-frames", type=int, default=24, help="shortest clip, default %(default)s")
+    add("--device", help="cuda, mps or cpu")
+    add("--workers", type=int, default=0, help="videos at a time, default one, in this process")
+    add("--ray", action="store_true", help="on the ray cluster that RAY_ADDRESS names")
+    add("--gpus", type=float, default=0, help="with --ray: share of a card for each video")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
         settings = Settings(
             pose_model=args.pose_model,
             segmenter=args.segmenter,
@@ -266,15 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = prepare_dataset(
             args.videos.resolve(), args.out.resolve(), settings, args.workers, args.ray, args.gpus
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{counts['videos']} videos in {counts['clips']} clips of {counts['frames']} frames in all.")
-    if counts["quarantined"]:
-        print(f"{counts['quarantined']} videos were put aside; {args.out / QUARANTINE} says why.")
-    if counts["videos"] == 1:
-        print("A single video is enough to fit one character, but not for pairs: those need two.")
-    return 0
+        print(f"{counts['videos']} videos in {counts['clips']} clips of {counts['frames']} frames in all.")
+        if counts["quarantined"]:
+            print(f"{counts['quarantined']} videos were put aside; {args.out / QUARANTINE} says why.")
+        if counts["videos"] == 1:
+            print("A single video is enough to fit one character, but not for pairs: those need two.")
+
+    return commands.run("prepare_dataset", work, "stopped; the same command goes on with what is missing.")
 
 
 if __name__ == "__main__":

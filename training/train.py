@@ -143,9 +143,10 @@ def make_phase_pairs(run: Run, name: str) -> None:
 def run_phases(run: Run, only: str | None) -> None:
     """All phases in order, or `only` one; those that are finished are passed over.
 
-    Raises UserError where another training is at work in the same folder.
+    Raises UserError where another training is at work in the same folder, or accelerate cannot do what it was
+    launched for.
     """
-    state = PartialState(cpu=run.cpu)
+    state = _processes(run.cpu)
     with _alone(run.out, state):
         for name, phase in run.config.phases.items():
             if only not in (None, name):
@@ -157,6 +158,22 @@ def run_phases(run: Run, only: str | None) -> None:
                 train_phase(run, name)
             if state.is_main_process:
                 write_record(run)
+
+
+def _processes(cpu: bool) -> PartialState:
+    """What accelerate launched, joined."""
+    try:
+        state = PartialState(cpu=cpu)
+    except ImportError as error:
+        raise UserError(f"accelerate was launched for what is not there: {error}") from error
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != launched:
+        # Each would train the whole batch for itself.
+        raise UserError(
+            f"{launched} processes were launched, but accelerate finds no graphics cards for them: give --cpu to "
+            "train on processors, or see that the driver and torch find the cards."
+        )
+    return state
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anycharv_core.checkpoint import Networks
 from anycharv_core.errors import UserError
-from anycharv_core.models.unet import UNet
+from anycharv_core.models.unet import ReferenceNet, UNet
 from anycharv_core.sampling import Schedule, Windows, sample
 from training import objective
 from training.config import Objective, Phase
@@ -128,8 +128,11 @@ def choose_trained(nets: Networks, phase: Phase) -> None:
         if name not in TRAINABLE:
             raise UserError(f"'train' names '{name}', but only {', '.join(TRAINABLE)} can be trained.")
         part, chosen = TRAINABLE[name]
-        for key, parameter in getattr(nets, part).named_parameters():
-            if chosen(key) and not IDLE.search(key):
+        net = getattr(nets, part)
+        for key, parameter in net.named_parameters():
+            # What never gets a gradient has no optimizer state, without which FSDP cannot go on from a checkpoint.
+            idle = IDLE.search(key) or (isinstance(net, ReferenceNet) and not net.reads(key))
+            if chosen(key) and not idle:
                 parameter.requires_grad_(True)
     if phase.lora is not None:
         if phase.train:

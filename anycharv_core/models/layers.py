@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class Conditions:
     time [N or 1, 4*C0]; image [N or 1, D] (zeros = unconditional); `frames` per clip;
     `bank` yields one (key, value) pair of [R, T, C] per spatial attention, R clips or 1, or is None;
     the first `plain_rows` of the N rows ignore the bank; without `motion` frames stay independent;
-    `tokens` collects the normalised tokens that a ReferenceNet offers as its bank.
+    `tokens` collects the normalised tokens that a ReferenceNet offers as its bank, unless it is None, as in
+    the denoising UNet, whose tokens nobody reads and which would fill memory to the end of the pass.
     """
 
     time: Tensor
@@ -38,7 +39,7 @@ class Conditions:
     bank: Iterator[KeyValue] | None = None
     plain_rows: int = 0
     motion: bool = True
-    tokens: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] | None = None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -133,6 +134,10 @@ class Attention(nn.Module):
         if plain < len(x):
             k, v = (_append_bank(own[plain:], bank) for own, bank in ((k, bank_k), (v, bank_v)))
             rows.append(attention(q[plain:], k, v, self.heads))
+        else:
+            # The sum of nothing: where processes share the weights of a ReferenceNet, the one whose clips all go
+            # without it must still go back through it, or the others wait for it for ever.
+            rows[0] = rows[0] + bank_k[:0].sum() + bank_v[:0].sum()
         return self.to_out[0](torch.cat(rows))
 
     def of_one_token(self, token: Tensor) -> Tensor:
@@ -181,7 +186,8 @@ class SpatialBlock(nn.Module):
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         tokens = self.norm1(x)
-        cond.tokens.append(tokens)
+        if cond.tokens is not None:
+            cond.tokens.append(tokens)
         x = x + self.attn1(tokens, cond)
         x = x + self.attn2.of_one_token(cond.image)[:, None]
         return x + self.ff(self.norm3(x))

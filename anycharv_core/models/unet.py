@@ -73,11 +73,16 @@ class Stage(nn.Module):
 
         # It runs twice, and so must not read on in the bank or add tokens to those of the first time.
         def once_more(x: Tensor) -> tuple[Tensor, ...]:
-            own = replace(cond, bank=iter(bank) if bank is not None else None, tokens=[])
-            return block(x, own), *own.tokens
+            own = replace(
+                cond,
+                bank=iter(bank) if bank is not None else None,
+                tokens=None if cond.tokens is None else [],
+            )
+            return block(x, own), *(own.tokens or ())
 
         x, *tokens = checkpoint(once_more, x, use_reentrant=False, preserve_rng_state=False)
-        cond.tokens.extend(tokens)
+        if cond.tokens is not None:
+            cond.tokens.extend(tokens)
         return x
 
 
@@ -199,9 +204,20 @@ class ReferenceNet(UNet):
         The tokens are taken after norm1 and before any projection, at timestep 0.
         """
         zero = torch.zeros(1, device=latents.device)
-        cond = Conditions(time=self.embed_time(zero, latents.dtype), image=image_embeds)
-        self.trunk(self.conv_in(latents), cond)
-        return cond.tokens
+        tokens: list[Tensor] = []
+        time = self.embed_time(zero, latents.dtype)
+        self.trunk(self.conv_in(latents), Conditions(time=time, image=image_embeds, tokens=tokens))
+        return tokens
+
+    def reads(self, name: str) -> bool:
+        """Whether any token depends on the parameter `name`: on those behind the last norm1 none does."""
+        stage = max(i for i, block in enumerate(self.up_blocks) if hasattr(block, "attentions"))
+        attention = f"up_blocks.{stage}.attentions.{len(self.up_blocks[stage].attentions) - 1}."
+        block = f"{attention}transformer_blocks.0."
+        if name.startswith(block):
+            return name.startswith(f"{block}norm1.")
+        later = [f"up_blocks.{i}." for i in range(stage + 1, len(self.up_blocks))]
+        return not name.startswith((f"{attention}proj_out.", f"up_blocks.{stage}.upsamplers.", *later))
 
 
 class DenoisingUNet(UNet):
