@@ -19,7 +19,7 @@ from .errors import UserError
 from .frames import Reopened
 from .generate import (
     DTYPES,
-    STEPS,
+    Making,
     Progress,
     check_places,
     explained_memory,
@@ -43,7 +43,7 @@ from .inputs import (
 )
 from .pipeline import Pipeline
 from .pose import Pose, read_poses
-from .recipes import Recipe, Size, get_recipe
+from .recipes import Size, get_recipe, nearest_multiple
 from .video import VideoWriter, probe, read_frames
 from .video_read import VideoInfo
 
@@ -52,21 +52,19 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET_TITLES = ("reference", "pose", "output")
 
 
-@dataclass(frozen=True)
-class AnimateJob:
-    """What to make from which files, and how. None = the model's own setting, or nothing given.
+@dataclass(frozen=True, kw_only=True)
+class AnimateJob(Making):
+    """Which picture moves by which poses. None = nothing given.
 
     pose: POSE_KEYPOINT JSON, OpenPose's folder or a skeleton video; scene: a video or a picture to put the
     character in front of, mask: where it is shown then; frames: how many of the poses; fps: None = as the scene or
     the skeleton video has it. rescale: bring the skeleton to the character's proportions, size and place, which
     `reference_pose` tells, a POSE_KEYPOINT file, or else the model `pose_model` finds, as in
-    `preprocess.job.Preparation`. size: (width, height) the networks work at: a box the poses are fitted in by
-    recipe "default", the exact size for "official". device, sheet: as in `generate.Job`.
+    `preprocess.job.Preparation`.
     """
 
     reference: Path
     pose: Path
-    out: Path
     model: str = "embedded-animate"
     scene: Path | None = None
     mask: Path | None = None
@@ -76,20 +74,6 @@ class AnimateJob:
     rescale: bool = False
     reference_pose: Path | None = None
     pose_model: str | None = None
-    vae: Path | None = None
-    image_encoder: Path | None = None
-    size: Size | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int = 42
-    recipe: str = "default"
-    device: str | None = None
-    dtype: str = "fp32"
-    sheet: Path | None = None
-
-    @property
-    def report(self) -> Path:
-        return self.out.with_suffix(".report.json")
 
 
 @dataclass(frozen=True)
@@ -131,11 +115,8 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
             f"{job.model} is a model of AnyCharV, which replaces a person of a video: use 'anycharv generate', or "
             "give a model of Animate Anyone."
         )
-    size = _working_size(job, pipe, recipe, given)
-    steps = job.steps if job.steps is not None else pipe.settings.get("steps", STEPS)
-    guidance = job.guidance_scale
-    if guidance is None:
-        guidance = pipe.settings.get("guidance_scale", SETTINGS["guidance_scale"])
+    size = _working_size(job, pipe, given)
+    sampling = job.sampling(pipe, SETTINGS["guidance_scale"])
     canvas = recipe.canvas(given.scene_size, given.pose_size, size, pipe.multiple)
     drawn = given.pose(pose_canvas(canvas.inner, pipe.settings.get("pose_scale", 1) if size else 1))
     width, height = canvas.source
@@ -148,8 +129,7 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
             given.scene,
             given.mask,
             drawn,
-            steps=steps,
-            guidance_scale=guidance,
+            **sampling,
             seed=job.seed,
             size=size,
             recipe=job.recipe,
@@ -171,8 +151,7 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
         "model": job.model,
         "settings": {
             "recipe": job.recipe,
-            "steps": steps,
-            "guidance_scale": guidance,
+            **sampling,
             "seed": job.seed,
             "size": list(size) if size else None,
             "rescale": job.rescale or job.reference_pose is not None,
@@ -266,14 +245,14 @@ def _first(source: Iterable[np.ndarray], frames: int) -> Reopened:
     return Reopened(lambda: islice(iter(source), frames))
 
 
-def _working_size(job: AnimateJob, pipe: Pipeline, recipe: Recipe, given: _Inputs) -> Size | None:
+def _working_size(job: AnimateJob, pipe: Pipeline, given: _Inputs) -> Size | None:
     area = pipe.settings.get("size")
     if job.size or area is None:
         return job.size
     if job.recipe == "official":
         return tuple(area)
     fitted = working_size(area, given.scene_size or given.pose_size, pipe.multiple)
-    return tuple(max(1, round(side / pipe.multiple)) * pipe.multiple for side in fitted)
+    return nearest_multiple(fitted, pipe.multiple)
 
 
 def _writer(job: AnimateJob, given: _Inputs, width: int, height: int) -> VideoWriter:

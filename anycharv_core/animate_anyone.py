@@ -124,7 +124,7 @@ def write_published(
         if tensors:
             save_pickle(tensors, folder / f"{name}.pth")
     # Those that a base config happens to share are still part of the settings.
-    always = _published_additions(mid=False, positions=0)
+    always = motion_additions(mid=False, positions=0)
     inference = {
         ADDITIONS: {k: v for k, v in denoising.items() if k in always or k not in base or base[k] != v},
         SCHEDULER: settings.get(SCHEDULER, Schedule().to_dict()),
@@ -180,7 +180,7 @@ def _fitting(additions: Mapping[str, Any] | None, motion: Weights, path: Path) -
     if positions is None:
         raise UserError(f"{path} has no positional encodings ('pos_encoder.pe'): it is not a whole motion file.")
     if additions is None:
-        return _published_additions(mid, positions)
+        return motion_additions(mid, positions)
     asked_mid = additions.get("motion_module_mid_block", False)
     asked = additions.get("motion_module_kwargs", {}).get("temporal_position_encoding_max_len")
     if positions != asked or (mid and not asked_mid):
@@ -196,7 +196,8 @@ def _with(there: bool) -> str:
     return "with" if there else "without"
 
 
-def _published_additions(mid: bool, positions: int) -> dict[str, Any]:
+def motion_additions(mid: bool, positions: int) -> dict[str, Any]:
+    """The release's `unet_additional_kwargs` for motion modules of so many positions, in the mid block or not."""
     return {
         # Files of 24 positions are of the first configuration, which normalises the frames of a window jointly.
         "use_inflated_groupnorm": mid or positions > 24,

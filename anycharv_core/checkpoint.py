@@ -16,6 +16,7 @@ from . import animate_anyone
 from .errors import UserError
 from .files import atomic_path, read_json
 from .models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from .places import EMBEDDED, FOLDERS, NETWORKS
 from .state_dicts import (
     UNKNOWN,
     Weights,
@@ -26,18 +27,9 @@ from .state_dicts import (
     weights_file,
 )
 
-NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
 LIBRARY_PARTS = ("vae", "image_encoder")
 FORMAT = "anycharv"
-_WEIGHTS = Path(__file__).parent / "weights"
-# The models shipped with this package, by the names that stand for them: AnyCharV and Animate Anyone for puppets.
-EMBEDDED = {
-    "embedded": _WEIGHTS / "embedded.safetensors",
-    "embedded-animate": _WEIGHTS / "embedded_animate.safetensors",
-}
 SETTINGS = "settings.json"
-# By these names a folder may hold them; the first is the one we write.
-FOLDERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
 # All that `write_folder` may leave in a folder.
 WRITTEN = (*NETWORKS, *LIBRARY_PARTS, SETTINGS, *animate_anyone.WRITTEN)
 

@@ -71,17 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mask", type=Path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
     add("--pose", type=Path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors (default: %(default)s)")
-    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
-    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
-    add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
-    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
-    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.0)")
-    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
-    add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
-    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
-    add("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
-    add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
+    _add_making(make, cfg=3.0)
     make.set_defaults(run=commands.run_generate)
 
     move = subcommands.add_parser("animate", help="animate a picture, with a model of Animate Anyone")
@@ -99,17 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rescale", action="store_true", help="give the skeleton the character's proportions, size and place")
     add("--reference-pose", type=Path, metavar="POSE", help="the character's POSE_KEYPOINT, and rescale to it")
     add("--pose-model", metavar="DIR", help="what finds it otherwise: DWPose's folder or 'embedded'")
-    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
-    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
-    add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
-    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
-    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.5)")
-    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
-    add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
-    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
-    add("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
-    add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
+    _add_making(move, cfg=3.5)
     move.set_defaults(run=commands.run_animate)
 
     ready = subcommands.add_parser("preprocess", help="pose, mask and box of the people you choose in a clip")
@@ -199,6 +179,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--offline", action="store_true", help="without any network, say which file to put where")
     get.set_defaults(run=commands.run_download)
     return parser
+
+
+def _add_making(parser: argparse.ArgumentParser, cfg: float) -> None:
+    """The options of a `generate.Making`; cfg: the guidance scale of a model that names none."""
+    add = parser.add_argument
+    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
+    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
+    add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
+    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add("--cfg", type=_finite, metavar="X", help=f"guidance scale (default: the model's, else {cfg})")
+    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
+    add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
+    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    add("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
+    add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .generate import Making
 
 
 def say(sentence: str, code: int) -> int:
@@ -40,11 +43,7 @@ def run_generate(args: argparse.Namespace) -> int:
     job = Job(video=video, cast=cast, **given, guidance_scale=args.cfg)
     with _progress_bar("denoising", "call") as progress:
         report = generate(job, progress)
-    if report["audio"] not in ("copied", "none in the source"):
-        print(report["audio"])
-    for path in filter(None, (job.out, job.report, job.sheet)):
-        print(path)
-    return 0
+    return _made(job, report)
 
 
 def run_animate(args: argparse.Namespace) -> int:
@@ -54,7 +53,12 @@ def run_animate(args: argparse.Namespace) -> int:
     job = AnimateJob(**given, guidance_scale=args.cfg)
     with _progress_bar("denoising", "call") as progress:
         report = animate(job, progress)
-    if report["audio"] not in ("copied", "none"):
+    return _made(job, report)
+
+
+def _made(job: Making, report: dict[str, Any]) -> int:
+    """Says what became of the sound, where that is not as expected, and where everything is."""
+    if report["audio"] not in ("copied", "none", "none in the source"):
         print(report["audio"])
     for path in filter(None, (job.out, job.report, job.sheet)):
         print(path)

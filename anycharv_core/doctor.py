@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .errors import UserError
-from .places import DEFAULT_MODELS, places
+from .places import DEFAULT_MODELS, EMBEDDED, FOLDERS, NETWORKS, places
 from .preprocess.models import pose_files, segmenter_name
 
 _KINDS = ("python", "python-headless", "contrib-python", "contrib-python-headless")
@@ -22,10 +22,6 @@ NEEDED = (
     *("numpy", "pillow", "diffusers", "transformers", "einops", "safetensors", "av", "scipy"),
     *("huggingface_hub", "tqdm"),
 )
-NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
-# By the names that a folder may hold them under.
-OTHERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
-EMBEDDED = ("embedded", "embedded-animate")
 LIBGL = "pip uninstall opencv-python; pip install opencv-python-headless"
 
 
@@ -148,8 +144,7 @@ def _onnxruntime() -> None:
 
 def _weights(places: list[Path]) -> list[str]:
     print("\nWeights")
-    shipped = Path(__file__).parent / "weights"
-    absent = [name for name in EMBEDDED if not (shipped / f"{name.replace('-', '_')}.safetensors").is_file()]
+    absent = [name for name, path in EMBEDDED.items() if not path.is_file()]
     for name in EMBEDDED:
         _row(name, "missing from this installation" if name in absent else "shipped with this package")
     found = []
@@ -161,7 +156,7 @@ def _weights(places: list[Path]) -> list[str]:
         if not models:
             _row(str(place), "no model there" if place.expanduser().exists() else "not there")
     for model in found:
-        lacking = [part for part, names in OTHERS.items() if model.is_dir() and not _holds(model, names)]
+        lacking = [part for part, names in FOLDERS.items() if model.is_dir() and not _holds(model, names)]
         if lacking:
             options = " and ".join(f"--{part.replace('_', '-')}" for part in lacking)
             print(f"  Note: {model} has no {' and no '.join(lacking)}; pass {options} with it.")

@@ -43,20 +43,17 @@ SHEET_TITLES = ("reference", "driving", "pose", "output")
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to make from which files, and how. None = the model's own setting, or nothing given.
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """Which networks make a video, how, and where it goes. None = the model's own setting, or nothing given.
 
-    cast: at least one; several are put in one after the other, each into what the one before left; size:
-    (width, height) in pixels the networks work at: a box the clip is fitted in by recipe "default", the
+    size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
     exact size for "official"; device: None = CUDA where there is one, else the CPU; sheet: a PNG to draw a
     contact sheet to.
     """
 
-    video: Path
-    cast: tuple[Part, ...]
     out: Path
-    model: str = "embedded"
+    model: str
     vae: Path | None = None
     image_encoder: Path | None = None
     size: Size | None = None
@@ -71,6 +68,22 @@ class Job:
     @property
     def report(self) -> Path:
         return self.out.with_suffix(".report.json")
+
+    def sampling(self, pipe: Pipeline, guidance: float = GUIDANCE) -> dict[str, Any]:
+        """steps and guidance_scale as asked, or else as the model says, or else the paper's."""
+        last = {"steps": STEPS, "guidance_scale": guidance}
+        asked = {name: getattr(self, name) for name in last}
+        return {name: pipe.settings.get(name, last[name]) if v is None else v for name, v in asked.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Making):
+    """Who is put into which clip: `cast` has at least one, and several go in one after the other, each into what
+    the one before left."""
+
+    video: Path
+    cast: tuple[Part, ...]
+    model: str = "embedded"
 
 
 def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
@@ -100,10 +113,7 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
             "model of AnyCharV."
         )
     size = job.size or working_size(pipe.settings.get("size"), (info.width, info.height), pipe.multiple)
-    steps = job.steps if job.steps is not None else pipe.settings.get("steps", STEPS)
-    guidance = job.guidance_scale
-    if guidance is None:
-        guidance = pipe.settings.get("guidance_scale", GUIDANCE)
+    sampling = job.sampling(pipe)
     canvas = recipe.canvas((info.width, info.height), cast[0].pose_size, size, pipe.multiple)
     working = canvas.inner if recipe.paste_back else size or cast[0].pose_size
     pose_size = pose_canvas(working, pipe.settings.get("pose_scale", 1))
@@ -133,8 +143,7 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
                 frames,
                 part.mask,
                 part.pose(pose_size),
-                steps=steps,
-                guidance_scale=guidance,
+                **sampling,
                 seed=job.seed,
                 size=size,
                 recipe=job.recipe,
@@ -166,8 +175,7 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         "model": job.model,
         "settings": {
             "recipe": job.recipe,
-            "steps": steps,
-            "guidance_scale": guidance,
+            **sampling,
             "seed": job.seed,
             "size": list(size) if size else None,
             "dtype": job.dtype,

@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps its models on this machine."""
+"""Where models lie: those shipped with this package, ComfyUI's, and the parts of one in its folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from pathlib import Path
 
 from .errors import UserError
 
+_WEIGHTS = Path(__file__).parent / "weights"
+# The models shipped with this package, by the names that stand for them: AnyCharV and Animate Anyone for puppets.
+EMBEDDED = {
+    "embedded": _WEIGHTS / "embedded.safetensors",
+    "embedded-animate": _WEIGHTS / "embedded_animate.safetensors",
+}
+NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
+# By these names a model's folder may hold its other parts; the first is the one we write.
+FOLDERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
 DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 
 

@@ -108,9 +108,15 @@ def _animate_canvas(scene: Size | None, pose: Size, size: Size | None, multiple:
     return _default_canvas(scene, pose, size, multiple)
 
 
+def nearest_multiple(size: Size, multiple: int) -> Size:
+    """The size next to `size` whose sides are divisible by `multiple`, none of them 0."""
+    width, height = (max(1, round(side / multiple)) * multiple for side in size)
+    return width, height
+
+
 def _check_multiple(size: Size, multiple: int) -> None:
     if any(side % multiple for side in size):
-        width, height = (max(1, round(side / multiple)) * multiple for side in size)
+        width, height = nearest_multiple(size, multiple)
         raise UserError(
             f"The size {size[0]}x{size[1]} is not divisible by {multiple}; use {width}x{height}, say."
         )

@@ -232,7 +232,7 @@ def test_settings_follow_from_the_motion_file(published: Path, tmp_path: Path) -
 
 
 def motion_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / MOTION)
+    return torch.load(folder / MOTION, weights_only=True)
 
 
 def v1_motion(folder: Path) -> dict[str, torch.Tensor]:
@@ -596,4 +596,5 @@ def test_a_single_file_animates_as_the_folder(published: Path, inputs: dict, tmp
     write_single(read_checkpoint(published), tmp_path / "one.safetensors")
     pipes = (Pipeline.from_pretrained(path) for path in (published, tmp_path / "one.safetensors"))
     first, second = (pipe(**inputs, steps=2).latents for pipe in pipes)
-    assert torch.equal(first, second)
+    # Not to the bit: where a file places a weight in memory decides which kernel a CPU library picks.
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from test_animate import V1, configs
 from test_training import ALL, CONFIGS, _alone, clips, gradients, log  # noqa: F401 (a fixture)
+from test_training import fresh as untrained
 from tiny_training import PHASE, recipe, write
 
 from anycharv_core import Pipeline
@@ -19,11 +20,11 @@ from anycharv_core.checkpoint import read_checkpoint
 from anycharv_core.errors import UserError
 from anycharv_core.sampling import Schedule, alphas_cumprod
 from training import networks
-from training.config import Objective, Phase, parse, read_config
+from training.config import Objective, read_config
 from training.initialise import initialise
 from training.objective import clip_generator, draw, min_snr_weight
 from training.train import main
-from training.trainee import Trainee, choose_trained, trained_parameters
+from training.trainee import Trainee, trained_parameters
 
 FRAMES = ("spatial", "reference_unet", "pose_guider")
 STAGES = {"frames": (FRAMES, False), "motion": (("motion",), True)}
@@ -45,15 +46,8 @@ def animating(v1: bool = False, **phase: Any) -> dict[str, Any]:
 
 
 def fresh(v1: bool, stage: str, **phase: Any) -> networks.Networks:
-    """Untrained networks whose every part has a say in the result, with gradients for what the stage trains."""
-    nets, _ = networks.build(parse(animating(v1)), [], lambda line: None)
-    generator = torch.Generator().manual_seed(1)
-    for net in vars(nets).values():
-        for p in net.parameters():
-            if not p.any():
-                p.data = 0.1 * torch.randn(p.shape, generator=generator)
-    choose_trained(nets, Phase(train=STAGES[stage][0], **phase))
-    return nets
+    """Untrained networks with gradients for what the stage trains."""
+    return untrained(STAGES[stage][0], animating(v1), **phase)
 
 
 def run(folder: Path, config: dict[str, Any]) -> Path:

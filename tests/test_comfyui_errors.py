@@ -22,7 +22,8 @@ from comfyui_server import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from anycharv_core.checkpoint import EMBEDDED, read_checkpoint, write_folder
+from anycharv_core.checkpoint import read_checkpoint, write_folder
+from anycharv_core.places import EMBEDDED
 from anycharv_core.video import VideoWriter
 
 FRAMES, OTHER = 8, 5

@@ -10,9 +10,10 @@ import yaml
 from PIL import Image
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoint import EMBEDDED, read_checkpoint
+from anycharv_core.checkpoint import read_checkpoint
 from anycharv_core.demo import run
 from anycharv_core.metrics import psnr
+from anycharv_core.places import EMBEDDED
 from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_swap
 from anycharv_core.sheet import upscale
 from anycharv_core.video import probe, read_frames

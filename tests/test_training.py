@@ -52,9 +52,11 @@ def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def fresh(train: tuple[str, ...] = ALL, **phase: Any) -> networks.Networks:
+def fresh(
+    train: tuple[str, ...] = ALL, config: dict[str, Any] | None = None, **phase: Any
+) -> networks.Networks:
     """Untrained tiny networks whose every part has a say in the result, with gradients for `train`."""
-    nets, _ = networks.build(parse(recipe()), [], lambda line: None)
+    nets, _ = networks.build(parse(config or recipe()), [], lambda line: None)
     generator = torch.Generator().manual_seed(1)
     for net in vars(nets).values():
         for p in net.parameters():

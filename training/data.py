@@ -136,6 +136,7 @@ class PuppetClips(Dataset):
     def __init__(self, data: Data, frames: int):
         self.data, self.frames, self.size = data, frames, data.size or (64, 64)
         self.pose_scale = data.pose_scale or POSE_SCALE
+        self._whole = data.reference == "frame"
 
     def __len__(self) -> int:
         return self.data.clips
@@ -143,7 +144,7 @@ class PuppetClips(Dataset):
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
         index, epoch = sample
         split = self.data.split
-        character, motion_seed, _ = self._cast(index)
+        character, motion_seed, scene = self._cast(index)
         rng = np.random.default_rng([self.data.seed, epoch, index])
         reference_seed = int(rng.integers(2**31))
         scattered = self.frames <= SCATTERED
@@ -151,34 +152,34 @@ class PuppetClips(Dataset):
         motion = sample_motion(motion_seed, length, character.proportions, split)
         if scattered:
             motion = _moments(motion, rng.choice(MOTION_FRAMES, self.frames, replace=False))
-        clip = render(character, motion, self._scene(index), self.size)
+        clip = render(character, motion, scene, self.size)
         arrays = {
             "frames": clip.frames,
             "pose": drawn_poses(clip.poses(), self.size, self.pose_scale),
             "character": clip.mask,
             "mask": told_masks(clip.mask, self.data, rng, smooth=0 if scattered else STEADY),
-            "reference": self._reference(index, reference_seed),
+            "reference": self._reference(character, scene, reference_seed),
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def reference(self, index: int, epoch: int) -> Tensor:
         seed = int(np.random.default_rng([self.data.seed, epoch, index]).integers(2**31))
-        return torch.from_numpy(self._reference(index, seed))
+        character, _, scene = self._cast(index)
+        return torch.from_numpy(self._reference(character, scene, seed))
 
     def origin(self, index: int, epoch: int) -> dict[str, Any]:
         return {"video": f"puppet {self.data.split} {self.data.seed} {index}", "epoch": epoch}
 
-    def _cast(self, index: int) -> tuple[Character, int, int]:
+    def _cast(self, index: int) -> tuple[Character, int, Scene]:
+        """Character, motion's seed and scene of a clip."""
+        split = self.data.split
         seeds = np.random.default_rng([self.data.seed, 0, index, 1]).integers(2**31, size=3).tolist()
-        return sample_character(seeds[0], self.data.split), seeds[1], seeds[2]
+        scene = sample_scene(seeds[2], split)
+        return sample_character(seeds[0], split), seeds[1], studio(scene) if self._whole else scene
 
-    def _scene(self, index: int) -> Scene:
-        scene = sample_scene(self._cast(index)[2], self.data.split)
-        return studio(scene) if self.data.reference == "frame" else scene
-
-    def _reference(self, index: int, seed: int) -> np.ndarray:
-        backdrop = self._scene(index) if self.data.reference == "frame" else None
-        rgb, alpha = render_reference(self._cast(index)[0], seed, self.size, self.data.split, backdrop)
+    def _reference(self, character: Character, scene: Scene, seed: int) -> np.ndarray:
+        backdrop = scene if self._whole else None
+        rgb, alpha = render_reference(character, seed, self.size, self.data.split, backdrop)
         return rgb * (alpha >= 128)[..., None] if self.data.reference == "cutout" else rgb
 
 

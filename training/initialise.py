@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anycharv_core.animate_anyone import SCHEDULER, SD15
+from anycharv_core.animate_anyone import SCHEDULER, SD15, motion_additions
 from anycharv_core.checkpoint import (
     LIBRARY_PARTS,
     Networks,
@@ -212,27 +212,15 @@ def denoising_config(base: Mapping[str, Any], motion: Weights | None, scene: boo
     Motion modules have as many positions and a middle one where the file has them; 32 and one without a file.
     """
     codes = [value for key, value in (motion or {}).items() if key.endswith(".pe")]
+    mid = not motion or any(key.startswith("mid_block.") for key in motion)
     return {
         **{key: _in_3d(value) for key, value in _plain(base).items()},
         "_class_name": "UNet3DConditionModel",
         "in_channels": 2 * base["out_channels"] + 1 if scene else base["out_channels"],
         "mid_block_type": "UNetMidBlock3DCrossAttn",
-        "unet_use_cross_frame_attention": False,
-        "unet_use_temporal_attention": False,
+        **motion_additions(mid, codes[0].shape[1] if codes else MOTION_LENGTH),
         "use_inflated_groupnorm": True,
-        "use_motion_module": True,
         "motion_module_resolutions": [2**i for i in range(len(base["block_out_channels"]))],
-        "motion_module_mid_block": not motion or any(key.startswith("mid_block.") for key in motion),
-        "motion_module_decoder_only": False,
-        "motion_module_type": "Vanilla",
-        "motion_module_kwargs": {
-            "num_attention_heads": 8,
-            "num_transformer_block": 1,
-            "attention_block_types": ["Temporal_Self", "Temporal_Self"],
-            "temporal_position_encoding": True,
-            "temporal_position_encoding_max_len": codes[0].shape[1] if codes else MOTION_LENGTH,
-            "temporal_attention_dim_div": 1,
-        },
     }
 
 

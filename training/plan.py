@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from anycharv_core.animate_anyone import SD15
-from anycharv_core.checkpoint import EMBEDDED, LIBRARY_PARTS, NETWORKS, untrained
+from anycharv_core.checkpoint import LIBRARY_PARTS, untrained
 from anycharv_core.errors import UserError
 from anycharv_core.files import read_json
+from anycharv_core.places import EMBEDDED, NETWORKS
 from training import networks
 from training.config import Config, Phase, build
 from training.data import Data, open_dataset

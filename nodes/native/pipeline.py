@@ -15,7 +15,7 @@ from ...anycharv_core.errors import UserError
 from ...anycharv_core.generate import working_size
 from ...anycharv_core.imaging import clip_square
 from ...anycharv_core.pipeline import Clip, Pipeline
-from ...anycharv_core.recipes import Canvas, Recipe, Size, get_recipe
+from ...anycharv_core.recipes import Canvas, Recipe, Size, get_recipe, nearest_multiple
 from ...anycharv_core.sampling import Windows
 from .model import CLIP, ClipConditions, check_model
 from .pictures import (
@@ -170,4 +170,4 @@ def node_size(pipe: ComfyPipeline, recipe: str, clip: Size, asked: Size) -> Size
     if recipe == "official":
         return None if pipe.takes_scene or area is None else tuple(area)
     fitted = working_size(area, clip, pipe.multiple)
-    return fitted and tuple(max(1, round(side / pipe.multiple)) * pipe.multiple for side in fitted)
+    return fitted and nearest_multiple(fitted, pipe.multiple)
