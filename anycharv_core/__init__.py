@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .pipeline import Output, Pipeline
+    from .inference.pipeline import Output, Pipeline
 
 __version__ = "0.1.0"
 __all__ = ["Output", "Pipeline", "UserError", "__version__"]
@@ -16,7 +16,7 @@ __all__ = ["Output", "Pipeline", "UserError", "__version__"]
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, which `anycharv --help` and ComfyUI's start need not wait for.
     if name in ("Output", "Pipeline"):
-        from . import pipeline
+        from .inference import pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

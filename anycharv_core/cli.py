@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .download import NAMES
+    from .checkpoints.download import NAMES
 
     parser = _Parser(prog="anycharv", description="Puts any character, given as one picture, into any video.")
     subcommands = parser.add_subparsers(metavar="command", required=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .generate import Making
+    from .jobs.replace import Making
 
 
 def say(sentence: str, code: int) -> int:
@@ -26,7 +26,7 @@ def say(sentence: str, code: int) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    from .demo import run
+    from .jobs.demo import run
 
     with _progress_bar("clips", "clip") as progress:
         run(args.out, args.clips, args.model, progress)
@@ -35,7 +35,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def run_generate(args: argparse.Namespace) -> int:
-    from .generate import Job, generate
+    from .jobs.replace import Job, generate
 
     own = ("run", "cfg", "reference", "reference_mask", "prepared", "video", "mask", "pose")
     given = {name: value for name, value in vars(args).items() if name not in own}
@@ -47,7 +47,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def run_animate(args: argparse.Namespace) -> int:
-    from .animate import AnimateJob, animate
+    from .jobs.animate import AnimateJob, animate
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "cfg")}
     job = AnimateJob(**given, guidance_scale=args.cfg)
@@ -67,11 +67,11 @@ def _made(job: Making, report: dict[str, Any]) -> int:
 
 def _cast(args: argparse.Namespace) -> tuple[Path, tuple[Any, ...]]:
     """The clip, and a Part for every reference, from the files named or from a prepared folder."""
-    from .inputs import Part
+    from .jobs.inputs import Part
 
     video, mask, pose = args.video, args.mask, args.pose
     if args.prepared:
-        from .preprocess.job import read_prepared
+        from .jobs.preprocess import read_prepared
 
         prepared = read_prepared(args.prepared)
         video = video or prepared.clip
@@ -99,7 +99,7 @@ def _cast(args: argparse.Namespace) -> tuple[Path, tuple[Any, ...]]:
 
 
 def run_preprocess(args: argparse.Namespace) -> int:
-    from .preprocess.job import Preparation, preprocess
+    from .jobs.preprocess import Preparation, preprocess
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "retarget")}
     with ExitStack() as stack:
@@ -125,8 +125,8 @@ def run_preprocess(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     from .bench.exchange import export
-    from .bench.job import PuppetJob, bench_puppets
     from .bench.tasks import SWAP, Setup
+    from .jobs.bench import PuppetJob, bench_puppets
 
     with _progress_bar("clips", "clip") as progress:
         if args.export is not None:
@@ -144,7 +144,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    from .bench.evaluate import EvaluateJob, evaluate
+    from .jobs.evaluate import EvaluateJob, evaluate
 
     given = {name: value for name, value in vars(args).items() if name != "run"}
     with _progress_bar("pairs", "pair") as progress:
@@ -156,15 +156,15 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    from .doctor import examine
+    from .jobs.doctor import examine
 
     return examine(args.models)
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    from . import checkpoint as weights
+    from .checkpoints import checkpoint as weights
     from .files import atomic_folder
-    from .generate import DTYPES
+    from .jobs.replace import DTYPES
 
     target, single = args.target, args.target.suffix == ".safetensors"
     _check_target(target, single, args.force)
@@ -191,8 +191,8 @@ def run_download(args: argparse.Namespace) -> int:
     # Its own bars would run through ours, and its remarks on every lost connection too.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    from . import download
-    from .places import models_folder
+    from .checkpoints import download
+    from .checkpoints.places import models_folder
 
     sources, to = download.choose(args.what), models_folder(args.to)
     if args.offline:
@@ -229,7 +229,7 @@ def _check_target(target: Path, single: bool, force: bool) -> None:
         if target.exists() and target.is_file() != single:
             raise UserError(f"{target} is not a {'file' if single else 'folder'}; choose another name.")
         return
-    from .checkpoint import WRITTEN
+    from .checkpoints.checkpoint import WRITTEN
 
     names = {path.name for path in target.iterdir()}
     others = sorted(names.difference(WRITTEN))

@@ -33,7 +33,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from anycharv_core.files import atomic_path
-from anycharv_core.pose import MIN_SCORE, body_points
+from anycharv_core.media.pose import MIN_SCORE, body_points
 from anycharv_core.preprocess.dwpose import DWPose
 from anycharv_core.preprocess.find import Findings, find_people
 from anycharv_core.preprocess.models import pose_files, segmenter_name

@@ -19,9 +19,9 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-from anycharv_core.preprocess.job import Preparation, preprocess
+from anycharv_core.jobs.preprocess import Preparation, preprocess
+from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.puppets import render, sample_character, sample_motion, sample_scene
-from anycharv_core.video import VideoWriter
 
 SHORT = 300
 SIZE = (480, 360)

@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 from anycharv_core import Pipeline
-from anycharv_core.bench.job import publish
 from anycharv_core.bench.lpips import load_lpips
 from anycharv_core.bench.puppets import Method, measure, of_codec, of_model, references, task_of
 from anycharv_core.bench.report import make_folder
 from anycharv_core.bench.tasks import SWAP, Setup
-from anycharv_core.generate import versions
+from anycharv_core.jobs.bench import publish
+from anycharv_core.jobs.replace import versions
 
 
 def main() -> None:

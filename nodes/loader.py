@@ -17,7 +17,7 @@ DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
 def checkpoint_names() -> list[str]:
     """The embedded models, then the folders and single files under models/anycharv, by name."""
-    from ..anycharv_core.places import EMBEDDED as SHIPPED
+    from ..anycharv_core.checkpoints.places import EMBEDDED as SHIPPED
 
     found = set()
     for root in map(Path, folder_paths.get_folder_paths(MODELS)):
@@ -32,7 +32,7 @@ def checkpoint_names() -> list[str]:
 def checkpoint_path(name: str) -> str:
     """Where checkpoint `name` lies; those of the pack stand for themselves. Raises UserError if it is nowhere."""
     from ..anycharv_core import UserError
-    from ..anycharv_core.places import EMBEDDED as SHIPPED
+    from ..anycharv_core.checkpoints.places import EMBEDDED as SHIPPED
 
     if name in SHIPPED:
         return name

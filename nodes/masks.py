@@ -58,7 +58,7 @@ class AnyCharVBoxMask(io.ComfyNode):
     def execute(
         cls, region: Any, padding: float, smooth: int, min_size: int, if_absent: str, image=None
     ) -> io.NodeOutput:
-        from ..anycharv_core.masks import box_masks, fill_absent, grow_boxes
+        from ..anycharv_core.media.masks import box_masks, fill_absent, grow_boxes
         from .native.pictures import mask_tensor, region_masks
 
         masks = box_masks(region_masks(region, image), padding, smooth)
@@ -107,7 +107,7 @@ class AnyCharVMaskAugment(io.ComfyNode):
     ) -> io.NodeOutput:
         import numpy as np
 
-        from ..anycharv_core.masks import augment_mask, block_masks
+        from ..anycharv_core.media.masks import augment_mask, block_masks
         from .native.pictures import mask_tensor, masks_uint8
 
         if kind == KINDS[1]:

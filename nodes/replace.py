@@ -58,7 +58,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
     def execute(
         cls, model, reference_net, vae, clip_vision, video, reference, mask, pose, steps, cfg, seed, width,
         height, recipe, reference_mask=None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         from .native.replace import replace_character
 
         return io.NodeOutput(

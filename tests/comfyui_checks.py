@@ -93,7 +93,7 @@ def recorded_cases(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
 def first_configuration() -> str:
     """A checkpoint in Animate Anyone's first configuration, by the loader's name: embedded weights, used for what
     they were not trained for, in the published layout."""
-    checkpoints, sampling = core("anycharv_core.checkpoint"), core("anycharv_core.sampling")
+    checkpoints, sampling = core("anycharv_core.checkpoints.checkpoint"), core("anycharv_core.inference.sampling")
     made = checkpoints.read_checkpoint("embedded-animate")
     unet, weights = made.configs["denoising_unet"], made.weights["denoising_unet"]
     unet |= {"use_inflated_groupnorm": False, "motion_module_mid_block": False}
@@ -140,7 +140,7 @@ def picture(array: np.ndarray) -> torch.Tensor:
 
 def check_schedule_is_zero_terminal_snr_on_linear_betas() -> None:
     sigmas = load()[0].get_model_object("model_sampling").sigmas
-    power = core("anycharv_core.sampling").alphas_cumprod()[:-1]
+    power = core("anycharv_core.inference.sampling").alphas_cumprod()[:-1]
     assert torch.allclose(sigmas[:-1], ((1 - power) / power).sqrt(), rtol=2e-3)
     assert sigmas[-1] > 1000
 
@@ -149,7 +149,7 @@ def check_official_recipe_equals_core() -> dict[str, float]:
     """On every recorded case: nodes against the core pipeline."""
     (models_folder() / "m0").symlink_to(PARITY / "models" / "m0")
     model, net, vae, clip_vision = load("m0")
-    pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained(PARITY / "models" / "m0")
+    pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained(PARITY / "models" / "m0")
     worst = {}
     for name, (case, inputs) in recorded_cases(PARITY).items():
         reference, = execute(
@@ -204,7 +204,7 @@ def check_guidance_tells_the_conditionings_apart() -> None:
     by_scale = [sampled(model, made, cfg=cfg) for cfg in (1.0, 2.0, 4.0)]
     assert not torch.allclose(by_scale[0], by_scale[1], atol=1e-3)
     assert not torch.allclose(by_scale[1], by_scale[2], atol=1e-3)
-    pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained("embedded")
+    pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded")
     swap = core("anycharv_core.puppets.task").sample_swap(3, 6, 64)
     expected = pipe(
         swap.reference, swap.driving.frames, swap.driving.mask, swap.pose, steps=2, guidance_scale=2.0, seed=42
@@ -218,7 +218,7 @@ def check_animate_official_recipe_equals_core() -> dict[str, float]:
     (models_folder() / "moore").symlink_to(folder / "models" / "m0")
     assert "moore" in core("nodes.loader").checkpoint_names()
     model, net, vae, clip_vision = load("moore")
-    pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained(folder / "models" / "m0")
+    pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained(folder / "models" / "m0")
     worst = {}
     for name, (case, inputs) in recorded_cases(folder).items():
         reference, = execute(
@@ -249,7 +249,7 @@ def check_animate_equals_core_in_both_configurations() -> dict[str, float]:
         parts = load(name, "fp32")
         model = parts[0]
         place = name if name == "embedded-animate" else core("nodes.loader").checkpoint_path(name)
-        pipe = core("anycharv_core.pipeline").Pipeline.from_pretrained(place)
+        pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained(place)
         assert model.model.diffusion_model.cfg.joint_norm == (name == "v1")
         for recipe, cfg in (("default", 3.5), ("official", 3.5), ("official", 1.0)):
             made = sampled(model, animated(*parts, task, recipe), cfg=cfg, recipe=recipe)
@@ -266,7 +266,7 @@ def check_animate_equals_core_in_both_configurations() -> dict[str, float]:
 def check_animate_schedules_are_the_checkpoints() -> None:
     for name, zero_snr in (("embedded-animate", True), (first_configuration(), False)):
         sampling = load(name)[0].get_model_object("model_sampling")
-        power = core("anycharv_core.sampling").alphas_cumprod(zero_snr)
+        power = core("anycharv_core.inference.sampling").alphas_cumprod(zero_snr)
         last = -1 if zero_snr else None
         assert torch.allclose(sampling.sigmas[:last], ((1 - power[:last]) / power[:last]).sqrt(), rtol=2e-3)
         assert (sampling.sigmas[-1] > 1000) == zero_snr
@@ -310,7 +310,7 @@ def check_animate_before_a_scene_equals_core() -> int:
     ours, = execute(
         "AnyCharVComposite", generated=decoded, original=picture(scene), feather=8, reference=made["reference"]
     )
-    expected = core("anycharv_core.pipeline").Pipeline.from_pretrained("embedded-animate")(
+    expected = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded-animate")(
         task.reference, scene, None, task.pose, steps=2, guidance_scale=2.0, seed=42, size=(64, 64),
         reference_mask=task.cutout,
     ).frames
@@ -339,7 +339,8 @@ def check_half_precision_is_near_full() -> dict[str, float]:
     for dtype in ("fp32", "fp16", "bf16"):
         parts = load(dtype=dtype)
         made[dtype] = sampled(parts[0], conditioned(*parts))
-        assert parts[0].model.diffusion_model.conv_in.weight.dtype == core("anycharv_core.generate").DTYPES[dtype]
+        expected = core("anycharv_core.jobs.replace").DTYPES[dtype]
+        assert parts[0].model.diffusion_model.conv_in.weight.dtype == expected
         differences[dtype] = float((made[dtype] - made["fp32"]).abs().mean() / made["fp32"].abs().mean())
     assert differences["fp16"] < 1e-2 and differences["bf16"] < 5e-2, differences
     return differences
@@ -429,7 +430,7 @@ def check_streamed_weights_give_the_same_output() -> None:
 
 def check_composite_keeps_the_original_bit_for_bit() -> None:
     torch.manual_seed(0)
-    feather = core("anycharv_core.masks").feather
+    feather = core("anycharv_core.media.masks").feather
     original = torch.rand(3, 45, 70, 3)
     mask = torch.zeros(3, 45, 70)
     mask[0, 10:20, 10:30] = 1
@@ -447,7 +448,7 @@ def check_composite_keeps_the_original_bit_for_bit() -> None:
 
 def check_composite_undoes_what_conditioning_did() -> None:
     """A picture sent to the working size and back lies where it lay."""
-    pipeline, recipes = core("nodes.native.pipeline"), core("anycharv_core.recipes")
+    pipeline, recipes = core("nodes.native.pipeline"), core("anycharv_core.inference.recipes")
     composite = core("nodes.native.composite")
     recipe = recipes.get_recipe("default")
 
@@ -469,7 +470,7 @@ def check_whole_job_equals_core_where_nobody_is() -> float:
     inputs = (swap.reference, swap.driving.frames, masks, swap.pose)
     settings = {"steps": 2, "guidance_scale": 2.0, "seed": 1, "size": (64, 64)}
     ours = pipeline.ComfyPipeline(*load())(*inputs, **settings)
-    expected = core("anycharv_core.pipeline").Pipeline.from_pretrained("embedded")(*inputs, **settings)
+    expected = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded")(*inputs, **settings)
     assert np.array_equal(ours.frames[9:], swap.driving.frames[9:])
     assert np.abs(ours.frames.astype(int) - expected.frames).max() <= 1
     return float((ours.latents - expected.latents).abs().max())
@@ -588,7 +589,7 @@ def check_pose_draw_takes_both_flavours() -> None:
               "hand_right_keypoints_2d": None}
     sdpose = {"pose_keypoints_2d": other, "face_keypoints_2d": [0.0] * 210, "hand_left_keypoints_2d": [0.0] * 63,
               "hand_right_keypoints_2d": [0.0] * 63, "foot_keypoints_2d": [0.0] * 18}
-    draw_pose = core("anycharv_core.pose").draw_pose
+    draw_pose = core("anycharv_core.media.pose").draw_pose
     keypoints = [{**frame, "people": [dwpose, sdpose]}, {**frame, "people": []}]
     drawn, = execute("AnyCharVPoseDraw", keypoints=keypoints, width=0, height=0)
     assert torch.equal((drawn * 255).byte()[0], torch.from_numpy(draw_pose(keypoints[0])))
@@ -603,7 +604,7 @@ def check_pose_draw_takes_both_flavours() -> None:
 def check_replace_character_keeps_times_and_audio() -> None:
     import av
 
-    video = core("anycharv_core.video")
+    video = core("anycharv_core.media.video_write")
     from comfy_api.latest import InputImpl
 
     _, scene, mask, keypoints, reference, cut, _ = execute("AnyCharVPuppetClip", seed=5, frames=8, size=96)

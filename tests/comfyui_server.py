@@ -220,7 +220,7 @@ def small_prompt(frames: int = 8, steps: int = 1, size: int = 64) -> dict[str, A
         }),
         "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),
         "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "small"}),
-    }  # fmt: skip
+    }
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in workflow.items()}
 
 

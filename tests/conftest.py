@@ -69,7 +69,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the official layout with random weights for every part, its VAE halving pictures."""
     import torch
 
-    from anycharv_core.checkpoint import Checkpoint, untrained, write_folder
+    from anycharv_core.checkpoints.checkpoint import Checkpoint, untrained, write_folder
 
     torch.manual_seed(0)
     networks = untrained(CONFIGS)

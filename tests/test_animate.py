@@ -16,8 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.animate_anyone import SD15
-from anycharv_core.checkpoint import (
+from anycharv_core.checkpoints.checkpoint import (
     Checkpoint,
     build_networks,
     read_checkpoint,
@@ -26,13 +25,16 @@ from anycharv_core.checkpoint import (
     write_single,
 )
 from anycharv_core.cli import main
-from anycharv_core.matte import key_colour, key_onto, on_colour
+from anycharv_core.inference.recipes import ANIMATE_RECIPES
+from anycharv_core.inference.windows import closed_loop_windows
+from anycharv_core.media.chroma_key import key_colour, key_onto, on_colour
+from anycharv_core.media.pose import BODY, body_points, draw_pose, write_poses
+from anycharv_core.media.video_read import probe, read_frames
+from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
-from anycharv_core.pose import BODY, body_points, draw_pose, write_poses
+from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod, ddim_step, ddim_timesteps
 from anycharv_core.preprocess.rescale import rescale
-from anycharv_core.recipes import ANIMATE_RECIPES
-from anycharv_core.sampling import Schedule, alphas_cumprod, closed_loop_windows, ddim_step, ddim_timesteps
-from anycharv_core.video import VideoWriter, probe, read_frames
+from anycharv_core.systems.animate_anyone import SD15
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "moore"
 DWPOSE = PARITY.parent / "pose_drawing" / "real_dwpose.mp4"
@@ -40,7 +42,7 @@ recorded = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded outputs b
 CASES = sorted(path.name for path in (PARITY / "public" / "cases").glob("*"))
 
 SIZE, FRAMES = 32, 5
-V1 = Schedule(epsilon=True, zero_snr=False, leading=True)
+V1 = NoiseSchedule(epsilon=True, zero_snr=False, leading=True)
 MOTION = "motion_module.pth"
 
 
@@ -56,7 +58,7 @@ def make(folder: Path, v1: bool) -> Path:
     torch.manual_seed(0)
     chosen = configs(v1)
     weights = {part: module.state_dict() for part, module in vars(untrained(chosen)).items()}
-    settings = {"noise_scheduler_kwargs": (V1 if v1 else Schedule()).to_dict()}
+    settings = {"noise_scheduler_kwargs": (V1 if v1 else NoiseSchedule()).to_dict()}
     write_folder(Checkpoint(chosen, weights, settings), folder)
     return folder
 
@@ -123,8 +125,8 @@ def test_latents_equal_the_release(release: Pipeline, name: str) -> None:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_schedules_are_those_of_the_release(version: str) -> None:
     table = json.loads((PARITY / "scheduler.json").read_text())[version]
-    schedule = Schedule.from_dict(table["kwargs"])
-    assert schedule == (V1 if version == "v1" else Schedule())
+    schedule = NoiseSchedule.from_dict(table["kwargs"])
+    assert schedule == (V1 if version == "v1" else NoiseSchedule())
     np.testing.assert_allclose(alphas_cumprod(schedule.zero_snr), table["alphas_cumprod"], atol=1e-6)
     for steps, rows in table["steps"].items():
         pairs = zip(rows["timesteps"], rows["prev_timestep"], strict=True)
@@ -153,7 +155,7 @@ def test_epsilon_leads_back_to_the_clean_latents() -> None:
 )
 def test_other_schedulers_are_refused(change: dict) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
-        Schedule.from_dict(Schedule().to_dict() | change)
+        NoiseSchedule.from_dict(NoiseSchedule().to_dict() | change)
 
 
 # Checkpoints.
@@ -197,7 +199,7 @@ def test_the_variant_is_read_from_the_weights(published: Path, tiny_model: Path)
     cfg = made.networks.denoising_unet.cfg
     assert not made.takes_scene and cfg.in_channels == 4
     v1 = cfg.joint_norm
-    assert made.schedule == (V1 if v1 else Schedule())
+    assert made.schedule == (V1 if v1 else NoiseSchedule())
     assert (cfg.motion.mid_block, cfg.motion.max_len) == ((False, 24) if v1 else (True, 32))
     assert Pipeline.from_pretrained(tiny_model).takes_scene
 

@@ -16,9 +16,9 @@ from test_training import fresh as untrained
 from tiny_training import PHASE, recipe, write
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoint import read_checkpoint
+from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.errors import UserError
-from anycharv_core.sampling import Schedule, alphas_cumprod
+from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod
 from training import networks
 from training.config import Objective, read_config
 from training.initialise import initialise
@@ -35,7 +35,7 @@ def animating(v1: bool = False, **phase: Any) -> dict[str, Any]:
     config = recipe()
     config["networks"]["denoising_unet"] |= configs(v1)["denoising_unet"] | {
         "block_out_channels": [32, 32], "norm_num_groups": 8,
-    }  # fmt: skip
+    }
     config["data"]["reference"] = "frame"
     config["settings"] = {"noise_scheduler_kwargs": V1.to_dict()} if v1 else {}
     common = PHASE | {"steps": 3, "export": {"layout": "folder", "dtype": "fp32"}} | phase
@@ -60,7 +60,7 @@ def test_the_loss_is_the_papers(monkeypatch, v1: bool) -> None:
     """Noisy latents alone go in; the target is that of the schedule that inference samples on."""
     nets, seen = fresh(v1, "frames"), []
     monkeypatch.setattr(nets.denoising_unet, "forward", lambda x, t, *_, **__: seen.append((x, t)) or 0 * x)
-    schedule, batch = (V1 if v1 else Schedule()), clips(3)
+    schedule, batch = (V1 if v1 else NoiseSchedule()), clips(3)
     loss = Trainee(nets, Objective(), False, 5, "phase", schedule)(batch)["loss"]
     (x, t), positions = seen[0], range(3)
     unit = batch["frames"].flatten(0, 1).movedim(-1, 1) / 255
@@ -154,7 +154,7 @@ def test_both_stages_leave_the_published_layout(tmp_path: Path, v1: bool) -> Non
     model = out / "motion" / "model"
     assert {path.name for path in model.glob("*.pth")} >= {"denoising_unet.pth", "motion_module.pth"}
     pipe = Pipeline.from_pretrained(model)
-    assert not pipe.takes_scene and pipe.schedule == (V1 if v1 else Schedule())
+    assert not pipe.takes_scene and pipe.schedule == (V1 if v1 else NoiseSchedule())
     assert pipe.networks.denoising_unet.cfg.joint_norm == v1
     trained = load_file(out / "motion" / "weights.safetensors")
     assert trained and all("motion_modules" in name for name in trained)
@@ -187,7 +187,7 @@ def test_the_config_has_the_papers_numbers() -> None:
     numbers = {name: (p.steps, p.batch, p.frames, p.lr, p.motion) for name, p in config.phases.items()}
     assert numbers == {"frames": (30_000, 64, 1, 1e-5, False), "motion": (10_000, 4, 24, 1e-5, True)}
     assert config.phases["frames"].data.size == (768, 768) and config.phases["motion"].data.stride == 4
-    assert config.init["scene"] is False and config.schedule == Schedule()
+    assert config.init["scene"] is False and config.schedule == NoiseSchedule()
     for file in ("animate_anyone", "embedded_animate"):
         phases = read_config(CONFIGS / f"{file}.yaml").phases
         assert all(phase.data.reference == "frame" for phase in phases.values())

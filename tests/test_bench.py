@@ -15,16 +15,17 @@ from anycharv_core import Pipeline, UserError
 from anycharv_core.bench import puppets
 from anycharv_core.bench.exchange import export, of_folder, read_setup
 from anycharv_core.bench.lpips import Lpips, load_lpips
+from anycharv_core.bench.metrics import _grey, _ssim_map, psnr
 from anycharv_core.bench.puppets import measure, of_model, references, score
 from anycharv_core.bench.report import markdown, summarise, write_report
 from anycharv_core.bench.tasks import ANIMATION, KINDS, SWAP, Setup, tasks
 from anycharv_core.cli import main
-from anycharv_core.inputs import mask_frames, pose_frames, read_reference
-from anycharv_core.masks import box_masks
-from anycharv_core.metrics import _grey, _ssim_map, psnr
+from anycharv_core.jobs.inputs import mask_frames, pose_frames, read_reference
+from anycharv_core.media.masks import box_masks
+from anycharv_core.media.sheet import sheet
+from anycharv_core.media.video_read import read_frames
+from anycharv_core.media.video_write import write_masks
 from anycharv_core.puppets.task import pose_pictures
-from anycharv_core.sheet import sheet
-from anycharv_core.video import read_frames, write_masks
 
 SETUP = Setup(clips=3, frames=3, size=48)
 WHY = "no weights"
@@ -273,7 +274,7 @@ def test_animations_go_out_and_the_folder_knows_what_they_are(tmp_path: Path, ca
     place = folder / task.name
     assert sorted(path.name for path in place.iterdir()) == [
         "poses.json", "reference.png", "reference_mask.png", "skeletons",
-    ]  # fmt: skip
+    ]
     assert np.array_equal(read_reference(place / "reference.png"), task.given.reference)
     assert np.array_equal(np.asarray(Image.open(place / "reference_mask.png")), task.given.cutout)
     assert len(list((place / "skeletons").iterdir())) == 2
@@ -377,7 +378,7 @@ def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys)
     report = json.loads((tmp_path / "puppets.json").read_text())
     assert set(report["methods"]) == {
         *references(ANIMATION), "the model's autoencoder", "embedded-animate, 1 step, guidance 1",
-    }  # fmt: skip
+    }
     model = report["methods"]["embedded-animate, 1 step, guidance 1"]
     assert model["frame PSNR"]["clips"] == 1 and "box PSNR" not in model
     assert Image.open(tmp_path / "sheet.png").width > 8 * 192

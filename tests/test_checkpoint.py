@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.checkpoint import build_networks, read_checkpoint, write_folder, write_single
+from anycharv_core.checkpoints.checkpoint import build_networks, read_checkpoint, write_folder, write_single
 
 DENOISING = Path("denoising_unet") / "diffusion_pytorch_model.safetensors"
 

@@ -22,13 +22,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.checkpoint import read_checkpoint, write_folder, write_single
+from anycharv_core.checkpoints.checkpoint import read_checkpoint, write_folder, write_single
 from anycharv_core.cli import main
-from anycharv_core.doctor import examine, find_models
-from anycharv_core.generate import pose_canvas, sheet_frames, working_size
-from anycharv_core.inputs import read_reference
-from anycharv_core.pose import write_poses
-from anycharv_core.video import VideoWriter, probe, read_frames, write_masks
+from anycharv_core.jobs.doctor import examine, find_models
+from anycharv_core.jobs.inputs import read_reference
+from anycharv_core.jobs.replace import pose_canvas, sheet_frames, working_size
+from anycharv_core.media.pose import write_poses
+from anycharv_core.media.video_read import probe, read_frames
+from anycharv_core.media.video_write import VideoWriter, write_masks
 
 WIDTH, HEIGHT, FRAMES = 48, 40, 6
 TIMES = [0, 512, 1024, 2000, 2048, 2560]
@@ -492,7 +493,7 @@ def test_an_odd_system_error_is_one_sentence(
     def broken(_: object) -> None:
         raise OSError(5, "Input/output error", "/some/clip.mp4")
 
-    monkeypatch.setattr("anycharv_core.inputs.probe", broken)
+    monkeypatch.setattr("anycharv_core.jobs.inputs.probe", broken)
     refused(run(*command(files, tmp_path, tmp_path / "a.mp4")), "/some/clip.mp4: Input/output error")
 
 
@@ -742,7 +743,7 @@ def test_doctor_finds_what_comfyui_has(
 def test_doctor_misses_what_should_be_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from anycharv_core import doctor
+    from anycharv_core.jobs import doctor
 
     monkeypatch.setattr(doctor, "__file__", str(tmp_path / "doctor.py"))
     assert examine([tmp_path]) == 1
@@ -770,7 +771,7 @@ def test_doctor_explains_what_is_wrong(
             return sys.modules[name]
         raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
 
-    from anycharv_core import doctor
+    from anycharv_core.jobs import doctor
 
     monkeypatch.setattr(doctor.metadata, "version", version)
     monkeypatch.setattr(doctor.importlib, "import_module", load)
@@ -788,7 +789,7 @@ def test_demo_tells_where_its_files_are(
         (out / f"{model}.mp4").write_bytes(b"")
         return {"clips": clips}
 
-    monkeypatch.setitem(sys.modules, "anycharv_core.demo", SimpleNamespace(run=made))
+    monkeypatch.setitem(sys.modules, "anycharv_core.jobs.demo", SimpleNamespace(run=made))
     for name, model in (("demo", "embedded"), ("demo-animate", "embedded-animate")):
         assert main([name, "--out", str(tmp_path), "--clips", "2"]) == 0
         assert str(tmp_path / f"{model}.mp4") in capsys.readouterr().out

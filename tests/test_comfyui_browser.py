@@ -56,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         ["node", str(REPO / "tests/browser.mjs"), str(shared_server().port), str(WORKFLOWS), str(folder), RUN],
         env=os.environ | {"CHROMIUM": str(CHROMIUM)}, capture_output=True, text=True, timeout=1800, check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert "failure" not in seen, f"{seen['failure']}; see {folder}/failure.png"

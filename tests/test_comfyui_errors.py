@@ -22,9 +22,9 @@ from comfyui_server import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from anycharv_core.checkpoint import read_checkpoint, write_folder
-from anycharv_core.places import EMBEDDED
-from anycharv_core.video import VideoWriter
+from anycharv_core.checkpoints.checkpoint import read_checkpoint, write_folder
+from anycharv_core.checkpoints.places import EMBEDDED
+from anycharv_core.media.video_write import VideoWriter
 
 FRAMES, OTHER = 8, 5
 Prompt = dict[str, Any]
@@ -89,7 +89,7 @@ def no_frames(**inputs: dict[str, Any]) -> Prompt:
         }),
         parts=("GetVideoComponents", {"video": ["cut", 0]}),
         none=("ImageToMask", {"image": ["parts", 0], "channel": "red"}),
-    )  # fmt: skip
+    )
 
 
 def without(*inputs: str, **changed: dict[str, Any]) -> Prompt:
@@ -146,7 +146,7 @@ def replace(**inputs: list[Any]) -> Prompt:
         "model": ["1", 0], "reference_net": ["1", 1], "vae": ["1", 2], "clip_vision": ["1", 3],
         "video": ["2", 0], "reference": ["2", 4], "mask": ["2", 2], "pose": ["2", 3], "steps": 1, "cfg": 1.0,
         "seed": 42, "width": 0, "height": 0, "recipe": "default",
-    }  # fmt: skip
+    }
     prompt = no_frames()
     del prompt["8"]
     return plus(
@@ -155,7 +155,7 @@ def replace(**inputs: list[Any]) -> Prompt:
         whole=("AnyCharVReplaceCharacter", given | inputs),
         save=("SaveVideo", {"video": ["whole", 0], "filename_prefix": "whole", "format": "auto",
                             "format.codec": "auto"}),
-    )  # fmt: skip
+    )
 
 
 CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
@@ -229,7 +229,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "whole job, reference without frames": (
         lambda: replace(reference=["parts", 0]), "whole", "reference has no frames",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

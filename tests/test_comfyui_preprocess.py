@@ -18,8 +18,8 @@ from PIL import Image
 from tiny_onnx import write_detector, write_pose
 from tiny_sam2 import save_tiny
 
+from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.puppets.task import sample_swap
-from anycharv_core.video import VideoWriter
 
 SIZE, FRAMES = 64, 6
 SQUARE = 8  # one cell of the tiny detector, so that it finds one person
@@ -103,7 +103,7 @@ def graph(name: str, choose: dict[str, Any] | None = None, **changes: dict[str, 
         "white": ("MaskToImage", {"mask": ["segment", 0]}),
         "masks": ("SaveImage", {"images": ["white", 0], "filename_prefix": "mask"}),
         "skeletons": ("SaveImage", {"images": ["pose", 1], "filename_prefix": "skeleton"}),
-    }  # fmt: skip
+    }
     prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
     for node, changed in changes.items():
         prompt[node]["inputs"] |= changed
@@ -159,7 +159,7 @@ def test_chosen_person_is_followed_through_the_clip(server: Server) -> None:
         ({"choose": "number", "choose.people": "1, 2"}, {12, 44}),
     ],
     ids=["click above", "click below", "box", "likeness", "both"],
-)  # fmt: skip
+)
 def test_every_way_to_choose(server: Server, choose: dict[str, Any], rows: set[int] | None) -> None:
     outputs = server.run(plus(graph("two", choose), picture=("LoadImage", {"image": "red.png"})))
     assert shown(outputs, "people") == 2
@@ -273,7 +273,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
         ),
         "retarget", "The reference pose has no body",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -28,9 +28,10 @@ from comfyui_server import (
 )
 from PIL import Image
 
-from anycharv_core.pose import draw_pose
+from anycharv_core.media.pose import draw_pose
+from anycharv_core.media.video_read import probe, read_frames
+from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.puppets.task import sample_swap
-from anycharv_core.video import VideoWriter, probe, read_frames
 
 FOLDER = Path(__file__).parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

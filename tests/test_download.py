@@ -15,11 +15,12 @@ import pytest
 from filelock import FileLock
 from hub_server import COMMIT, Hub, serve
 
-from anycharv_core import UserError, cli, download, places
-from anycharv_core.checkpoint import read_checkpoint
-from anycharv_core.doctor import NETWORKS, find_models
-from anycharv_core.download import SOURCES, Item, by_hand, choose, fetch, plan
-from anycharv_core.places import models_folder
+from anycharv_core import UserError, cli
+from anycharv_core.checkpoints import download, places
+from anycharv_core.checkpoints.checkpoint import read_checkpoint
+from anycharv_core.checkpoints.download import SOURCES, Item, by_hand, choose, fetch, plan
+from anycharv_core.checkpoints.places import models_folder
+from anycharv_core.jobs.doctor import NETWORKS, find_models
 
 STEP = 1024  # bytes that the tests' transfers are written in
 POSE, DETECTOR = "dw-ll_ucoco_384.onnx", "yolox_l.onnx"
@@ -103,7 +104,7 @@ def test_names_that_a_repository_may_have_instead(hub: Hub, tmp_path: Path) -> N
     assert items[0].licence == "creativeml-openrail-m"
     assert (items[0].size, items[0].revision, items[0].present) == (
         len(files["image_encoder/pytorch_model.bin"]), COMMIT, False
-    )  # fmt: skip
+    )
 
 
 def test_a_second_run_fetches_nothing(hub: Hub, tmp_path: Path) -> None:

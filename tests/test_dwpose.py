@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny_onnx import BOX, GAINS, write_detector, write_pose
 
 from anycharv_core.errors import UserError
-from anycharv_core.pose import clean_pose, draw_pose
+from anycharv_core.media.pose import clean_pose, draw_pose
 from anycharv_core.preprocess import sessions, simcc, yolox
 from anycharv_core.preprocess.dwpose import DWPose, to_pose
 

@@ -10,13 +10,13 @@ import yaml
 from PIL import Image
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoint import read_checkpoint
-from anycharv_core.demo import run
-from anycharv_core.metrics import psnr
-from anycharv_core.places import EMBEDDED
+from anycharv_core.bench.metrics import psnr
+from anycharv_core.checkpoints.checkpoint import read_checkpoint
+from anycharv_core.checkpoints.places import EMBEDDED
+from anycharv_core.jobs.demo import run
+from anycharv_core.media.sheet import upscale
+from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_swap
-from anycharv_core.sheet import upscale
-from anycharv_core.video import probe, read_frames
 
 CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded.yaml"
 

@@ -16,12 +16,12 @@ from test_bench import alexnet
 from anycharv_core import UserError
 from anycharv_core.bench.clip_score import load_clip
 from anycharv_core.bench.clips import clip_frames, named_clips
-from anycharv_core.bench.evaluate import METRICS, EvaluateJob, evaluate
 from anycharv_core.bench.fvd import frechet_distance, load_features
 from anycharv_core.bench.pck import pck
 from anycharv_core.cli import main
-from anycharv_core.pose import clean_pose, write_poses
-from anycharv_core.video import VideoWriter, write_masks
+from anycharv_core.jobs.evaluate import METRICS, EvaluateJob, evaluate
+from anycharv_core.media.pose import clean_pose, write_poses
+from anycharv_core.media.video_write import VideoWriter, write_masks
 
 FRAMES, HEIGHT, WIDTH = 4, 24, 32
 SSIM = pytest.mark.skipif(find_spec("torchmetrics") is None, reason="torchmetrics is not installed")

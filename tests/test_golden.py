@@ -17,10 +17,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoint import Checkpoint, untrained, write_folder
+from anycharv_core.checkpoints.checkpoint import Checkpoint, untrained, write_folder
+from anycharv_core.inference.recipes import RECIPES
+from anycharv_core.inference.windows import closed_loop_windows
 from anycharv_core.models.layers import MotionModule
-from anycharv_core.recipes import RECIPES
-from anycharv_core.sampling import closed_loop_windows
 
 GOLDEN = Path(__file__).parent / "data" / "golden.safetensors"
 with safe_open(GOLDEN, "np") as file:

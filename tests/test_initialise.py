@@ -12,7 +12,7 @@ from conftest import CONFIGS
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anycharv_core.checkpoint import read_checkpoint
+from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.errors import UserError
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from training.initialise import GUIDER, SD15, denoising_config, initialise, reference_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anycharv_core.inputs import mask_frames
+from anycharv_core.jobs.inputs import mask_frames
 
 
 @pytest.fixture

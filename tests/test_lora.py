@@ -14,7 +14,7 @@ from conftest import UNET
 from safetensors.torch import load_file
 from torch import Tensor
 
-from anycharv_core.checkpoint import read_checkpoint
+from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.errors import UserError
 from anycharv_core.models import DenoisingUNet, UNetConfig
 from training.lora import (

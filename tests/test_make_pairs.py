@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from anycharv_core.errors import UserError
-from anycharv_core.pipeline import paste_weights
+from anycharv_core.inference.pipeline import paste_weights
 from training import make_pairs as maker
 from training.commands import LOCK
 from training.data import Data, open_dataset

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from anycharv_core.errors import UserError
-from anycharv_core.masks import (
+from anycharv_core.media.masks import (
     augment_mask,
     block_masks,
     box_masks,

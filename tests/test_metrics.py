@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anycharv_core.metrics import gradient_energy, psnr, ssim, warp_error
+from anycharv_core.bench.metrics import gradient_energy, psnr, ssim, warp_error
 from anycharv_core.puppets.task import BASELINES, sample_swap
 
 rng = np.random.default_rng(0)

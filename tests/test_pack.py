@@ -31,7 +31,7 @@ HEAVY = {"torch", "diffusers", "transformers", "cv2", "onnxruntime", "comfy"}
 UNWANTED_MODULES = {
     "aiohttp", "ctypes", "ftplib", "http", "httpx", "huggingface_hub", "pip", "requests", "server", "socket",
     "subprocess", "urllib", "urllib3", "webbrowser",
-}  # fmt: skip
+}
 UNWANTED_CALLS = re.compile(
     r"(eval|exec|__import__|os\.(system|popen|exec\w+|spawn\w+|fork)|.*\.eval|torch\.hub\..*)"
 )
@@ -182,7 +182,7 @@ def test_sources_hold_nothing_a_registry_scan_rejects(path: Path) -> None:
     "line",
     ["eval('1')", "exec('1')", "import subprocess", "from urllib import request", "net.eval()", "os.system('x')",
      "from server import PromptServer", "def f():\n    import requests"],
-)  # fmt: skip
+)
 def test_the_scan_sees_what_it_is_for(line: str) -> None:
     assert unwanted(ast.parse(line))
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anycharv_core.errors import UserError
-from anycharv_core.pose import (
+from anycharv_core.media.pose import (
     PARTS,
     body_points,
     clean_pose,

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from anycharv_core.errors import UserError
-from anycharv_core.masks import mask_box
-from anycharv_core.pose import BODY, write_poses
+from anycharv_core.media.masks import mask_box
+from anycharv_core.media.pose import BODY, write_poses
+from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.puppets import Clip, render, sample_character, sample_motion, sample_scene
-from anycharv_core.video import VideoWriter, write_masks
 from training import prepare_dataset as module
 from training.data import Data, open_dataset
 from training.prepare_dataset import main, parse_sizes, prepare_dataset

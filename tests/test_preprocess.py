@@ -9,12 +9,13 @@ from clip_files import make_clip
 from PIL import Image
 
 from anycharv_core.cli import main
-from anycharv_core.masks import mask_box
-from anycharv_core.pose import read_poses, write_poses
+from anycharv_core.media.masks import mask_box
+from anycharv_core.media.pose import read_poses, write_poses
+from anycharv_core.media.video_read import probe
+from anycharv_core.media.video_write import VideoWriter, read_gray, write_masks
 from anycharv_core.preprocess import cache, look
 from anycharv_core.preprocess.pose_stack import PoseStack
 from anycharv_core.puppets import render, render_reference, sample_character, sample_motion, sample_scene
-from anycharv_core.video import VideoWriter, probe, read_gray, write_masks
 
 FRAMES, SIDE = 6, 128
 
@@ -140,7 +141,7 @@ def test_a_second_run_decodes_and_finds_nothing_anew(stage, tmp_path, monkeypatc
 
     monkeypatch.setattr(look, "find_people", refuse)
     monkeypatch.setattr(look, "probe", refuse)
-    monkeypatch.setattr("anycharv_core.preprocess.job.write_person", refuse)
+    monkeypatch.setattr("anycharv_core.jobs.preprocess.write_person", refuse)
     assert prepare(stage, tmp_path / "second", "--people", "1") == 0
     for name in ("pose.json", "mask.mkv", "box.mkv", "people.png"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
@@ -179,7 +180,7 @@ def test_retargeting_widens_the_box_to_the_taller_skeleton(stage, tmp_path, monk
     points = np.reshape(tall["people"][0]["pose_keypoints_2d"], (-1, 3))
     points[[3, 4, 6, 7], 0] += np.array([-60, -90, 60, 90])
     tall["people"][0]["pose_keypoints_2d"] = points.ravel().tolist()
-    monkeypatch.setattr("anycharv_core.preprocess.job.figure", lambda *_: tall)
+    monkeypatch.setattr("anycharv_core.jobs.preprocess.figure", lambda *_: tall)
     assert prepare(stage, tmp_path / "plain", "--people", "1") == 0
     assert prepare(stage, tmp_path / "long", "--people", "1", "--retarget", stage / "left.png") == 0
     plain, wide = (read(tmp_path / name / "box.mkv") for name in ("plain", "long"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from anycharv_core.pose import MIN_SCORE, body_points
+from anycharv_core.media.pose import MIN_SCORE, body_points
 from anycharv_core.preprocess.dwpose import DWPose
 from anycharv_core.preprocess.models import EMBEDDED, pose_files, segmenter_name
 from anycharv_core.preprocess.segment import Segmenter, to_pixels
@@ -177,7 +177,7 @@ def test_what_is_trained_is_what_transformers_computes(clips):
         index = session.obj_id_to_idx(1)
         corners = {
             "point_coords": batch["boxes"][k][None, None], "point_labels": torch.tensor([[[2, 3]]]).int(),
-        }  # fmt: skip
+        }
         session.add_point_inputs(index, 0, corners)
         session.obj_with_new_inputs = [1]
         for t in range(4):

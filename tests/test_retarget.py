@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anycharv_core.errors import UserError
-from anycharv_core.pose import PARTS, clean_pose, draw_pose, read_poses
+from anycharv_core.media.pose import PARTS, clean_pose, draw_pose, read_poses
 from anycharv_core.preprocess.retarget import retarget
 from anycharv_core.puppets.character import sample_character
 from anycharv_core.puppets.motion import sample_motion
@@ -22,7 +22,7 @@ PAIRS = {
     "neck": [(1, 0)], "shoulder": [(1, 2), (1, 5)], "upper arm": [(2, 3), (5, 6)], "forearm": [(3, 4), (6, 7)],
     "trunk": [(1, 18)], "pelvis": [(18, 8), (18, 11)], "thigh": [(8, 9), (11, 12)], "shin": [(9, 10), (12, 13)],
     "head": [(0, 14), (0, 15), (14, 16), (15, 17)],
-}  # fmt: skip
+}
 BONES = [pair for pairs in PAIRS.values() for pair in pairs]
 ARM, LEG = (0.4, 0.2), (0.06, 0.02)
 

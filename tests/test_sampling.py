@@ -10,16 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anycharv_core.sampling import (
-    Windows,
-    add_noise,
-    alphas_cumprod,
-    closed_loop_windows,
-    ddim_step,
-    ddim_timesteps,
-    linear_windows,
-    sample,
-)
+from anycharv_core.inference.sampling import sample
+from anycharv_core.inference.windows import Windows, closed_loop_windows, linear_windows
+from anycharv_core.models.schedule import add_noise, alphas_cumprod, ddim_step, ddim_timesteps
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded tables beside this checkout")

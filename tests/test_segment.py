@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tiny_sam2 import IMAGE_SIZE, save_tiny
 
 from anycharv_core.errors import UserError
+from anycharv_core.media.video_read import has_alpha, read_alpha
 from anycharv_core.preprocess import segment
 from anycharv_core.preprocess.segment import (
     KEPT_PROMPTS,
@@ -28,7 +29,6 @@ from anycharv_core.preprocess.segment import (
     without_leaks,
 )
 from anycharv_core.preprocess.track_masks import unpack_sam3
-from anycharv_core.video_read import has_alpha, read_alpha
 
 HEIGHT, WIDTH = 45, 61
 BOX = (5.0, 6.0, 30.0, 41.0)

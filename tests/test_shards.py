@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
-from anycharv_core.masks import mask_box
-from anycharv_core.pose import BODY, BOX, HANDS
+from anycharv_core.media.masks import mask_box
+from anycharv_core.media.pose import BODY, BOX, HANDS
 from anycharv_core.puppets import render, sample_character, sample_motion, sample_scene
 from training.crops import cut, cut_pose, figure_window, mirror_pose, nearest_bucket, person_window
 from training.data import Data, open_dataset

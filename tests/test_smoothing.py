@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anycharv_core.pose import PARTS, clean_pose
+from anycharv_core.media.pose import PARTS, clean_pose
 from anycharv_core.preprocess.smoothing import one_euro, smooth_poses
 
 RATE = 30

@@ -20,7 +20,7 @@ from tiny_training import recipe, write
 from torch.autograd.graph import saved_tensors_hooks
 
 from anycharv_core import Pipeline
-from anycharv_core.sampling import alphas_cumprod
+from anycharv_core.models.schedule import alphas_cumprod
 from training import checkpoints, networks, objective
 from training.config import Objective, Phase, parse, read_config
 from training.ema import Ema
@@ -122,7 +122,7 @@ def test_the_vae_takes_few_pictures_at_a_time(monkeypatch) -> None:
     for name in ("encode", "decode"):
         whole = getattr(vae, name)
         monkeypatch.setattr(vae, name, lambda x, whole=whole: taken.append(len(x)) or whole(x))
-    monkeypatch.setattr("anycharv_core.clip.CHUNK_PIXELS", 4 * 16 * 16)
+    monkeypatch.setattr("anycharv_core.inference.encode.CHUNK_PIXELS", 4 * 16 * 16)
     torch.testing.assert_close(objective.encode(vae, unit), latents)
     torch.testing.assert_close(objective.decode(vae, latents), made)
     assert taken == [4, 2, 4, 2]

@@ -19,7 +19,8 @@ from clip_files import make_clip
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
-from anycharv_core.video import VideoWriter, probe, read_frames, read_gray, write_masks
+from anycharv_core.media.video_read import probe, read_frames
+from anycharv_core.media.video_write import VideoWriter, read_gray, write_masks
 
 CLIPS = Path(__file__).parents[1] / ".." / "shared" / "clips"
 RISING = [0, 3, 4, 11, 12, 13, 20, 31, 32, 40, 41, 55]

@@ -28,8 +28,8 @@ from anycharv_core import Pipeline
 from anycharv_core.bench.puppets import Method, Setup, measure, of_model, references, sheet_titles
 from anycharv_core.bench.report import NOT_MEASURED, markdown, summarise
 from anycharv_core.files import atomic_path
-from anycharv_core.pipeline import Clip
-from anycharv_core.sheet import sheet
+from anycharv_core.inference.encode import Clip
+from anycharv_core.media.sheet import sheet
 from training import commands, train
 from training.config import read_config
 
@@ -38,7 +38,7 @@ CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 SHORT = (
     "phases.compose.steps=400", "phases.boost.steps=100",
     "phases.compose.validate.every=0", "phases.boost.validate.every=0",
-)  # fmt: skip
+)
 METRICS = ("character PSNR", "character SSIM", "identity", "sharpness", "box PSNR")
 SIZE = read_config(CONFIG).settings["size"][0]
 FIRST = ("codec", "decoder", "compose", "pairs")

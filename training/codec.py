@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from anycharv_core.imaging import to_unit
+from anycharv_core.media.imaging import to_unit
 from anycharv_core.models import PatchCodec
 from training.objective import Batch, clip_generator
 from training.samples import loader

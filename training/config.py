@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from anycharv_core.errors import UserError
-from anycharv_core.pipeline import schedule_of
-from anycharv_core.sampling import Schedule
+from anycharv_core.inference.pipeline import schedule_of
+from anycharv_core.models.schedule import NoiseSchedule
 from training.data import Data
 
 Built = TypeVar("Built")
@@ -144,7 +144,7 @@ class Config:
     engine: Engine = field(default_factory=Engine)
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> NoiseSchedule:
         """What is predicted, on which noise: `noise_scheduler_kwargs` of the settings, or AnyCharV's."""
         return schedule_of(self.settings)
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from anycharv_core.imaging import resize
-from anycharv_core.pose import BODY, BOX, FEET, HANDS, PARTS, Pose, scale_pose
+from anycharv_core.media.imaging import resize
+from anycharv_core.media.pose import BODY, BOX, FEET, HANDS, PARTS, Pose, scale_pose
 
 Size = tuple[int, int]
 """(width, height) in pixels"""

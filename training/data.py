@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
-from anycharv_core.imaging import resize
-from anycharv_core.masks import augment_mask, block_masks, box_masks
-from anycharv_core.pose import Pose, draw_pose, scale_pose
+from anycharv_core.media.imaging import resize
+from anycharv_core.media.masks import augment_mask, block_masks, box_masks
+from anycharv_core.media.pose import Pose, draw_pose, scale_pose
 from anycharv_core.puppets import (
     Character,
     Motion,

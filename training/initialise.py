@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anycharv_core.animate_anyone import SCHEDULER, SD15, motion_additions
-from anycharv_core.checkpoint import (
+from anycharv_core.checkpoints.checkpoint import (
     LIBRARY_PARTS,
     Networks,
     check_keys,
@@ -24,11 +23,12 @@ from anycharv_core.checkpoint import (
     read_library_part,
     untrained,
 )
+from anycharv_core.checkpoints.state_dicts import Weights, motion_weights, read_training_weights
 from anycharv_core.errors import UserError
 from anycharv_core.files import read_json
-from anycharv_core.pipeline import HUB_PARTS, schedule_of
-from anycharv_core.sampling import Schedule
-from anycharv_core.state_dicts import Weights, motion_weights, read_training_weights
+from anycharv_core.inference.pipeline import HUB_PARTS, schedule_of
+from anycharv_core.models.schedule import NoiseSchedule
+from anycharv_core.systems.animate_anyone import SCHEDULER, SD15, motion_additions
 from training.layouts import find_weights, guider_weights, unet_weights
 
 GUIDER = {"conditioning_channels": 3, "block_out_channels": [16, 32, 96, 256]}  # ControlNet's
@@ -81,7 +81,7 @@ def initialise(
     networks: Mapping[str, Mapping[str, Any]] | None,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = print,
-    schedule: Schedule = Schedule(),
+    schedule: NoiseSchedule = NoiseSchedule(),
 ) -> tuple[Networks, dict[str, dict[str, Any]]]:
     """The networks of a recipe, float32, frozen, and the config of every part, as a checkpoint stores it.
 
@@ -123,7 +123,7 @@ def initialise(
 
 
 def _files_of_model(
-    init: Init, configs: dict[str, dict[str, Any]], schedule: Schedule
+    init: Init, configs: dict[str, dict[str, Any]], schedule: NoiseSchedule
 ) -> dict[str, tuple[str, Weights]]:
     """The parts of `init.model`; its configs win where the recipe has none, and must agree where it has."""
     if init.model is None:

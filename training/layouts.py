@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from anycharv_core.checkpoints.state_dicts import Weights, weights_file
 from anycharv_core.errors import UserError
-from anycharv_core.state_dicts import Weights, weights_file
 
 LDM_PREFIX = "model.diffusion_model."
 HINT = "input_hint_block."

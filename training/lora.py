@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anycharv_core.checkpoint import read_checkpoint, read_weights, write_folder, write_single
+from anycharv_core.checkpoints.checkpoint import read_checkpoint, read_weights, write_folder, write_single
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, write_error
 from anycharv_core.models import DenoisingUNet

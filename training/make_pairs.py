@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from anycharv_core.bench.metrics import gradient_energy
+from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, read_json
-from anycharv_core.metrics import gradient_energy
+from anycharv_core.inference.pipeline import Pipeline, paste_weights
 from anycharv_core.models import DenoisingUNet
-from anycharv_core.pipeline import Pipeline, paste_weights
-from anycharv_core.places import EMBEDDED
 from training import commands
 from training.config import Config, build, plain, read_config
 from training.data import Data, open_dataset

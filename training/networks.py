@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anycharv_core.checkpoint import Checkpoint, Networks, write_folder, write_single
+from anycharv_core.checkpoints.checkpoint import Checkpoint, Networks, write_folder, write_single
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_folder, atomic_path
 from training.config import Config, Export, Phase

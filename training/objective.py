@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anycharv_core.checkpoint import Networks
-from anycharv_core.clip import frames_at_a_time
-from anycharv_core.imaging import clip_batch, latent_mask, to_unit
-from anycharv_core.sampling import TRAIN_STEPS, Schedule, add_noise, alphas_cumprod
+from anycharv_core.checkpoints.checkpoint import Networks
+from anycharv_core.inference.encode import frames_at_a_time
+from anycharv_core.media.imaging import clip_batch, latent_mask, to_unit
+from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, add_noise, alphas_cumprod
 from training.config import Objective
 
 Batch = dict[str, Tensor]
@@ -120,7 +120,7 @@ def draw(cfg: Objective, generators: Sequence[torch.Generator], shape: torch.Siz
 
 
 def loss(
-    nets: Networks, encoded: Batch, draws: Draws, cfg: Objective, motion: bool, schedule: Schedule = Schedule()
+    nets: Networks, encoded: Batch, draws: Draws, cfg: Objective, motion: bool, schedule: NoiseSchedule = NoiseSchedule()
 ) -> dict[str, Tensor]:
     """Squared errors of each clip, float [B] (eq. 2 or 3, after the scene); frame-wise without `motion`.
 
@@ -171,7 +171,7 @@ def predict(nets: Networks, encoded: Batch, noisy: Tensor, t: Tensor, plain: int
     return prediction.unflatten(0, (clips, frames))
 
 
-def min_snr_weight(t: Tensor, gamma: float, schedule: Schedule = Schedule()) -> Tensor:
+def min_snr_weight(t: Tensor, gamma: float, schedule: NoiseSchedule = NoiseSchedule()) -> Tensor:
     """Hang et al.'s weight at timesteps t [B]: min(SNR, gamma) / SNR, for v min(SNR + 1, gamma) / (SNR + 1).
 
     The other form in use for v, min(SNR, gamma) / (SNR + 1), is zero at the last timestep of a schedule of zero

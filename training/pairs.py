@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import read_json
-from anycharv_core.pipeline import paste_weights
+from anycharv_core.inference.pipeline import paste_weights
 from training.data import SCATTERED, STEADY, Data, told_masks
 
 HEADER = "pairs.json"

@@ -16,15 +16,15 @@ import numpy as np
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
-from anycharv_core.inputs import mask_frames
-from anycharv_core.masks import mask_box
-from anycharv_core.pose import Pose, only_person, read_poses, scale_pose
+from anycharv_core.jobs.inputs import mask_frames
+from anycharv_core.media.masks import mask_box
+from anycharv_core.media.pose import Pose, only_person, read_poses, scale_pose
+from anycharv_core.media.video_read import VideoInfo, probe, read_frames
 from anycharv_core.preprocess.cache import content_key
 from anycharv_core.preprocess.find import Findings, Poser, find_people
 from anycharv_core.preprocess.models import pose_files, segmenter_name
 from anycharv_core.preprocess.people import chosen_boxes, chosen_poses
 from anycharv_core.preprocess.tracklets import spans
-from anycharv_core.video import VideoInfo, probe, read_frames
 from training.crops import Size, Window, cut, cut_pose, nearest_bucket, person_window
 from training.shards import FACTS, FRAMES, MASKS, POSES, ClipWriter, write_tar
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
-from anycharv_core.masks import mask_box
+from anycharv_core.media.masks import mask_box
 from training.crops import Window, cut, cut_pose, figure_window, mirror_pose, person_window
 from training.data import STEADY, Data, drawn_poses, told_masks
 from training.shards import Clip, open_shards

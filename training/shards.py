@@ -33,8 +33,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
-from anycharv_core.pose import Pose
-from anycharv_core.video_read import EXACT
+from anycharv_core.media.pose import Pose
+from anycharv_core.media.video_read import EXACT
 
 MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
 FRAMES, MASKS, POSES, FACTS = "mp4", "mask.mkv", "pose.jsonl", "json"

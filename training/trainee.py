@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anycharv_core.checkpoint import Networks
+from anycharv_core.checkpoints.checkpoint import Networks
 from anycharv_core.errors import UserError
+from anycharv_core.inference.sampling import sample
+from anycharv_core.inference.windows import Windows
+from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.unet import ReferenceNet, UNet
-from anycharv_core.sampling import Schedule, Windows, sample
 from training import objective
 from training.config import Objective, Phase
 from training.lora import add_lora
@@ -45,7 +47,7 @@ class Trainee(nn.Module):
         motion: bool,
         seed: int,
         purpose: str,
-        schedule: Schedule = Schedule(),
+        schedule: NoiseSchedule = NoiseSchedule(),
     ):
         super().__init__()
         for name, net in vars(nets).items():

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from anycharv_core.files import atomic_path
+from anycharv_core.media.sheet import sheet, upscale
 from anycharv_core.puppets.task import sample_swap
-from anycharv_core.sheet import sheet, upscale
 from training.config import Phase, Validate, held_out_data
 from training.data import open_dataset
 

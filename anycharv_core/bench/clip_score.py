@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..imaging import normalise_clip, resize, to_unit
+from ..media.imaging import normalise_clip, resize, to_unit
 from .pretrained import load_pretrained
 
 Embed = Callable[[Sequence[np.ndarray]], np.ndarray]

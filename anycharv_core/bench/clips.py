@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..frames import checked
-from ..video_read import numbered_pngs, read_frames
+from ..media.frames import checked
+from ..media.video_read import numbered_pngs, read_frames
 
 VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
 

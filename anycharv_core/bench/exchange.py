@@ -25,10 +25,10 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import atomic_folder, read_json
-from ..masks import mask_box
-from ..pose import write_poses
+from ..media.masks import mask_box
+from ..media.pose import write_poses
+from ..media.video_write import VideoWriter, write_masks
 from ..puppets.task import Swap
-from ..video import VideoWriter, write_masks
 from .clips import VIDEOS, clip_frames, partner
 from .puppets import Method, Progress
 from .tasks import ANIMATION, SWAP, Setup, Task, tasks

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..imaging import to_unit
+from ..media.imaging import to_unit
 from .pretrained import load_pretrained
 
 WINDOW = 16  # frames the features look at: what I3D is scored on by convention, and all that VideoMAE takes

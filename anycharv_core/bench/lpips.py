@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..imaging import to_unit
+from ..media.imaging import to_unit
 
 FILE = "alexnet-owt-7be5be79.pth"
 _HEADS = Path("functional/image/lpips_models/alex.pth")

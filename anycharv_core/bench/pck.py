@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ..pose import MIN_SCORE, Pose, body_points, scale_pose
+from ..media.pose import MIN_SCORE, Pose, body_points, scale_pose
 
 ALPHA = 0.1
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import box_masks
-from ..metrics import gradient_energy, psnr, ssim, warp_error
-from ..pipeline import Pipeline
-from ..pose import draw_pose, scale_pose
+from ..inference.pipeline import Pipeline
+from ..media.masks import box_masks
+from ..media.pose import draw_pose, scale_pose
+from ..media.sheet import upscale
 from ..preprocess.looks import body_looks, looks_distance
 from ..puppets import Clip
 from ..puppets.task import Animation, Swap
-from ..sheet import upscale
 from .lpips import Lpips
+from .metrics import gradient_energy, psnr, ssim, warp_error
 from .report import Values, summarise
 from .tasks import ANIMATION, KINDS, SWAP, Setup, Task, tasks
 

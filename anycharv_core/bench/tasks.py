@@ -15,14 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..puppets.task import (
-    ANIMATION_BASELINES,
-    BASELINES,
-    Animation,
-    Swap,
-    sample_animation,
-    sample_swap,
-)
+from ..puppets.task import ANIMATION_BASELINES, BASELINES, Animation, Swap, sample_animation, sample_swap
 
 SMALLEST = 32  # pixels a side
 SWAP, ANIMATION = "swap", "animation"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..frames import Frames, batched, checked
-from ..pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, Pose
+from ..media.frames import Frames, batched, checked
+from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, Pose
 from . import simcc, yolox
 from .sessions import BATCH, OnnxNet
 

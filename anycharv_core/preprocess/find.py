@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ..errors import UserError
-from ..frames import batched
-from ..pose import Pose
+from ..media.frames import batched
+from ..media.pose import Pose
 from .pose_stack import PoseStack
 from .shots import ShotDetector
 from .tracking import Observation, Track, observe, track

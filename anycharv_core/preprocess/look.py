@@ -14,8 +14,8 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import read_json
-from ..pose import Pose, read_poses, scale_pose
-from ..video import VideoInfo, probe, read_frames
+from ..media.pose import Pose, read_poses, scale_pose
+from ..media.video_read import VideoInfo, probe, read_frames
 from .cache import content_key, kept, weights_key
 from .dwpose import DWPose
 from .find import Findings, Poser, find_people

@@ -12,7 +12,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..pose import MIN_SCORE
+from ..media.pose import MIN_SCORE
 
 # Few bins for lightness, which shade and exposure change most.
 _BINS = (4, 6, 6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..checkpoints.places import models_folder
 from ..errors import UserError
-from ..places import models_folder
 
 EMBEDDED = "embedded"
 WEIGHTS = Path(__file__).parents[1] / "weights"

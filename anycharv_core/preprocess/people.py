@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UserError
-from ..imaging import resize
-from ..masks import mask_box
-from ..pose import Pose
-from ..sheet import INK, PAPER, sheet
+from ..media.imaging import resize
+from ..media.masks import mask_box
+from ..media.pose import Pose
+from ..media.sheet import INK, PAPER, sheet
 from .looks import body_looks, looks_distance
 from .tracking import Track, present_spans
 from .tracklets import box_area, box_overlap

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..masks import boxes_to_masks, mask_box, steady_boxes
-from ..pose import BOX, MIN_SCORE, PARTS, Pose
-from ..video import write_masks
+from ..media.masks import boxes_to_masks, mask_box, steady_boxes
+from ..media.pose import BOX, MIN_SCORE, PARTS, Pose
+from ..media.video_write import write_masks
 
 Box = tuple[float, float, float, float]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from ..pose import PARTS, Pose, clean_pose
+from ..media.pose import PARTS, Pose, clean_pose
 
 _LAYOUT = tuple(PARTS.items())  # part -> most points it may have
 _POINTS = sum(most for _, most in _LAYOUT)

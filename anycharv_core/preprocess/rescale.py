@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..pose import MIN_SCORE, PARTS, Pose, body_points, clean_pose, scale_pose
+from ..media.pose import MIN_SCORE, PARTS, Pose, body_points, clean_pose, scale_pose
 from .retarget import retarget, size_ratio
 
 NECK = 1

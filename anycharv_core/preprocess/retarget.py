@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, Pose, clean_pose
+from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, Pose, clean_pose
 
 # Of the 18 body points; pairs are left, right, as the hands and the feet are.
 _NOSE, _NECK, _WRISTS, _ANKLES = 0, 1, (7, 4), (13, 10)

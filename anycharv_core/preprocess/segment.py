@@ -23,7 +23,7 @@ from torch.nn import functional
 from ..device import pick_device
 from ..errors import UserError
 from ..files import read_json
-from ..masks import margins
+from ..media.masks import margins
 
 # Frames after which the box is given again, so that an error cannot grow for longer. A model that follows worse
 # than its detector finds says so by `prompt_every` in its config.json.

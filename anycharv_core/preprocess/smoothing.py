@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..pose import BOX, MIN_SCORE, PARTS, Pose, clean_pose
+from ..media.pose import BOX, MIN_SCORE, PARTS, Pose, clean_pose
 
 # The detector's box is a finding and not a point of the body; it stays as it was found.
 _STEADIED = {part: most for part, most in PARTS.items() if part != BOX}

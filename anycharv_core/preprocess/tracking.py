@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pose import BODY, MIN_SCORE, Pose
+from ..media.pose import BODY, MIN_SCORE, Pose
 from .looks import SIZE, body_looks, looks_distance, mean_looks
 from .tracklets import (
     ALIKE,

@@ -9,15 +9,15 @@ from .seeds import generator
 
 SKIN: tuple[Colour, ...] = (
     (255, 222, 196), (247, 200, 162), (226, 170, 124), (188, 128, 86), (142, 90, 60), (100, 64, 48),
-)  # fmt: skip
+)
 HAIR: tuple[Colour, ...] = (
     (40, 34, 40), (84, 52, 40), (146, 82, 44), (216, 104, 44), (242, 204, 112), (196, 198, 206),
     (72, 112, 196), (232, 104, 150),
-)  # fmt: skip
+)
 CLOTH: tuple[Colour, ...] = (
     (216, 58, 56), (242, 136, 46), (248, 200, 62), (66, 162, 92), (34, 156, 160), (56, 112, 206),
     (42, 54, 108), (132, 78, 176), (240, 122, 164), (246, 243, 236), (54, 56, 66), (134, 88, 56),
-)  # fmt: skip
+)
 HAIR_STYLES = ("short", "spiky", "curly", "bob", "long", "ponytail", "pigtails", "bun", "afro", "bald")
 # Hats sit on hair that lies close to the skull.
 HAT_HAIR = ("short", "bob", "long", "pigtails", "bald")

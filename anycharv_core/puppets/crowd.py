@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..masks import mask_box
-from ..pose import BODY, BOX, Pose, clean_pose
+from ..media.masks import mask_box
+from ..media.pose import BODY, BOX, Pose, clean_pose
 from .character import CLOTH, Character, sample_character
 from .motion import Motion, sample_motion
 from .props import Prop

@@ -4,14 +4,7 @@ import numpy as np
 
 from .character import Character
 from .draw import Colour, ellipse, mix, rectangle, shade, smooth, stroke, tint
-from .motion import (
-    EAR_HEIGHT,
-    EAR_LONGITUDE,
-    EYE_HEIGHT,
-    EYE_LONGITUDE,
-    HEAD_HALF_WIDTH,
-    NOSE_HEIGHT,
-)
+from .motion import EAR_HEIGHT, EAR_LONGITUDE, EYE_HEIGHT, EYE_LONGITUDE, HEAD_HALF_WIDTH, NOSE_HEIGHT
 
 Painted = list[tuple[np.ndarray, Colour]]
 

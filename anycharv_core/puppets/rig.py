@@ -5,18 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .character import Character
-from .draw import (
-    Colour,
-    Shape,
-    band,
-    ellipse,
-    mix,
-    rectangle,
-    shade,
-    smooth,
-    stroke,
-    tint,
-)
+from .draw import Colour, Shape, band, ellipse, mix, rectangle, shade, smooth, stroke, tint
 from .head import Painted, back_of_head, front_of_head
 from .motion import ANKLE, ELBOW, HIP, KNEE, NECK, SHOULDER, WRIST, Motion
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..imaging import resize
-from ..masks import box_masks, mask_box
-from ..pose import draw_pose, scale_pose
+from ..media.imaging import resize
+from ..media.masks import box_masks, mask_box
+from ..media.pose import draw_pose, scale_pose
 from .character import sample_character
 from .motion import sample_motion
 from .render import Clip, render, render_reference, studio

@@ -12,16 +12,16 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
-from ...anycharv_core.checkpoint import (
+from ...anycharv_core.checkpoints.checkpoint import (
     Checkpoint,
     check_keys,
     check_pairing,
     library_part,
     read_checkpoint,
 )
-from ...anycharv_core.generate import DTYPES
+from ...anycharv_core.inference.pipeline import schedule_of
+from ...anycharv_core.jobs.replace import DTYPES
 from ...anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
-from ...anycharv_core.pipeline import schedule_of
 from .model import AnyCharVConfig, AnyCharVModel
 from .vae import ModuleVAE
 

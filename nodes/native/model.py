@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.frames import FrameStore
+from ...anycharv_core.media.frames import FrameStore
 from ...anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
-from ...anycharv_core.sampling import Schedule
+from ...anycharv_core.models.schedule import NoiseSchedule
 
 CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
 UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning
@@ -141,7 +141,7 @@ class AnyCharVModel(comfy.model_base.BaseModel):
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any,
         retain_index_list: list[int] | tuple[int, ...] = (),
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         if isinstance(cond_value, StoredFrames):
             return StoredFrames(cond_value.store, window.get_tensor(cond_value.cond))
         if cond_key == "c_concat":
@@ -170,7 +170,7 @@ class AnyCharVConfig(comfy.supported_models_base.BASE):
         self,
         unet: UNetConfig,
         pose_guider: PoseGuiderConfig,
-        schedule: Schedule,
+        schedule: NoiseSchedule,
         scaling_factor: float,
         ratio: int,
     ):

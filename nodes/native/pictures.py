@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.frames import Reopened
-from ...anycharv_core.masks import boxes_to_masks
+from ...anycharv_core.media.frames import Reopened
+from ...anycharv_core.media.masks import boxes_to_masks
 
 
 def image_uint8(image: Tensor, name: str) -> np.ndarray:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.generate import working_size
-from ...anycharv_core.imaging import clip_square
-from ...anycharv_core.pipeline import Clip, Pipeline
-from ...anycharv_core.recipes import Canvas, Recipe, Size, get_recipe, nearest_multiple
-from ...anycharv_core.sampling import Windows
+from ...anycharv_core.inference.canvas import Canvas, nearest_multiple
+from ...anycharv_core.inference.encode import Clip
+from ...anycharv_core.inference.pipeline import Pipeline
+from ...anycharv_core.inference.recipes import Recipe, get_recipe
+from ...anycharv_core.inference.windows import Windows
+from ...anycharv_core.jobs.replace import working_size
+from ...anycharv_core.media.imaging import Size, clip_square
 from .model import CLIP, ClipConditions, check_model
 from .pictures import (
     image_tensor,
@@ -135,7 +137,7 @@ def make_reference(net: Any, vae: Any, clip_vision: Any, image: Tensor, mask: Te
 def condition(
     model: Any, reference: Reference, vae: Any, scene: Tensor | None, mask: Tensor | None, pose: Tensor,
     width: int, height: int, recipe: str,
-) -> tuple[list[Any], list[Any], dict[str, Tensor]]:  # fmt: skip
+) -> tuple[list[Any], list[Any], dict[str, Tensor]]:
     """positive, negative and an empty LATENT [F, c, h, w] of the clip.
 
     Raises UserError where lengths or sizes do not fit together, or the inputs are not those the model takes.

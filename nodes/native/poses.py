@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.pose import clean_pose, draw_pose, only_person, scale_pose
+from ...anycharv_core.media.pose import clean_pose, draw_pose, only_person, scale_pose
 from .pictures import masks_uint8, same_length
 
 

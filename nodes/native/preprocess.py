@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.pose import Pose, clean_pose, draw_pose, scale_pose
+from ...anycharv_core.media.pose import Pose, clean_pose, draw_pose, scale_pose
 from ...anycharv_core.preprocess.cache import weights_key
 from ...anycharv_core.preprocess.dwpose import DWPose
 from ...anycharv_core.preprocess.find import BATCH, batched, find_people

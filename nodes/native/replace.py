@@ -17,12 +17,14 @@ from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.frames import Reopened
-from ...anycharv_core.generate import pose_canvas
-from ...anycharv_core.masks import boxes_to_masks
-from ...anycharv_core.pose import clean_pose
-from ...anycharv_core.recipes import Size, get_recipe
-from ...anycharv_core.video import VideoInfo, VideoWriter, probe, read_frames
+from ...anycharv_core.inference.recipes import get_recipe
+from ...anycharv_core.jobs.replace import pose_canvas
+from ...anycharv_core.media.frames import Reopened
+from ...anycharv_core.media.imaging import Size
+from ...anycharv_core.media.masks import boxes_to_masks
+from ...anycharv_core.media.pose import clean_pose
+from ...anycharv_core.media.video_read import VideoInfo, probe, read_frames
+from ...anycharv_core.media.video_write import VideoWriter
 from .pictures import frame_boxes, image_uint8, masks_uint8, reference_mask_uint8, rgb_frames
 from .pipeline import ComfyPipeline, node_size
 from .poses import drawn_poses, pose_frames
@@ -32,7 +34,7 @@ def replace_character(
     model: Any, net: Any, vae: Any, clip_vision: Any, video: Any, reference: Tensor,
     reference_mask: Tensor | None, mask: Any, pose: Any, steps: int, cfg: float, seed: int, asked: Size,
     recipe: str,
-) -> Any:  # fmt: skip
+) -> Any:
     """The clip with the character in it: a VIDEO in ComfyUI's temp folder, with its times and audio.
 
     Raises UserError where the inputs do not fit together.

@@ -12,8 +12,9 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...anycharv_core.recipes import get_recipe
-from ...anycharv_core.sampling import Schedule, Windows, ddim_step, ddim_timesteps
+from ...anycharv_core.inference.recipes import get_recipe
+from ...anycharv_core.inference.windows import Windows
+from ...anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from .model import check_model
 from .windows import HANDLER, with_windows
 
@@ -21,7 +22,7 @@ from .windows import HANDLER, with_windows
 def sample_latent(
     model: Any, positive: Any, negative: Any, latent: dict[str, Any], steps: int, cfg: float, seed: int,
     recipe: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """LATENT sampled from noise; unknown keys of `latent` are kept. Raises UserError for another's MODEL."""
     check_model(model)
     chosen = get_recipe(recipe, model.model.takes_scene)
@@ -35,7 +36,7 @@ def sample_latent(
 def run_sampler(
     model: Any, positive: Any, negative: Any, noise: Tensor, steps: int, cfg: float, windows: Windows | None,
     seed: int = 0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Unscaled latents [F, c, h, w] denoised from `noise` by DDIM on the model's own timesteps.
 
     windows: how to cut the clip, or None for the model's own context windows.
@@ -73,9 +74,9 @@ class _FromNoise(comfy.samplers.KSAMPLER):
 
 def _ddim(
     model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool,
-    *, coverage: Tensor, schedule: Schedule,
-) -> Tensor:  # fmt: skip
-    """anycharv_core.sampling.sample on ComfyUI's terms: x is clean + sigma * noise, and a model call gives
+    *, coverage: Tensor, schedule: NoiseSchedule,
+) -> Tensor:
+    """`inference.sampling.sample` on ComfyUI's terms: x is clean + sigma * noise, and a model call gives
     the clean latents. DDIM itself runs on variance-preserving latents, where zero SNR is noise alone.
     coverage [F, 1, 1, 1]: factor on each frame's prediction; 0 where no window has it, which stays noise."""
     coverage = coverage.to(x.device)

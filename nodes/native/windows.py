@@ -8,7 +8,7 @@ from typing import Any
 import comfy.context_windows
 
 from ...anycharv_core.errors import UserError
-from ...anycharv_core.sampling import Windows, closed_loop_windows, linear_windows, window_ramp
+from ...anycharv_core.inference.windows import Windows, closed_loop_windows, linear_windows, window_ramp
 from .model import check_model
 
 HANDLER = "context_handler"

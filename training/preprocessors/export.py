@@ -41,7 +41,7 @@ def write_onnx(net: nn.Module, example: Tensor, path: Path, inputs: str, outputs
         torch.onnx.export(
             net.eval(), (example,), tmp, input_names=[inputs], output_names=outputs, dynamic_axes=free,
             opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
+        )
         model = onnx.load(tmp)
         # The exporter loses sight of sizes that padding makes.
         made = net(example)

@@ -85,7 +85,7 @@ def config() -> Sam2VideoConfig:
         memory_fuser_embed_dim=WIDTH,
         memory_fuser_intermediate_dim=128,
         memory_fuser_layer_scale_init_value=0.1,
-    )  # fmt: skip
+    )
 
 
 def new_model() -> Sam2VideoModel:
@@ -176,7 +176,7 @@ def unroll(model: Sam2VideoModel, frames: Tensor, boxes: Tensor) -> tuple[Tensor
             )
             memory[t] = {
                 "maskmem_features": stored, "maskmem_pos_enc": place, "object_pointer": out.object_pointer[:, 0],
-            }  # fmt: skip
+            }
         masks.append(out.high_res_masks[:, 0])
         scores.append(out.object_score_logits[:, 0, 0])
     return torch.stack(masks, dim=1), torch.stack(scores, dim=1)
@@ -193,7 +193,7 @@ def _remember(
         [t, *(t - s for s in range(t - 1, 0, -1))],
         [memory[s]["object_pointer"] for s in (0, *range(t - 1, 0, -1))],
         model.config.max_object_pointers_in_encoder, level.shape[1], model.hidden_dim, level.device,
-    )  # fmt: skip
+    )
     attended = model.memory_attention(
         current_vision_features=level,
         current_vision_position_embeddings=place,

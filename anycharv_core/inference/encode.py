@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UserError
-from .frames import Frames, FrameStore, checked, together
-from .recipes import Canvas, Recipe, Size
+from ..errors import UserError
+from ..media.frames import Frames, FrameStore, checked, together
+from ..media.imaging import Size
+from .canvas import Canvas
+from .recipes import Recipe
 
 CHUNK_PIXELS = 2**19  # pixels that go through the VAE at a time
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 
-_WEIGHTS = Path(__file__).parent / "weights"
+_WEIGHTS = Path(__file__).parents[1] / "weights"
 # The models shipped with this package, by the names that stand for them: AnyCharV and Animate Anyone for puppets.
 EMBEDDED = {
     "embedded": _WEIGHTS / "embedded.safetensors",
@@ -44,7 +44,7 @@ def places() -> Iterator[tuple[str, Path]]:
         yield "$ANYCHARV_MODELS", models.parent
     if comfyui := os.environ.get("COMFYUI_PATH"):
         yield "$COMFYUI_PATH", Path(comfyui).expanduser() / "models"
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     if package.parent.name == "custom_nodes":
         yield "around this pack", package.parents[1] / "models"
     yield "the usual place", DEFAULT_MODELS.expanduser().parent

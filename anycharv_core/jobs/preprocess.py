@@ -18,19 +18,19 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomic_folder, read_json, write_error
-from ..inputs import mask_frames, read_reference
-from ..pose import Pose, only_person, read_poses, write_poses
-from ..video import read_frames
-from .cache import content_key, kept, weights_key
-from .dwpose import DWPose
-from .look import SHEET, Look, look_at
-from .models import pose_files, segmenter_name
-from .people import by_box, by_click, by_likeness, by_number, chosen_boxes, chosen_poses
-from .person import BOXES, MASKS, pose_extent, write_person
-from .retarget import retarget
-from .segment import Segmenter
-from .smoothing import smooth_poses
-from .tracking import Track
+from ..media.pose import Pose, only_person, read_poses, write_poses
+from ..media.video_read import read_frames
+from ..preprocess.cache import content_key, kept, weights_key
+from ..preprocess.dwpose import DWPose
+from ..preprocess.look import SHEET, Look, look_at
+from ..preprocess.models import pose_files, segmenter_name
+from ..preprocess.people import by_box, by_click, by_likeness, by_number, chosen_boxes, chosen_poses
+from ..preprocess.person import BOXES, MASKS, pose_extent, write_person
+from ..preprocess.retarget import retarget
+from ..preprocess.segment import Segmenter
+from ..preprocess.smoothing import smooth_poses
+from ..preprocess.tracking import Track
+from .inputs import mask_frames, read_reference
 
 POSES, REPORT, COUNTS = "pose.json", "report.json", "counts.json"
 

@@ -12,20 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from . import animate_anyone
-from .errors import UserError
-from .files import atomic_path, read_json
-from .models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from ..errors import UserError
+from ..files import atomic_path, read_json
+from ..models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from ..systems import animate_anyone
 from .places import EMBEDDED, FOLDERS, NETWORKS
-from .state_dicts import (
-    UNKNOWN,
-    Weights,
-    identify,
-    read_weights,
-    save_safetensors,
-    stored,
-    weights_file,
-)
+from .state_dicts import UNKNOWN, Weights, identify, read_weights, save_safetensors, stored, weights_file
 
 LIBRARY_PARTS = ("vae", "image_encoder")
 FORMAT = "anycharv"

@@ -20,8 +20,8 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-from .errors import UserError
-from .files import atomic_folder, atomic_path, write_error
+from ..errors import UserError
+from ..files import atomic_folder, atomic_path, write_error
 from .video_read import EXACT, VideoInfo, average_rate, open_input, probe, read_frames, read_gray
 
 __all__ = ["VideoInfo", "VideoWriter", "probe", "read_frames", "read_gray", "write_masks"]

@@ -18,7 +18,7 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from .errors import UserError
+from ..errors import UserError
 
 # The same pixels on every machine: no fast paths that round differently, chroma at full resolution.
 EXACT = (

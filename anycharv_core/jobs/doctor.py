@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from .errors import UserError
-from .places import DEFAULT_MODELS, EMBEDDED, FOLDERS, NETWORKS, places
-from .preprocess.models import pose_files, segmenter_name
+from ..checkpoints.places import DEFAULT_MODELS, EMBEDDED, FOLDERS, NETWORKS, places
+from ..errors import UserError
+from ..preprocess.models import pose_files, segmenter_name
 
 _KINDS = ("python", "python-headless", "contrib-python", "contrib-python-headless")
 OPENCV = tuple(f"opencv-{kind}" for kind in _KINDS)
@@ -79,7 +79,7 @@ def _places() -> list[Path]:
 
 
 def _python() -> list[str]:
-    from . import __version__
+    from .. import __version__
 
     print(f"anycharv {__version__} on {platform.platform()}\n\nInstalled")
     _row("python", platform.python_version())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import UserError
+from ..errors import UserError
 
 COLOURS = ((0, 255, 0), (0, 0, 255), (255, 0, 255), (0, 255, 255), (255, 0, 0), (255, 255, 0))
 # Levels by which a pixel's farthest channel is off the key: as much as decoding makes of a flat colour, and as

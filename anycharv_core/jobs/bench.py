@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bench.exchange import of_folder, read_setup
+from ..bench.lpips import load_lpips
+from ..bench.puppets import Method, Progress, measure, of_codec, of_model, references, sheet_titles, task_of
+from ..bench.report import make_folder, markdown, write_report
+from ..bench.tasks import Setup
 from ..device import pick_device
 from ..errors import UserError
 from ..files import atomic_path
-from ..generate import DTYPES, GUIDANCE, STEPS, versions
-from ..pipeline import Pipeline
-from ..sheet import sheet
-from .exchange import of_folder, read_setup
-from .lpips import load_lpips
-from .puppets import Method, Progress, measure, of_codec, of_model, references, sheet_titles, task_of
-from .report import make_folder, markdown, write_report
-from .tasks import Setup
+from ..inference.pipeline import Pipeline
+from ..media.sheet import sheet
+from .replace import DTYPES, GUIDANCE, STEPS, versions
 
 
 @dataclass(frozen=True)

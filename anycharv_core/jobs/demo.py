@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from .bench.puppets import of_model, task_of
-from .bench.report import make_folder
-from .bench.tasks import Setup, Task, tasks
-from .files import atomic_path
-from .metrics import psnr
-from .pipeline import Pipeline
-from .sheet import sheet, upscale
-from .video import VideoWriter
+from ..bench.metrics import psnr
+from ..bench.puppets import of_model, task_of
+from ..bench.report import make_folder
+from ..bench.tasks import Setup, Task, tasks
+from ..files import atomic_path
+from ..inference.pipeline import Pipeline
+from ..media.sheet import sheet, upscale
+from ..media.video_write import VideoWriter
 
 FRAMES = 24
 RATE = Fraction(12)

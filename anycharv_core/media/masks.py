@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .errors import UserError
-from .files import read_json
+from ..errors import UserError
+from ..files import read_json
 
 Box = tuple[int, int, int, int]
 

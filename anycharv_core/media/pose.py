@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .errors import UserError
-from .files import atomic_path, read_json
+from ..errors import UserError
+from ..files import atomic_path, read_json
 
 Pose = dict[str, Any]
 

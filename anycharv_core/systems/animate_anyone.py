@@ -13,11 +13,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
-from .files import atomic_path, read_json
-from .models import DenoisingUNet, UNetConfig
-from .sampling import Schedule
-from .state_dicts import (
+from ..checkpoints.state_dicts import (
     Weights,
     identify,
     motion_weights,
@@ -26,6 +22,10 @@ from .state_dicts import (
     save_pickle,
     stored,
 )
+from ..errors import UserError
+from ..files import atomic_path, read_json
+from ..models import DenoisingUNet, UNetConfig
+from ..models.schedule import NoiseSchedule
 
 FILES = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")
 SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
@@ -93,7 +93,7 @@ def read_published(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, W
         _check_motion(UNetConfig.from_dict(base | additions), motion, motion_file)
     if scheduler is None:
         v1 = not additions["use_inflated_groupnorm"]
-        scheduler = Schedule(epsilon=v1, zero_snr=not v1, leading=v1).to_dict()
+        scheduler = NoiseSchedule(epsilon=v1, zero_snr=not v1, leading=v1).to_dict()
     channels = {"in_channels": weights["denoising_unet"]["conv_in.weight"].shape[1]}
     configs = {
         "denoising_unet": base | additions | channels,
@@ -127,7 +127,7 @@ def write_published(
     always = motion_additions(mid=False, positions=0)
     inference = {
         ADDITIONS: {k: v for k, v in denoising.items() if k in always or k not in base or base[k] != v},
-        SCHEDULER: settings.get(SCHEDULER, Schedule().to_dict()),
+        SCHEDULER: settings.get(SCHEDULER, NoiseSchedule().to_dict()),
         "pose_guider": configs["pose_guider"],
     }
     for path, content in ((config, base), (folder / INFERENCE, inference)):

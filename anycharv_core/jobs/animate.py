@@ -13,11 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from .animate_anyone import SETTINGS
-from .device import device_name, peak_memory, pick_device
-from .errors import UserError
-from .frames import Reopened
-from .generate import (
+from ..device import device_name, peak_memory, pick_device
+from ..errors import UserError
+from ..inference.canvas import nearest_multiple
+from ..inference.pipeline import Pipeline
+from ..inference.recipes import get_recipe
+from ..media.frames import Reopened
+from ..media.imaging import Size
+from ..media.pose import Pose, read_poses
+from ..media.video_read import VideoInfo, probe, read_frames
+from ..media.video_write import VideoWriter
+from ..systems.animate_anyone import SETTINGS
+from .inputs import drawn_poses, holds_keypoints, mask_frames, pose_frames, read_reference, read_reference_mask
+from .replace import (
     DTYPES,
     Making,
     Progress,
@@ -33,19 +41,6 @@ from .generate import (
     write_report,
     write_sheet,
 )
-from .inputs import (
-    drawn_poses,
-    holds_keypoints,
-    mask_frames,
-    pose_frames,
-    read_reference,
-    read_reference_mask,
-)
-from .pipeline import Pipeline
-from .pose import Pose, read_poses
-from .recipes import Size, get_recipe, nearest_multiple
-from .video import VideoWriter, probe, read_frames
-from .video_read import VideoInfo
 
 RATE = 24  # frames per second, where nothing that was given has a rate
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -217,19 +212,19 @@ def _read(job: AnimateJob) -> _Inputs:
     return _Inputs(
         reference, outline, lambda size: _first(pose(size), frames), pose_size, frames, scene, scene_size, mask,
         clip, info,
-    )  # fmt: skip
+    )
 
 
 def _rescaled(job: AnimateJob, poses: Sequence[Pose]) -> Sequence[Pose]:
     if job.reference_pose:
         character = read_poses(job.reference_pose)[0]
     elif job.rescale:
-        from .preprocess.job import figure
+        from .preprocess import figure
 
         character = figure(job.reference, job.pose_model, job.device)
     else:
         return poses
-    from .preprocess.rescale import rescale
+    from ..preprocess.rescale import rescale
 
     return rescale(poses, character, keep_aspect=job.recipe != "official")
 

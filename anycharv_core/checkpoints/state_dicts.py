@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import UserError
-from .files import atomic_path, write_error
+from ..errors import UserError
+from ..files import atomic_path, write_error
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin", ".pth")

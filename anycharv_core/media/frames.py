@@ -8,7 +8,7 @@ from itertools import islice, zip_longest
 
 import numpy as np
 
-from .errors import UserError
+from ..errors import UserError
 
 MEMORY = 2**28  # bytes a store keeps in memory before it moves to a temporary file
 

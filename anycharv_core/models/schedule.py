@@ -1,8 +1,8 @@
-"""Noise schedule, DDIM and temporal windows: everything between the networks and the pipeline."""
+"""The noise schedule and DDIM: what the weights predict, and at which timesteps they are asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012
-WINDOW, OVERLAP = 24, 6
-
-Denoise = Callable[[Tensor, int, Sequence[int]], Tensor]
-"""(latents [w, c, h, w], timestep, frame indices [w]) -> guided prediction of the same shape."""
 
 # Settings of the scheduler that these schedules have no other value for.
 FIXED_SETTINGS = {
@@ -34,7 +30,7 @@ FIXED_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NoiseSchedule:
     """What the weights predict, and at which timesteps they are asked.
 
     epsilon: the noise, in place of v; zero_snr: t = 999 is noise alone; leading: the timesteps are multiples of
@@ -48,7 +44,7 @@ class Schedule:
     offset: int = 1
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Schedule:
+    def from_dict(cls, settings: Mapping[str, Any]) -> NoiseSchedule:
         """Reads `noise_scheduler_kwargs`, with diffusers' defaults. Raises UserError for other schedulers."""
         for name, value in FIXED_SETTINGS.items():
             if settings.get(name, value) != value:
@@ -97,7 +93,7 @@ def alphas_cumprod(zero_snr: bool = True) -> Tensor:
 
 
 def add_noise(
-    clean: Tensor, noise: Tensor, t: Tensor, schedule: Schedule = Schedule()
+    clean: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule = NoiseSchedule()
 ) -> tuple[Tensor, Tensor]:
     """Noisy latents at timesteps t [N] and what is to be predicted of them, both shaped as `clean` [N, ...]."""
     power = alphas_cumprod(schedule.zero_snr).to(clean.device)[t].reshape(-1, *[1] * (clean.ndim - 1))
@@ -105,7 +101,7 @@ def add_noise(
     return signal * clean + sigma * noise, noise if schedule.epsilon else signal * noise - sigma * clean
 
 
-def ddim_timesteps(steps: int, schedule: Schedule = Schedule()) -> list[tuple[int, int]]:
+def ddim_timesteps(steps: int, schedule: NoiseSchedule = NoiseSchedule()) -> list[tuple[int, int]]:
     """(t, previous t) pairs, the largest t first; the previous t is negative at the last step.
 
     As in diffusers, with which the released model is used: previous t = t - 1000 // steps, off by one
@@ -121,7 +117,7 @@ def ddim_timesteps(steps: int, schedule: Schedule = Schedule()) -> list[tuple[in
 
 
 def ddim_step(
-    prediction: Tensor, x: Tensor, t: int, t_prev: int, schedule: Schedule = Schedule()
+    prediction: Tensor, x: Tensor, t: int, t_prev: int, schedule: NoiseSchedule = NoiseSchedule()
 ) -> Tensor:
     """One deterministic DDIM update (eta 0) of latents x from the prediction, v or the noise."""
     power = alphas_cumprod(schedule.zero_snr)
@@ -134,68 +130,3 @@ def ddim_step(
         clean = now.sqrt() * x - (1 - now).sqrt() * prediction
         noise = now.sqrt() * prediction + (1 - now).sqrt() * x
     return before.sqrt() * clean + (1 - before).sqrt() * noise
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Frame indices of each temporal window, the weight of each position, and whether to average."""
-
-    indices: tuple[tuple[int, ...], ...]
-    weights: tuple[tuple[float, ...], ...]
-    average: bool = True
-
-
-def closed_loop_windows(frames: int, average: bool, size: int = WINDOW, overlap: int = OVERLAP) -> Windows:
-    """The release's windows: the last one wraps to the start of the clip, and all weigh the same."""
-    if frames <= size:
-        indices = (tuple(range(frames)),)
-    else:
-        starts = range(0, frames, size - overlap)
-        indices = tuple(tuple(i % frames for i in range(s, s + size)) for s in starts)
-    return Windows(indices, tuple((1.0,) * len(w) for w in indices), average)
-
-
-def linear_windows(frames: int, size: int = WINDOW, overlap: int = OVERLAP) -> Windows:
-    """Evenly spaced windows from the first frame to the last, overlapping by at least `overlap`.
-
-    Inside an overlap each window's weight ramps linearly, so that one hands over to the next.
-    """
-    if frames <= size:
-        return Windows((tuple(range(frames)),), ((1.0,) * frames,))
-    count = -(-(frames - overlap) // (size - overlap))
-    starts = [round(i * (frames - size) / (count - 1)) for i in range(count)]
-    return Windows(tuple(tuple(range(s, s + size)) for s in starts), (window_ramp(size, overlap),) * count)
-
-
-def window_ramp(size: int, overlap: int) -> tuple[float, ...]:
-    """Weights of the `size` positions of a window: rising and falling over `overlap` frames at its ends."""
-    return tuple(float(min(i + 1, size - i, overlap + 1)) for i in range(size))
-
-
-def sample(
-    denoise: Denoise,
-    noise: Tensor,
-    steps: int,
-    windows: Windows,
-    progress: Callable[[int, int], None] | None = None,
-    schedule: Schedule = Schedule(),
-) -> Tensor:
-    """DDIM from `noise` float32 [F, c, h, w] to clean latents of the same shape.
-
-    At every step the windows' predictions are fused frame by frame (paper A.2, "temporally aggregated").
-    `progress(done, total)` counts denoising calls; an exception raised in it stops the sampling.
-    """
-    x, total, done = noise, steps * len(windows.indices), 0
-    for t, t_prev in ddim_timesteps(steps, schedule):
-        fused = torch.zeros_like(x)
-        mass = x.new_zeros(len(x), 1, 1, 1)
-        for index, weight in zip(windows.indices, windows.weights, strict=True):
-            rows = torch.tensor(index, device=x.device)
-            share = torch.tensor(weight, device=x.device, dtype=x.dtype).reshape(-1, 1, 1, 1)
-            fused.index_add_(0, rows, share * denoise(x[rows], t, index).to(x.dtype))
-            mass.index_add_(0, rows, share)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        x = ddim_step(fused / mass if windows.average else fused, x, t, t_prev, schedule)
-    return x

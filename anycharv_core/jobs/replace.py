@@ -21,18 +21,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import __version__
-from .device import device_name, peak_memory, pick_device
+from .. import __version__
+from ..device import device_name, peak_memory, pick_device
+from ..errors import UserError
+from ..files import atomic_path
+from ..inference.pipeline import Pipeline, paste_weights
+from ..inference.recipes import get_recipe
+from ..media.frames import Reopened
+from ..media.imaging import Size, resize
+from ..media.sheet import sheet
+from ..media.video_read import read_frames
+from ..media.video_write import VideoWriter
 from .doctor import OPENCV
-from .errors import UserError
-from .files import atomic_path
-from .frames import Reopened
-from .imaging import resize
 from .inputs import Part, read_inputs
-from .pipeline import Pipeline, paste_weights
-from .recipes import Size, get_recipe
-from .sheet import sheet
-from .video import VideoWriter, read_frames
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STEPS, GUIDANCE = 30, 3.0  # where neither the caller nor the model says otherwise

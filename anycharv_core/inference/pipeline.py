@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .animate_anyone import SCHEDULER
-from .checkpoint import LIBRARY_PARTS, Networks, build_networks, read_checkpoint, read_library_part
-from .clip import Clip, encode_clip, frames_at_a_time, place_poses, split_reference
-from .errors import UserError
-from .frames import Frames, Replay
-from .imaging import clip_input, to_unit
-from .masks import composite, feather
-from .matte import key_colour, key_onto, on_colour
-from .recipes import Recipe, Size, get_recipe
-from .sampling import Schedule, Windows, sample
+from ..checkpoints.checkpoint import LIBRARY_PARTS, Networks, build_networks, read_checkpoint, read_library_part
+from ..errors import UserError
+from ..media.chroma_key import key_colour, key_onto, on_colour
+from ..media.frames import Frames, Replay
+from ..media.imaging import Size, clip_input, to_unit
+from ..media.masks import composite, feather
+from ..models.schedule import NoiseSchedule
+from ..systems.animate_anyone import SCHEDULER
+from .encode import Clip, encode_clip, frames_at_a_time, place_poses, split_reference
+from .recipes import Recipe, get_recipe
+from .sampling import sample
+from .windows import Windows
 
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
 
@@ -312,9 +314,9 @@ def paste_weights(mask: np.ndarray) -> np.ndarray:
     return feather(mask, width, width)
 
 
-def schedule_of(settings: Mapping[str, Any]) -> Schedule:
+def schedule_of(settings: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule of a model with these settings; without one of their own, AnyCharV's."""
-    return Schedule.from_dict(settings[SCHEDULER]) if SCHEDULER in settings else Schedule()
+    return NoiseSchedule.from_dict(settings[SCHEDULER]) if SCHEDULER in settings else NoiseSchedule()
 
 
 def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> tuple[int, int, int]:

@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..bench.clip_score import Embed, load_clip
+from ..bench.clips import clip_frames, pairs, partner
+from ..bench.fvd import WINDOW, Features, frechet_distance, load_features
+from ..bench.lpips import Lpips, load_lpips
+from ..bench.metrics import decibels
+from ..bench.pck import ALPHA, pck
+from ..bench.puppets import Progress
+from ..bench.report import NOT_MEASURED, make_folder, markdown, summarise, write_report
 from ..device import pick_device
 from ..errors import UserError
-from ..frames import Reopened, batched, together
-from ..generate import versions
-from ..inputs import mask_frames, read_reference
-from ..metrics import decibels
-from ..pose import Pose, read_poses
-from ..recipes import get_recipe
-from .clip_score import Embed, load_clip
-from .clips import clip_frames, pairs, partner
-from .fvd import WINDOW, Features, frechet_distance, load_features
-from .lpips import Lpips, load_lpips
-from .pck import ALPHA, pck
-from .puppets import Progress
-from .report import NOT_MEASURED, make_folder, markdown, summarise, write_report
+from ..inference.recipes import get_recipe
+from ..media.frames import Reopened, batched, together
+from ..media.pose import Pose, read_poses
+from .inputs import mask_frames, read_reference
+from .replace import versions
 
 METRICS = {
     "PSNR": "dB, from the squared error of all the clip's frames; inf where the clips are equal",

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import UserError
-from .frames import Reopened
-from .masks import boxes_to_masks, read_boxes
-from .pose import Pose, draw_pose, read_poses, scale_pose
-from .recipes import Recipe, Size
-from .video import VideoInfo, probe, read_frames, read_gray
-from .video_read import has_alpha, read_alpha
+from ..errors import UserError
+from ..inference.recipes import Recipe
+from ..media.frames import Reopened
+from ..media.imaging import Size
+from ..media.masks import boxes_to_masks, read_boxes
+from ..media.pose import Pose, draw_pose, read_poses, scale_pose
+from ..media.video_read import VideoInfo, has_alpha, probe, read_alpha, read_frames
+from ..media.video_write import read_gray
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UserError
-from .files import write_error
+from ..errors import UserError
+from ..files import write_error
 
 HUB = "https://huggingface.co"
 LOCK = ".anycharv-download.lock"

@@ -1,0 +1,1 @@
+"""A character and a video, as tensors, in; the finished video out."""

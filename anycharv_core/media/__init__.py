@@ -1,0 +1,1 @@
+"""Pictures, videos, masks and skeletons: read, written, drawn."""

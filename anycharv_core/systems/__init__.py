@@ -1,0 +1,1 @@
+"""One file per system: its networks, its released layout, its recipes and defaults."""
