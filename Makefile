@@ -18,6 +18,7 @@ test-comfyui: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # The same packages as requirements.txt, in the flavours that need neither a screen (libGL) nor a GPU.
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml

@@ -62,10 +62,21 @@ def _parser() -> argparse.ArgumentParser:
 
     make = subcommands.add_parser("generate", help="replace the masked person of a video by your character")
     add = make.add_argument
-    add("--reference", type=Path, action="append", required=True, metavar="PNG",
-        help="the character, best cut out; once for every person to replace")
-    add("--reference-mask", type=Path, action="append", metavar="PNG",
-        help="white where the reference shows the character; once for every reference, or not at all")
+    add(
+        "--reference",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="PNG",
+        help="the character, best cut out; once for every person to replace",
+    )
+    add(
+        "--reference-mask",
+        type=Path,
+        action="append",
+        metavar="PNG",
+        help="white where the reference shows the character; once for every reference, or not at all",
+    )
     add("--prepared", type=Path, metavar="DIR", help="what 'anycharv preprocess' wrote: video, mask and pose")
     add("--video", type=Path, metavar="VIDEO", help="the clip to put the character into")
     add("--mask", type=Path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
@@ -78,11 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     add = move.add_argument
     add("--reference", type=Path, required=True, metavar="PNG", help="the character, background and all")
     add("--pose", type=Path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
-    add("--model", default="embedded-animate", metavar="MODEL",
-        help="folder with denoising_unet.pth and more, or .safetensors (default: %(default)s)")
+    add(
+        "--model",
+        default="embedded-animate",
+        metavar="MODEL",
+        help="folder with denoising_unet.pth and more, or .safetensors (default: %(default)s)",
+    )
     add("--scene", type=Path, metavar="FILE", help="video or picture to put the character in front of")
-    add("--reference-mask", type=Path, metavar="PNG",
-        help="white where the reference shows the character; a scene needs it, or transparency, or --mask")
+    add(
+        "--reference-mask",
+        type=Path,
+        metavar="PNG",
+        help="white where the reference shows the character; a scene needs it, or transparency, or --mask",
+    )
     add("--mask", type=Path, metavar="MASK", help="where the character covers the scene, in place of keying")
     add("--frames", type=_number, metavar="N", help="make only the first N frames (default: all poses)")
     add("--fps", type=_rate, metavar="X", help="frames per second (default: the scene's or pose video's, else 24)")
@@ -105,8 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--segmenter", metavar="DIR", help="SAM2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
     add("--masks", type=Path, metavar="MASK", help="masks made elsewhere, in place of SAM2")
     add("--smooth", action="store_true", help="steady the skeleton over time")
-    add("--retarget", type=Path, action="append", default=[], metavar="PNG",
-        help="give the skeleton the proportions of this character; once for every person chosen")
+    add(
+        "--retarget",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PNG",
+        help="give the skeleton the proportions of this character; once for every person chosen",
+    )
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
     ready.set_defaults(run=commands.run_preprocess)
 
@@ -117,8 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
     way.add_argument("--export", type=Path, metavar="DIR", help="write the tasks for another system, and stop")
     way.add_argument("--score", type=Path, metavar="DIR", help="score the frames another system put beside them")
-    add("--task", choices=("swap", "animation"),
-        help="kind of tasks to export (default: swap); a model and a folder to score have their own")
+    add(
+        "--task",
+        choices=("swap", "animation"),
+        help="kind of tasks to export (default: swap); a model and a folder to score have their own",
+    )
     add("--clips", type=_count, default=64, metavar="N", help="tasks (%(default)s)")
     add("--frames", type=_count, default=8, metavar="N", help="frames of each (%(default)s)")
     add("--size", type=_count, metavar="N", help="pixels a side (64)")
@@ -130,8 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--lpips-weights", type=Path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
     add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
-    add("--out", type=Path, default=Path("out/bench"), metavar="DIR",
-        help="folder for puppets.json, puppets.md and sheet.png (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("out/bench"),
+        metavar="DIR",
+        help="folder for puppets.json, puppets.md and sheet.png (default: %(default)s)",
+    )
     bench.set_defaults(run=commands.run_bench)
 
     compare = subcommands.add_parser("evaluate", help="score generated clips against real ones")
@@ -147,8 +180,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--clip-model", type=Path, metavar="DIR", help="transformers' CLIP, for CLIP-I")
     add("--fvd-model", type=Path, metavar="PATH", help="I3D as TorchScript or a folder of VideoMAE, for FVD")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
-    add("--out", type=Path, default=Path("out/evaluate"), metavar="DIR",
-        help="folder for evaluate.json and evaluate.md (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("out/evaluate"),
+        metavar="DIR",
+        help="folder for evaluate.json and evaluate.md (default: %(default)s)",
+    )
     compare.set_defaults(run=commands.run_evaluate)
 
     doctor = subcommands.add_parser("doctor", help="tell what is installed, which weights are found, what to do")

@@ -21,16 +21,21 @@ class AnyCharVComposite(io.ComfyNode):
                 io.Image.Input("generated", tooltip="Decoded frames, of the size AnyCharV Conditioning chose."),
                 io.Image.Input("original", tooltip="The frames of the driving clip."),
                 io.Mask.Input(
-                    "mask", optional=True,
+                    "mask",
+                    optional=True,
                     tooltip="The mask given to AnyCharV Conditioning, of the original's size.",
                 ),
                 io.Int.Input(
-                    "feather", default=8, min=0, max=256,
+                    "feather",
+                    default=8,
+                    min=0,
+                    max=256,
                     tooltip="Pixels around the mask that are generated in full, and again as many over which "
                     "the original takes over; 0 cuts hard at the mask.",
                 ),
                 ReferenceType.Input(
-                    "reference", optional=True,
+                    "reference",
+                    optional=True,
                     tooltip="For Animate Anyone without a mask: the reference given to AnyCharV Conditioning, by "
                     "whose mask the scene takes the place of the background.",
                 ),

@@ -21,12 +21,14 @@ class AnyCharVConditioning(io.ComfyNode):
                 ReferenceType.Input("reference", tooltip="From AnyCharV Reference Encode."),
                 io.Vae.Input("vae", tooltip="The VAE the model works with."),
                 io.Image.Input(
-                    "scene", optional=True,
+                    "scene",
+                    optional=True,
                     tooltip="The frames of the driving clip. Animate Anyone needs none; where it gets one, "
                     "AnyCharV Composite puts the character in front of it.",
                 ),
                 io.Mask.Input(
-                    "mask", optional=True,
+                    "mask",
+                    optional=True,
                     tooltip="White where the person is replaced, of the scene's size: one per frame, or one "
                     "for all frames. Animate Anyone needs none.",
                 ),
@@ -47,12 +49,8 @@ class AnyCharVConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, reference, vae, pose, width, height, recipe, scene=None, mask=None
-    ) -> io.NodeOutput:
+    def execute(cls, model, reference, vae, pose, width, height, recipe, scene=None, mask=None) -> io.NodeOutput:
         from .native.pipeline import condition
 
-        positive, negative, latent = condition(
-            model, reference, vae, scene, mask, pose, width, height, recipe
-        )
+        positive, negative, latent = condition(model, reference, vae, scene, mask, pose, width, height, recipe)
         return io.NodeOutput(positive, negative, latent)

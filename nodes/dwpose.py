@@ -41,17 +41,30 @@ class AnyCharVDWPose(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip, or one picture."),
                 io.Combo.Input(
-                    "model", options=names, default=names[0],
+                    "model",
+                    options=names,
+                    default=names[0],
                     tooltip="'dwpose' is the released pair of files in models/detection, which 'anycharv download "
                     "pose' fetches; 'embedded' comes with this pack and knows only puppets.",
                 ),
                 io.Float.Input(
-                    "smoothing", default=0.0, min=0.0, max=1.0, step=0.05, round=0.01,
+                    "smoothing",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.01,
                     tooltip="Steadies trembling points over time: 0 is off, 0.5 is made for detectors' usual "
                     "tremble, 1 also rounds off fast motion.",
                 ),
                 io.Float.Input(
-                    "fps", default=24.0, min=1.0, max=1000.0, step=0.01, round=0.0001, advanced=True,
+                    "fps",
+                    default=24.0,
+                    min=1.0,
+                    max=1000.0,
+                    step=0.01,
+                    round=0.0001,
+                    advanced=True,
                     tooltip="Frames per second of the clip, by which smoothing tells tremble from motion. Get "
                     "Video Components knows it.",
                 ),

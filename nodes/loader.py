@@ -54,13 +54,18 @@ class AnyCharVLoader(io.ComfyNode):
             search_aliases=["character replacement", "animate anyone", "moore", "anychar"],
             inputs=[
                 io.Combo.Input(
-                    "checkpoint", options=checkpoint_names(), default=EMBEDDED,
+                    "checkpoint",
+                    options=checkpoint_names(),
+                    default=EMBEDDED,
                     tooltip="A folder in either system's official layout or a single .safetensors file under "
                     "models/anycharv; 'embedded' and 'embedded-animate' are small models of AnyCharV and Animate "
                     "Anyone shipped with this pack, which know only the puppets of AnyCharV Puppet Clip.",
                 ),
                 io.Combo.Input(
-                    "dtype", options=DTYPES, default="auto", advanced=True,
+                    "dtype",
+                    options=DTYPES,
+                    default="auto",
+                    advanced=True,
                     tooltip="Precision of the weights. 'auto' lets ComfyUI choose for your device.",
                 ),
             ],
@@ -84,11 +89,13 @@ class AnyCharVLoader(io.ComfyNode):
         return io.NodeOutput(
             model,
             reference_net,
-            vae or ExecutionBlocker(
+            vae
+            or ExecutionBlocker(
                 f"The checkpoint '{checkpoint}' has no VAE: add Load VAE with sd-vae-ft-mse "
                 "(vae-ft-mse-840000-ema-pruned.safetensors) and wire it instead."
             ),
-            clip_vision or ExecutionBlocker(
+            clip_vision
+            or ExecutionBlocker(
                 f"The checkpoint '{checkpoint}' has no image encoder: add Load CLIP Vision with the ViT-L "
                 "encoder it was trained with (lambdalabs/sd-image-variations-diffusers) and wire it instead."
             ),

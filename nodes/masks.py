@@ -24,29 +24,43 @@ class AnyCharVBoxMask(io.ComfyNode):
             search_aliases=["bounding box mask", "coarse mask"],
             inputs=[
                 io.MultiType.Input(
-                    "region", [io.Mask, io.BoundingBox, io.BoundingBoxes],
+                    "region",
+                    [io.Mask, io.BoundingBox, io.BoundingBoxes],
                     tooltip="MASK of the person, white on the person, per frame; or one box, a list of boxes "
                     "(one per frame) or a list of lists (the first of each frame is taken).",
                 ),
                 io.Image.Input(
-                    "image", optional=True,
+                    "image",
+                    optional=True,
                     tooltip="The frames the boxes belong to; gives their size. Needed for boxes only.",
                 ),
                 io.Float.Input(
-                    "padding", default=0.1, min=0.0, max=1.0, step=0.01,
+                    "padding",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
                     tooltip="Margin on each side, as a share of the box's width or height.",
                 ),
                 io.Int.Input(
-                    "smooth", default=2, min=0, max=60,
+                    "smooth",
+                    default=2,
+                    min=0,
+                    max=60,
                     tooltip="Frames on either side over which the box is steadied. It never loses a pixel of "
                     "its own frame's mask. 0 for clips with cuts.",
                 ),
                 io.Int.Input(
-                    "min_size", default=0, min=0, max=4096,
+                    "min_size",
+                    default=0,
+                    min=0,
+                    max=4096,
                     tooltip="Smallest width and height of a box in pixels; smaller ones grow around their middle.",
                 ),
                 io.Combo.Input(
-                    "if_absent", options=ABSENT, default=ABSENT[0],
+                    "if_absent",
+                    options=ABSENT,
+                    default=ABSENT[0],
                     tooltip="What frames without the person get: nothing to replace, the nearest earlier box "
                     "(or the first later one), or the whole frame.",
                 ),
@@ -81,20 +95,35 @@ class AnyCharVMaskAugment(io.ComfyNode):
             inputs=[
                 io.Mask.Input("mask", tooltip="Fine mask, white on the person, one per frame."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=4.0, step=0.05,
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
                     tooltip="Irregular border: factor on how far it reaches out; 0 leaves the mask as it is.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
                     tooltip="Irregular border: the same seed gives the same border.",
                 ),
                 io.Combo.Input(
-                    "kind", options=KINDS, default=KINDS[0], optional=True,
+                    "kind",
+                    options=KINDS,
+                    default=KINDS[0],
+                    optional=True,
                     tooltip="An irregular border around the outline, as AnyCharV was trained with, or the blocks "
                     "of the person's box that the mask touches, as in Animate Anyone 2.",
                 ),
                 io.Int.Input(
-                    "blocks", default=10, min=1, max=128, optional=True,
+                    "blocks",
+                    default=10,
+                    min=1,
+                    max=128,
+                    optional=True,
                     tooltip="Blocks: how many along the box's width, and as many along its height.",
                 ),
             ],
@@ -102,9 +131,7 @@ class AnyCharVMaskAugment(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, mask, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10
-    ) -> io.NodeOutput:
+    def execute(cls, mask, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10) -> io.NodeOutput:
         import numpy as np
 
         from ..anycharv_core.media.masks import augment_mask, block_masks

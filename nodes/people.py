@@ -25,7 +25,8 @@ def _ways() -> list[io.DynamicCombo.Option]:
             "number",
             [
                 io.String.Input(
-                    "people", default="1",
+                    "people",
+                    default="1",
                     tooltip="Number on the contact sheet, where 1 is the most prominent; '1,3' chooses several.",
                 )
             ],
@@ -78,7 +79,8 @@ class AnyCharVFindPeople(io.ComfyNode):
                     tooltip="Everybody in every frame, from AnyCharV DWPose, SDPose or another DWPose node.",
                 ),
                 io.DynamicCombo.Input(
-                    "choose", options=_ways(),
+                    "choose",
+                    options=_ways(),
                     tooltip="Say who is meant by a number on the contact sheet, a point on the person, a box "
                     "around them, or a picture of them.",
                 ),

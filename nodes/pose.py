@@ -20,16 +20,25 @@ class AnyCharVPoseDraw(io.ComfyNode):
             inputs=[
                 PoseKeypoint.Input("keypoints", tooltip="One entry per frame, in pixels of its canvas."),
                 io.Mask.Input(
-                    "person", optional=True,
+                    "person",
+                    optional=True,
                     tooltip="Mask of the person to keep, one per frame or one for all: of several people, the "
                     "one with most joints inside is drawn. Without it everybody is.",
                 ),
                 io.Int.Input(
-                    "width", default=0, min=0, max=16384, step=8,
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
                     tooltip="Width of the pictures in pixels; 0 keeps the canvas of the keypoints.",
                 ),
                 io.Int.Input(
-                    "height", default=0, min=0, max=16384, step=8,
+                    "height",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
                     tooltip="Height of the pictures in pixels; 0 keeps the canvas of the keypoints.",
                 ),
             ],

@@ -21,13 +21,20 @@ class AnyCharVPuppetClip(io.ComfyNode):
             search_aliases=["example", "test clip"],
             inputs=[
                 io.Int.Input(
-                    "seed", default=3, min=0, max=2**31 - 1, control_after_generate=False,
+                    "seed",
+                    default=3,
+                    min=0,
+                    max=2**31 - 1,
+                    control_after_generate=False,
                     tooltip="Characters, motion and scene, none of which was in training.",
                 ),
                 io.Int.Input("frames", default=24, min=1, max=1024, tooltip="Frames at 24 a second."),
                 io.Int.Input("size", default=256, min=64, max=1024, step=8, tooltip="Width and height in pixels."),
                 io.Combo.Input(
-                    "task", options=TASKS, default=TASKS[0], optional=True,
+                    "task",
+                    options=TASKS,
+                    default=TASKS[0],
+                    optional=True,
                     tooltip="'swap' is for AnyCharV. 'animation' is for Animate Anyone: the reference shows the "
                     "clip's own puppet standing in its scene, and the clip is the truth.",
                 ),

@@ -26,7 +26,8 @@ class AnyCharVReferenceEncode(io.ComfyNode):
                     "an alpha channel removes its background. Animate Anyone keeps the background it has.",
                 ),
                 io.Mask.Input(
-                    "mask", optional=True,
+                    "mask",
+                    optional=True,
                     tooltip="White on the character: the rest is made black, as in training. Takes the place "
                     "of an alpha channel. LoadImage's MASK output is the wrong way round: invert it.",
                 ),

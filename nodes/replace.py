@@ -34,17 +34,17 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 io.Video.Input("video", tooltip="The driving clip."),
                 io.Image.Input("reference", tooltip="One picture of the character; alpha removes its background."),
                 io.MultiType.Input(
-                    "mask", [io.Mask, io.BoundingBox, io.BoundingBoxes],
+                    "mask",
+                    [io.Mask, io.BoundingBox, io.BoundingBoxes],
                     tooltip="White where the person is replaced, one per frame of the clip or one for all; or "
                     "boxes. Frames without white pass through untouched.",
                 ),
                 io.MultiType.Input(
-                    "pose", [io.Image, PoseKeypoint],
+                    "pose",
+                    [io.Image, PoseKeypoint],
                     tooltip="Skeletons, drawn or as keypoints (which take no memory), one per frame.",
                 ),
-                io.Mask.Input(
-                    "reference_mask", optional=True, tooltip="White on the character of the reference."
-                ),
+                io.Mask.Input("reference_mask", optional=True, tooltip="White on the character of the reference."),
                 steps_input(),
                 cfg_input(),
                 seed_input(),
@@ -56,14 +56,40 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, reference_net, vae, clip_vision, video, reference, mask, pose, steps, cfg, seed, width,
-        height, recipe, reference_mask=None,
+        cls,
+        model,
+        reference_net,
+        vae,
+        clip_vision,
+        video,
+        reference,
+        mask,
+        pose,
+        steps,
+        cfg,
+        seed,
+        width,
+        height,
+        recipe,
+        reference_mask=None,
     ) -> io.NodeOutput:
         from .native.replace import replace_character
 
         return io.NodeOutput(
             replace_character(
-                model, reference_net, vae, clip_vision, video, reference, reference_mask, mask, pose, steps,
-                cfg, seed, (width, height), recipe,
+                model,
+                reference_net,
+                vae,
+                clip_vision,
+                video,
+                reference,
+                reference_mask,
+                mask,
+                pose,
+                steps,
+                cfg,
+                seed,
+                (width, height),
+                recipe,
             )
         )

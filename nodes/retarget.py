@@ -30,7 +30,10 @@ class AnyCharVPoseRetarget(io.ComfyNode):
                     "people the first is taken.",
                 ),
                 io.Combo.Input(
-                    "place", options=PLACES, default=PLACES[0], optional=True,
+                    "place",
+                    options=PLACES,
+                    default=PLACES[0],
+                    optional=True,
                     tooltip="Whose height and place in the picture the skeletons get: the person's, who is "
                     "replaced in a scene, or the character's, who moves in the reference picture by Animate "
                     "Anyone. 'stretched' is for the recipe 'official', which stretches that picture.",

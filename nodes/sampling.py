@@ -55,20 +55,30 @@ class AnyCharVLongVideo(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader."),
                 io.Int.Input(
-                    "length", default=24, min=2, max=1024,
+                    "length",
+                    default=24,
+                    min=2,
+                    max=1024,
                     tooltip="Frames per window; at most what the motion modules know (24 for AnyCharV's official "
                     "weights).",
                 ),
                 io.Int.Input(
-                    "overlap", default=6, min=0, max=1023,
+                    "overlap",
+                    default=6,
+                    min=0,
+                    max=1023,
                     tooltip="Frames neighbouring windows share, less than length. More is smoother and slower.",
                 ),
                 io.Combo.Input(
-                    "fuse", options=FUSES, default="ramp",
+                    "fuse",
+                    options=FUSES,
+                    default="ramp",
                     tooltip="'ramp' hands over gradually inside an overlap; 'flat' weighs both the same.",
                 ),
                 io.Combo.Input(
-                    "layout", options=LAYOUTS, default="linear",
+                    "layout",
+                    options=LAYOUTS,
+                    default="linear",
                     tooltip="'linear' runs from the first frame to the last; 'looped' wraps around, for clips "
                     "that are played in a loop.",
                 ),

@@ -37,12 +37,15 @@ class AnyCharVSegment(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 io.MultiType.Input(
-                    "boxes", [io.BoundingBox, io.BoundingBoxes],
+                    "boxes",
+                    [io.BoundingBox, io.BoundingBoxes],
                     tooltip="From AnyCharV Find People: for every frame the boxes of the chosen people, matched "
                     "by their labels; or one box or none for every frame.",
                 ),
                 io.Combo.Input(
-                    "model", options=names, default=names[0],
+                    "model",
+                    options=names,
+                    default=names[0],
                     tooltip="A folder of a SAM 2 video model under models/sam2, which 'anycharv download sam2' "
                     "fetches; 'embedded' comes with this pack and knows only puppets.",
                 ),

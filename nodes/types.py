@@ -13,14 +13,15 @@ PoseKeypoint = io.Custom("POSE_KEYPOINT")
 
 
 def recipe_input(tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input(
-        "recipe", options=RECIPE_NAMES, default="default", tooltip=tooltip, advanced=True
-    )
+    return io.Combo.Input("recipe", options=RECIPE_NAMES, default="default", tooltip=tooltip, advanced=True)
 
 
 def steps_input() -> io.Int.Input:
     return io.Int.Input(
-        "steps", default=30, min=1, max=1000,
+        "steps",
+        default=30,
+        min=1,
+        max=1000,
         tooltip="Denoising steps of DDIM. AnyCharV's paper uses 30, Animate Anyone's 20; the embedded models "
         "were made for few.",
     )
@@ -28,7 +29,12 @@ def steps_input() -> io.Int.Input:
 
 def cfg_input() -> io.Float.Input:
     return io.Float.Input(
-        "cfg", default=3.0, min=0.0, max=30.0, step=0.1, round=0.01,
+        "cfg",
+        default=3.0,
+        min=0.0,
+        max=30.0,
+        step=0.1,
+        round=0.01,
         tooltip="How strongly the reference is followed. AnyCharV's paper uses 3, Animate Anyone's release "
         "3.5; up to 1 is unguided and twice as fast.",
     )
@@ -36,7 +42,11 @@ def cfg_input() -> io.Float.Input:
 
 def seed_input() -> io.Int.Input:
     return io.Int.Input(
-        "seed", default=42, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+        "seed",
+        default=42,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
         tooltip="Seed of the noise the video starts from.",
     )
 

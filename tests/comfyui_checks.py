@@ -56,21 +56,40 @@ def load(checkpoint: str = "embedded", dtype: str = "auto") -> tuple[Any, ...]:
 def conditioned(model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 6, **sizes: int) -> dict[str, Any]:
     """A puppet clip, encoded for the model."""
     _, scene, mask, keypoints, picture, cut, _ = execute("AnyCharVPuppetClip", seed=3, frames=frames, size=64)
-    reference, = execute(
-        "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision, image=picture, mask=cut,
+    (reference,) = execute(
+        "AnyCharVReferenceEncode",
+        reference_net=net,
+        vae=vae,
+        clip_vision=clip_vision,
+        image=picture,
+        mask=cut,
     )
-    pose, = execute("AnyCharVPoseDraw", keypoints=keypoints, width=256, height=256)
+    (pose,) = execute("AnyCharVPoseDraw", keypoints=keypoints, width=256, height=256)
     positive, negative, latent = execute(
-        "AnyCharVConditioning", model=model, reference=reference, vae=vae, scene=scene, mask=mask, pose=pose,
-        **{"width": 0, "height": 0, **sizes}, recipe="default",
+        "AnyCharVConditioning",
+        model=model,
+        reference=reference,
+        vae=vae,
+        scene=scene,
+        mask=mask,
+        pose=pose,
+        **{"width": 0, "height": 0, **sizes},
+        recipe="default",
     )
     return {"positive": positive, "negative": negative, "latent": latent, "scene": scene, "mask": mask}
 
 
 def sampled(model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0, **more: Any) -> torch.Tensor:
-    latent, = execute(
-        "AnyCharVSampler", model=model, positive=made["positive"], negative=made["negative"],
-        latent=made["latent"], steps=steps, cfg=cfg, seed=42, **{"recipe": "default", **more},
+    (latent,) = execute(
+        "AnyCharVSampler",
+        model=model,
+        positive=made["positive"],
+        negative=made["negative"],
+        latent=made["latent"],
+        steps=steps,
+        cfg=cfg,
+        seed=42,
+        **{"recipe": "default", **more},
     )
     return latent["samples"]
 
@@ -78,7 +97,7 @@ def sampled(model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0, 
 def ksampled(
     model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0, scheduler: str = "sgm_uniform"
 ) -> torch.Tensor:
-    latent, = nodes.KSampler().sample(
+    (latent,) = nodes.KSampler().sample(
         model, 42, steps, cfg, "euler", scheduler, made["positive"], made["negative"], made["latent"]
     )
     return latent["samples"]
@@ -100,7 +119,8 @@ def first_configuration() -> str:
     unet["motion_module_kwargs"]["temporal_position_encoding_max_len"] = 24
     made.weights["denoising_unet"] = {
         key: value[:, :24].clone() if key.endswith(".pe") else value
-        for key, value in weights.items() if not key.startswith("mid_block.motion_modules.")
+        for key, value in weights.items()
+        if not key.startswith("mid_block.motion_modules.")
     }
     made.settings["noise_scheduler_kwargs"] = sampling.Schedule(True, False, True).to_dict()
     checkpoints.write_folder(made, models_folder() / "v1")
@@ -115,13 +135,24 @@ def animated(
     model: Any, net: Any, vae: Any, clip_vision: Any, task: Any, recipe: str = "default", **scene: torch.Tensor
 ) -> dict[str, Any]:
     """A puppet's picture and its motion, encoded for a model of Animate Anyone."""
-    reference, = execute(
-        "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision,
-        image=picture(task.reference[None]), **({"mask": picture(task.cutout[None])} if scene else {}),
+    (reference,) = execute(
+        "AnyCharVReferenceEncode",
+        reference_net=net,
+        vae=vae,
+        clip_vision=clip_vision,
+        image=picture(task.reference[None]),
+        **({"mask": picture(task.cutout[None])} if scene else {}),
     )
     positive, negative, latent = execute(
-        "AnyCharVConditioning", model=model, reference=reference, vae=vae, pose=picture(task.pose), width=0,
-        height=0, recipe=recipe, **scene,
+        "AnyCharVConditioning",
+        model=model,
+        reference=reference,
+        vae=vae,
+        pose=picture(task.pose),
+        width=0,
+        height=0,
+        recipe=recipe,
+        **scene,
     )
     return {"positive": positive, "negative": negative, "latent": latent, "reference": reference}
 
@@ -152,21 +183,45 @@ def check_official_recipe_equals_core() -> dict[str, float]:
     pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained(PARITY / "models" / "m0")
     worst = {}
     for name, (case, inputs) in recorded_cases(PARITY).items():
-        reference, = execute(
-            "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision,
+        (reference,) = execute(
+            "AnyCharVReferenceEncode",
+            reference_net=net,
+            vae=vae,
+            clip_vision=clip_vision,
             image=picture(inputs["ref"][None]),
         )
         positive, negative, latent = execute(
-            "AnyCharVConditioning", model=model, reference=reference, vae=vae, scene=picture(inputs["tgt"]),
-            mask=picture(inputs["mask"]), pose=picture(inputs["pose"]), width=0, height=0, recipe="official",
+            "AnyCharVConditioning",
+            model=model,
+            reference=reference,
+            vae=vae,
+            scene=picture(inputs["tgt"]),
+            mask=picture(inputs["mask"]),
+            pose=picture(inputs["pose"]),
+            width=0,
+            height=0,
+            recipe="official",
         )
         steps, cfg = case["num_inference_steps"], case["guidance_scale"]
-        made, = execute(
-            "AnyCharVSampler", model=model, positive=positive, negative=negative, latent=latent, steps=steps,
-            cfg=cfg, seed=7, recipe="official",
+        (made,) = execute(
+            "AnyCharVSampler",
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent=latent,
+            steps=steps,
+            cfg=cfg,
+            seed=7,
+            recipe="official",
         )
         expected = pipe(
-            inputs["ref"], inputs["tgt"], inputs["mask"], inputs["pose"], steps=steps, guidance_scale=cfg, seed=7,
+            inputs["ref"],
+            inputs["tgt"],
+            inputs["mask"],
+            inputs["pose"],
+            steps=steps,
+            guidance_scale=cfg,
+            seed=7,
             recipe="official",
         ).latents
         worst[name] = float((model.model.process_latent_in(made["samples"]) - expected).abs().max())
@@ -189,10 +244,10 @@ def check_core_samplers_drive_it() -> float:
     ours = sampled(model, made, steps=8)
     # Another discretisation of the same equation, from the same noise.
     assert torch.corrcoef(torch.stack([plain.flatten(), ours.flatten()]))[0, 1] > 0.9
-    guider, = CFGGuider.execute(model, made["positive"], made["negative"], 2.0).args
-    sigmas, = BasicScheduler.execute(model, "sgm_uniform", 8, 1.0).args
-    noise, = RandomNoise.execute(42).args
-    sampler, = KSamplerSelect.execute("euler").args
+    (guider,) = CFGGuider.execute(model, made["positive"], made["negative"], 2.0).args
+    (sigmas,) = BasicScheduler.execute(model, "sgm_uniform", 8, 1.0).args
+    (noise,) = RandomNoise.execute(42).args
+    (sampler,) = KSamplerSelect.execute("euler").args
     latent = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, made["latent"]).args[0]
     assert torch.allclose(latent["samples"], plain, atol=1e-4)
     return float((plain - ours).abs().mean())
@@ -221,21 +276,35 @@ def check_animate_official_recipe_equals_core() -> dict[str, float]:
     pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained(folder / "models" / "m0")
     worst = {}
     for name, (case, inputs) in recorded_cases(folder).items():
-        reference, = execute(
-            "AnyCharVReferenceEncode", reference_net=net, vae=vae, clip_vision=clip_vision,
+        (reference,) = execute(
+            "AnyCharVReferenceEncode",
+            reference_net=net,
+            vae=vae,
+            clip_vision=clip_vision,
             image=picture(inputs["ref"][None]),
         )
         positive, negative, latent = execute(
-            "AnyCharVConditioning", model=model, reference=reference, vae=vae, pose=picture(inputs["pose"]),
-            width=case["width"], height=case["height"], recipe="official",
+            "AnyCharVConditioning",
+            model=model,
+            reference=reference,
+            vae=vae,
+            pose=picture(inputs["pose"]),
+            width=case["width"],
+            height=case["height"],
+            recipe="official",
         )
         steps, cfg = case["num_inference_steps"], case["guidance_scale"]
         made = sampled(
             model, {"positive": positive, "negative": negative, "latent": latent}, steps, cfg, recipe="official"
         )
         expected = pipe(
-            inputs["ref"], pose=inputs["pose"], size=(case["width"], case["height"]), steps=steps,
-            guidance_scale=cfg, seed=42, recipe="official",
+            inputs["ref"],
+            pose=inputs["pose"],
+            size=(case["width"], case["height"]),
+            steps=steps,
+            guidance_scale=cfg,
+            seed=42,
+            recipe="official",
         ).latents
         worst[name] = float((model.model.process_latent_in(made) - expected).abs().max())
         assert worst[name] <= 1e-3, worst
@@ -292,9 +361,9 @@ def check_animate_in_windows() -> None:
 
     parts = load("embedded-animate")
     made = animated(*parts, animation(frames=30))
-    long, = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="ramp", layout="linear")
+    (long,) = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="ramp", layout="linear")
     assert torch.allclose(sampled(long, made), sampled(parts[0], made), atol=1e-5)
-    windowed, = ContextWindowsManualNode.execute(
+    (windowed,) = ContextWindowsManualNode.execute(
         parts[0], 16, 4, "standard_static", 1, False, "pyramid", 0, False, causal_window_fix=False
     ).args
     result = ksampled(windowed, made)
@@ -306,14 +375,25 @@ def check_animate_before_a_scene_equals_core() -> int:
     parts, task = load("embedded-animate"), animation(size=96)
     scene = np.random.default_rng(0).integers(256, size=task.truth.frames.shape, dtype=np.uint8)
     made = animated(*parts, task, scene=picture(scene))
-    decoded, = nodes.VAEDecode().decode(parts[2], {"samples": sampled(parts[0], made)})
-    ours, = execute(
+    (decoded,) = nodes.VAEDecode().decode(parts[2], {"samples": sampled(parts[0], made)})
+    (ours,) = execute(
         "AnyCharVComposite", generated=decoded, original=picture(scene), feather=8, reference=made["reference"]
     )
-    expected = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded-animate")(
-        task.reference, scene, None, task.pose, steps=2, guidance_scale=2.0, seed=42, size=(64, 64),
-        reference_mask=task.cutout,
-    ).frames
+    expected = (
+        core("anycharv_core.inference.pipeline")
+        .Pipeline.from_pretrained("embedded-animate")(
+            task.reference,
+            scene,
+            None,
+            task.pose,
+            steps=2,
+            guidance_scale=2.0,
+            seed=42,
+            size=(64, 64),
+            reference_mask=task.cutout,
+        )
+        .frames
+    )
     levels = (ours * 255).round().numpy().astype(int)
     worst = int(np.abs(levels - expected).max())
     assert worst <= 1, worst
@@ -328,9 +408,9 @@ def check_pose_retarget_moves_to_the_character() -> None:
     poses = core("anycharv_core.puppets.task").sample_swap(5, 4, 96).driving.poses()
     character = task.truth.poses()[0]
     for place, keep in (("the character's", True), ("the character's, stretched", False)):
-        moved, = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character, place=place)
+        (moved,) = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character, place=place)
         assert moved == rescale(poses, character, keep)
-    kept, = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character)
+    (kept,) = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character)
     assert kept != moved
 
 
@@ -353,12 +433,12 @@ def check_core_context_windows_work() -> None:
     width = parts[3].config["projection_dim"]
     for frames in (40, width):  # as many frames as the image embedding is wide: a shape match that is none
         made = conditioned(*parts, frames=frames)
-        windowed, = ContextWindowsManualNode.execute(
+        (windowed,) = ContextWindowsManualNode.execute(
             parts[0], 16, 4, "standard_static", 1, False, "pyramid", 0, False, causal_window_fix=False
         ).args
         result = ksampled(windowed, made, steps=1, cfg=1.0)
         assert result.shape == made["latent"]["samples"].shape and torch.isfinite(result).all()
-    long, = execute("AnyCharVLongVideo", model=parts[0], length=16, overlap=4, fuse="ramp", layout="linear")
+    (long,) = execute("AnyCharVLongVideo", model=parts[0], length=16, overlap=4, fuse="ramp", layout="linear")
     ours = sampled(long, made, steps=1, cfg=1.0)
     # Windows reach the model with their own frames' conditions: each frame is near its unwindowed self.
     whole = sampled(parts[0], made, steps=1, cfg=1.0)
@@ -368,9 +448,9 @@ def check_core_context_windows_work() -> None:
 def check_long_video_equals_the_samplers_own_windows() -> None:
     parts = load()
     made = conditioned(*parts, frames=30)
-    long, = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="ramp", layout="linear")
+    (long,) = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="ramp", layout="linear")
     assert torch.allclose(sampled(long, made), sampled(parts[0], made), atol=1e-5)
-    looped, = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="flat", layout="looped")
+    (looped,) = execute("AnyCharVLongVideo", model=parts[0], length=24, overlap=6, fuse="flat", layout="looped")
     official = sampled(parts[0], made, recipe="official")
     assert not torch.allclose(official, sampled(looped, made), atol=1e-3)  # another order of the noise
     for length, overlap in ((33, 6), (24, 24)):
@@ -384,9 +464,7 @@ def check_long_video_equals_the_samplers_own_windows() -> None:
 
 def check_lora_changes_the_output() -> list[float]:
     parts, animate = load(), load("embedded-animate")
-    return [
-        _lora_change(parts[0], conditioned(*parts)), _lora_change(animate[0], animated(*animate, animation()))
-    ]
+    return [_lora_change(parts[0], conditioned(*parts)), _lora_change(animate[0], animated(*animate, animation()))]
 
 
 def _lora_change(model: Any, made: dict[str, Any]) -> float:
@@ -401,7 +479,7 @@ def _lora_change(model: Any, made: dict[str, Any]) -> float:
     folder = Path(tempfile.mkdtemp())
     save_file(lora, folder / "rank4.safetensors")
     folder_paths.add_model_folder_path("loras", str(folder))
-    with_lora, = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "rank4.safetensors", 1.0)
+    (with_lora,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "rank4.safetensors", 1.0)
     assert len(with_lora.patches) == len(lora) // 3
     before, changed = sampled(model, made), sampled(with_lora, made)
     assert (before - changed).abs().max() > 0.05
@@ -436,13 +514,13 @@ def check_composite_keeps_the_original_bit_for_bit() -> None:
     mask[0, 10:20, 10:30] = 1
     mask[2, :, :5] = 1
     for generated in (torch.rand(3, 45, 70, 3), torch.rand(3, 48, 72, 3), torch.rand(3, 28, 40, 3)):
-        result, = execute("AnyCharVComposite", generated=generated, original=original, mask=mask, feather=3)
+        (result,) = execute("AnyCharVComposite", generated=generated, original=original, mask=mask, feather=3)
         for frame in range(3):
             outside = torch.from_numpy(feather((mask[frame] * 255).byte().numpy(), 3, 3)) == 0
             assert torch.equal(result[frame][outside], original[frame][outside])
         assert not torch.equal(result[0], original[0])
         assert torch.equal(result[1], original[1])
-    hard, = execute("AnyCharVComposite", generated=original * 0, original=original, mask=mask, feather=0)
+    (hard,) = execute("AnyCharVComposite", generated=original * 0, original=original, mask=mask, feather=0)
     assert torch.equal(hard == 0, (mask == 1)[..., None].expand_as(hard))
 
 
@@ -501,9 +579,9 @@ def check_load_images_empty_mask_stands_for_none() -> None:
     _, net, vae, clip_vision = load()
     image = torch.rand(1, 90, 50, 3, generator=torch.Generator().manual_seed(0))
     settings = {"reference_net": net, "vae": vae, "clip_vision": clip_vision, "image": image}
-    plain, = execute("AnyCharVReferenceEncode", **settings)
+    (plain,) = execute("AnyCharVReferenceEncode", **settings)
     for mask in (torch.ones(1, 64, 64), torch.zeros(1, 64, 64)):
-        masked, = execute("AnyCharVReferenceEncode", **settings, mask=mask)
+        (masked,) = execute("AnyCharVReferenceEncode", **settings, mask=mask)
         assert plain.mask is masked.mask is None
     half = torch.ones(1, 64, 64)
     half[:, 32:] = 0
@@ -518,9 +596,9 @@ def check_load_images_empty_mask_stands_for_none() -> None:
 def check_mask_augment_is_seeded_and_covers() -> None:
     mask = torch.zeros(2, 60, 60)
     mask[:, 20:40, 25:35] = 1
-    first, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5)
-    again, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5)
-    other, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=6)
+    (first,) = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5)
+    (again,) = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5)
+    (other,) = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=6)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert (first >= mask).all() and first.sum() > mask.sum()
 
@@ -528,8 +606,8 @@ def check_mask_augment_is_seeded_and_covers() -> None:
 def check_mask_augment_makes_blocks() -> None:
     mask = torch.zeros(1, 60, 60)
     mask[0, 20:40, 20:40] = torch.eye(20)
-    blocks, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5, kind="blocks", blocks=10)
-    box, = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5, kind="blocks", blocks=1)
+    (blocks,) = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5, kind="blocks", blocks=10)
+    (box,) = execute("AnyCharVMaskAugment", mask=mask, strength=1.0, seed=5, kind="blocks", blocks=1)
     expected = torch.zeros(1, 60, 60)
     for step in range(20, 40, 2):
         expected[0, step : step + 2, step : step + 2] = 1
@@ -552,8 +630,12 @@ def check_boxes_are_sorted_by_person() -> None:
     assert by_person(detected, 2) == [[corners(5), corners(8)], [corners(9), None]]
     assert by_person([box(5), box(6)], 2) == [[corners(5), corners(6)]]
     assert by_person(box(5), 1) == [[corners(5)]]
-    for wrong, words in (([[], []], "no box in any frame"), ([[box(5)]], "has 2 frames but boxes has 1"),
-                         (None, "boxes is NoneType"), ([["left"], []], "A box must have x")):
+    for wrong, words in (
+        ([[], []], "no box in any frame"),
+        ([[box(5)]], "has 2 frames but boxes has 1"),
+        (None, "boxes is NoneType"),
+        ([["left"], []], "A box must have x"),
+    ):
         try:
             by_person(wrong, 2)
         except core("anycharv_core.errors").UserError as error:
@@ -574,7 +656,7 @@ def check_networks_are_opened_once() -> list[int]:
         assert len(poses) == 2 and drawn.shape == scene.shape
     boxes = [[{"x": 30, "y": 10, "width": 60, "height": 100}]] * 2
     for _ in range(2):
-        mask, = execute("AnyCharVSegment", images=scene, boxes=boxes, model="embedded")
+        (mask,) = execute("AnyCharVSegment", images=scene, boxes=boxes, model="embedded")
         assert mask.shape == scene.shape[:3] and set(mask.unique().tolist()) <= {0.0, 1.0}
     opened = [preprocess._dwpose.cache_info().misses, segment._segmenter.cache_info().misses]
     assert opened == [1, 1]
@@ -585,18 +667,27 @@ def check_pose_draw_takes_both_flavours() -> None:
     body = [v for i in range(18) for v in (10.0 + i, 20.0 + 2 * i, 1.0)]
     other = [v for i in range(18) for v in (60.0 + i, 20.0 + 2 * i, 0.9)]
     frame = {"canvas_width": 100, "canvas_height": 80}
-    dwpose = {"pose_keypoints_2d": body, "face_keypoints_2d": None, "hand_left_keypoints_2d": None,
-              "hand_right_keypoints_2d": None}
-    sdpose = {"pose_keypoints_2d": other, "face_keypoints_2d": [0.0] * 210, "hand_left_keypoints_2d": [0.0] * 63,
-              "hand_right_keypoints_2d": [0.0] * 63, "foot_keypoints_2d": [0.0] * 18}
+    dwpose = {
+        "pose_keypoints_2d": body,
+        "face_keypoints_2d": None,
+        "hand_left_keypoints_2d": None,
+        "hand_right_keypoints_2d": None,
+    }
+    sdpose = {
+        "pose_keypoints_2d": other,
+        "face_keypoints_2d": [0.0] * 210,
+        "hand_left_keypoints_2d": [0.0] * 63,
+        "hand_right_keypoints_2d": [0.0] * 63,
+        "foot_keypoints_2d": [0.0] * 18,
+    }
     draw_pose = core("anycharv_core.media.pose").draw_pose
     keypoints = [{**frame, "people": [dwpose, sdpose]}, {**frame, "people": []}]
-    drawn, = execute("AnyCharVPoseDraw", keypoints=keypoints, width=0, height=0)
+    (drawn,) = execute("AnyCharVPoseDraw", keypoints=keypoints, width=0, height=0)
     assert torch.equal((drawn * 255).byte()[0], torch.from_numpy(draw_pose(keypoints[0])))
     assert not drawn[1].any()
     mask = torch.zeros(1, 80, 100)
     mask[:, :, 55:] = 1
-    alone, = execute("AnyCharVPoseDraw", keypoints=keypoints, person=mask, width=0, height=0)
+    (alone,) = execute("AnyCharVPoseDraw", keypoints=keypoints, person=mask, width=0, height=0)
     expected = draw_pose({**frame, "people": [sdpose]})
     assert torch.equal((alone * 255).byte()[0], torch.from_numpy(expected))
 
@@ -625,9 +716,19 @@ def check_replace_character_keeps_times_and_audio() -> None:
             writer.write((frame * 255).byte().numpy())
     mask[3] = 0
     parts = dict(zip(("model", "reference_net", "vae", "clip_vision"), load(), strict=True))
-    result, = execute(
-        "AnyCharVReplaceCharacter", **parts, video=InputImpl.VideoFromFile(str(clip)), reference=reference,
-        mask=mask, pose=keypoints, reference_mask=cut, steps=1, cfg=1.0, seed=1, width=0, height=0,
+    (result,) = execute(
+        "AnyCharVReplaceCharacter",
+        **parts,
+        video=InputImpl.VideoFromFile(str(clip)),
+        reference=reference,
+        mask=mask,
+        pose=keypoints,
+        reference_mask=cut,
+        steps=1,
+        cfg=1.0,
+        seed=1,
+        width=0,
+        height=0,
         recipe="default",
     )
     path = result.get_stream_source()

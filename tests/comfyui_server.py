@@ -79,8 +79,19 @@ class Server:
             free.bind((HOST, 0))
             self.port = free.getsockname()[1]
         command = [
-            str(PYTHON), "main.py", "--listen", HOST, "--port", str(self.port), "--base-directory", str(self.base),
-            "--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch", *arguments,
+            str(PYTHON),
+            "main.py",
+            "--listen",
+            HOST,
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-api-nodes",
+            "--disable-auto-launch",
+            *arguments,
         ]
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT)
@@ -205,19 +216,44 @@ def small_prompt(frames: int = 8, steps: int = 1, size: int = 64) -> dict[str, A
     workflow = {
         "1": ("AnyCharVLoader", {"checkpoint": "embedded", "dtype": "auto"}),
         "2": ("AnyCharVPuppetClip", {"seed": 3, "frames": frames, "size": size}),
-        "3": ("AnyCharVReferenceEncode", {
-            "reference_net": ["1", 1], "vae": ["1", 2], "clip_vision": ["1", 3], "image": ["2", 4],
-            "mask": ["2", 5],
-        }),
+        "3": (
+            "AnyCharVReferenceEncode",
+            {
+                "reference_net": ["1", 1],
+                "vae": ["1", 2],
+                "clip_vision": ["1", 3],
+                "image": ["2", 4],
+                "mask": ["2", 5],
+            },
+        ),
         "4": ("AnyCharVPoseDraw", {"keypoints": ["2", 3], "width": 256, "height": 256}),
-        "5": ("AnyCharVConditioning", {
-            "model": ["1", 0], "reference": ["3", 0], "vae": ["1", 2], "scene": ["2", 1], "mask": ["2", 2],
-            "pose": ["4", 0], "width": 0, "height": 0, "recipe": "default",
-        }),
-        "6": ("AnyCharVSampler", {
-            "model": ["1", 0], "positive": ["5", 0], "negative": ["5", 1], "latent": ["5", 2], "steps": steps,
-            "cfg": 1.0, "seed": 42, "recipe": "default",
-        }),
+        "5": (
+            "AnyCharVConditioning",
+            {
+                "model": ["1", 0],
+                "reference": ["3", 0],
+                "vae": ["1", 2],
+                "scene": ["2", 1],
+                "mask": ["2", 2],
+                "pose": ["4", 0],
+                "width": 0,
+                "height": 0,
+                "recipe": "default",
+            },
+        ),
+        "6": (
+            "AnyCharVSampler",
+            {
+                "model": ["1", 0],
+                "positive": ["5", 0],
+                "negative": ["5", 1],
+                "latent": ["5", 2],
+                "steps": steps,
+                "cfg": 1.0,
+                "seed": 42,
+                "recipe": "default",
+            },
+        ),
         "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),
         "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "small"}),
     }
@@ -240,9 +276,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         if origin["mode"] == MUTED:
             return None
         if origin["mode"] == BYPASSED or origin["type"] == "Reroute":
-            through = (
-                entry for entry in origin["inputs"] if origin["type"] == "Reroute" or entry["type"] == kind
-            )
+            through = (entry for entry in origin["inputs"] if origin["type"] == "Reroute" or entry["type"] == kind)
             return source(next((entry["link"] for entry in through), None))
         return [str(origin_id), slot]
 
@@ -253,7 +287,9 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         info = object_info[node["type"]]
         specs = {
             name: info["input"][section][name]
-            for section, names in info["input_order"].items() if section != "hidden" for name in names
+            for section, names in info["input_order"].items()
+            if section != "hidden"
+            for name in names
         }
         values = iter(node.get("widgets_values") or [])
         inputs = _widget_values(specs, values, node["type"])

@@ -34,7 +34,8 @@ def animating(v1: bool = False, **phase: Any) -> dict[str, Any]:
     """The tiny recipe without scene and mask: both stages, of the first or the second configuration."""
     config = recipe()
     config["networks"]["denoising_unet"] |= configs(v1)["denoising_unet"] | {
-        "block_out_channels": [32, 32], "norm_num_groups": 8,
+        "block_out_channels": [32, 32],
+        "norm_num_groups": 8,
     }
     config["data"]["reference"] = "frame"
     config["settings"] = {"noise_scheduler_kwargs": V1.to_dict()} if v1 else {}

@@ -252,7 +252,13 @@ def test_tasks_go_out_and_frames_come_back(tmp_path: Path) -> None:
         assert np.array_equal(pose_pictures(swap.driving.poses(), 48)[0].shape, (48, 48, 3)) and list(drawn(size))
         assert len(list(read_frames(place / "driving.mp4"))) == 3
         assert sorted(path.name for path in place.iterdir()) == [
-            "boxes.json", "driving", "driving.mp4", "masks", "poses.json", "reference.png", "skeletons",
+            "boxes.json",
+            "driving",
+            "driving.mp4",
+            "masks",
+            "poses.json",
+            "reference.png",
+            "skeletons",
         ]
         (place / "frames").mkdir()
         for index, frame in enumerate(swap.truth.frames):
@@ -273,7 +279,10 @@ def test_animations_go_out_and_the_folder_knows_what_they_are(tmp_path: Path, ca
     task = next(tasks(setup))
     place = folder / task.name
     assert sorted(path.name for path in place.iterdir()) == [
-        "poses.json", "reference.png", "reference_mask.png", "skeletons",
+        "poses.json",
+        "reference.png",
+        "reference_mask.png",
+        "skeletons",
     ]
     assert np.array_equal(read_reference(place / "reference.png"), task.given.reference)
     assert np.array_equal(np.asarray(Image.open(place / "reference_mask.png")), task.given.cutout)
@@ -377,7 +386,9 @@ def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys)
     assert main([*given, "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "puppets.json").read_text())
     assert set(report["methods"]) == {
-        *references(ANIMATION), "the model's autoencoder", "embedded-animate, 1 step, guidance 1",
+        *references(ANIMATION),
+        "the model's autoencoder",
+        "embedded-animate, 1 step, guidance 1",
     }
     model = report["methods"]["embedded-animate, 1 step, guidance 1"]
     assert model["frame PSNR"]["clips"] == 1 and "box PSNR" not in model

@@ -60,8 +60,11 @@ def test_what_tells_data_apart(tmp_path: Path) -> None:
 def test_what_tells_pairs_apart(tmp_path: Path) -> None:
     pairs, seen = Data(source="pairs", path=str(tmp_path)), set()
     for name, content in (
-        ("pairs.json", {"seed": 0}), ("pairs.json", {"seed": 1}), ("000000.json", {"pairs": [{"offset": 0}]}),
-        ("000000.json", {"pairs": [{"offset": 512}]}), ("000001.json", {"pairs": []}),
+        ("pairs.json", {"seed": 0}),
+        ("pairs.json", {"seed": 1}),
+        ("000000.json", {"pairs": [{"offset": 0}]}),
+        ("000000.json", {"pairs": [{"offset": 512}]}),
+        ("000001.json", {"pairs": []}),
     ):
         (tmp_path / name).write_text(json.dumps(content))
         seen.add(identity(pairs))

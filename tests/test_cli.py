@@ -200,9 +200,7 @@ def test_the_character_changes_and_the_background_does_not(
         assert difference[14:26, 16:24].mean() > 3 * difference[:6].mean() + 1
 
 
-def test_the_model_s_settings_are_the_defaults(
-    files: Files, tiny_model: Path, tmp_path: Path, run: Run
-) -> None:
+def test_the_model_s_settings_are_the_defaults(files: Files, tiny_model: Path, tmp_path: Path, run: Run) -> None:
     model = read_checkpoint(tiny_model)
     model.settings = {"size": [16, 16], "steps": 1, "guidance_scale": 1.0}
     write_single(model, tmp_path / "tiny.safetensors")
@@ -229,9 +227,7 @@ def test_the_official_recipe_takes_the_size_of_the_skeletons(
     with VideoWriter(tmp_path / "pose.mp4", 32, 36, rate=Fraction(25)) as writer:
         for frame in pictures(FRAMES, 32, 36):
             writer.write(frame)
-    words = command(
-        files, tiny_model, tmp_path / "a.mp4", recipe="official", pose=tmp_path / "pose.mp4", cfg=1
-    )
+    words = command(files, tiny_model, tmp_path / "a.mp4", recipe="official", pose=tmp_path / "pose.mp4", cfg=1)
     assert run(*words) == (0, "")
     info = probe(tmp_path / "a.mp4")
     assert (info.width, info.height, info.frames) == (32, 36, FRAMES)
@@ -239,9 +235,7 @@ def test_the_official_recipe_takes_the_size_of_the_skeletons(
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_precision_runs(files: Files, tiny_model: Path, tmp_path: Path, run: Run, dtype: str) -> None:
-    words = command(
-        files, tiny_model, tmp_path / "a.mp4", dtype=dtype, reference_mask=files.outline, size="16x16"
-    )
+    words = command(files, tiny_model, tmp_path / "a.mp4", dtype=dtype, reference_mask=files.outline, size="16x16")
     assert run(*words) == (0, "")
 
 

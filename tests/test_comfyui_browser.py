@@ -55,7 +55,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         ["node", str(REPO / "tests/browser.mjs"), str(shared_server().port), str(WORKFLOWS), str(folder), RUN],
-        env=os.environ | {"CHROMIUM": str(CHROMIUM)}, capture_output=True, text=True, timeout=1800, check=False,
+        env=os.environ | {"CHROMIUM": str(CHROMIUM)},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -86,7 +90,8 @@ def ours(errors: list[str]) -> list[str]:
     ask for the sizes of models. Of a help page it always asks for a translation first.
     """
     return [
-        error for error in errors
+        error
+        for error in errors
         if "Content Security Policy" not in error
         and (not error.startswith("Failed to load resource") or f"/{PACK}/" in error)
         and not error.endswith("/en.md)")
@@ -106,7 +111,8 @@ def test_workflow_opens_without_errors(page: dict[str, Any], name: str) -> None:
     for node in workflow["nodes"]:
         named = {model["name"] for model in node.get("properties", {}).get("models", [])}
         missing = [
-            value for value in node.get("widgets_values") or []
+            value
+            for value in node.get("widgets_values") or []
             if isinstance(value, str) and value in named and value.endswith(MODEL_ENDINGS)
         ]
         asked_for["models"] += missing

@@ -84,9 +84,15 @@ def no_frames(**inputs: dict[str, Any]) -> Prompt:
     return plus(
         small(**inputs),
         clip=("LoadVideo", {"file": "one_a_second.mp4"}),
-        cut=("Video Slice", {
-            "video": ["clip", 0], "start_time": 0.3, "duration": 0.2, "strict_duration": False,
-        }),
+        cut=(
+            "Video Slice",
+            {
+                "video": ["clip", 0],
+                "start_time": 0.3,
+                "duration": 0.2,
+                "strict_duration": False,
+            },
+        ),
         parts=("GetVideoComponents", {"video": ["cut", 0]}),
         none=("ImageToMask", {"image": ["parts", 0], "channel": "red"}),
     )
@@ -143,9 +149,20 @@ def foreign_vae(name: str) -> Prompt:
 
 def replace(**inputs: list[Any]) -> Prompt:
     given = {
-        "model": ["1", 0], "reference_net": ["1", 1], "vae": ["1", 2], "clip_vision": ["1", 3],
-        "video": ["2", 0], "reference": ["2", 4], "mask": ["2", 2], "pose": ["2", 3], "steps": 1, "cfg": 1.0,
-        "seed": 42, "width": 0, "height": 0, "recipe": "default",
+        "model": ["1", 0],
+        "reference_net": ["1", 1],
+        "vae": ["1", 2],
+        "clip_vision": ["1", 3],
+        "video": ["2", 0],
+        "reference": ["2", 4],
+        "mask": ["2", 2],
+        "pose": ["2", 3],
+        "steps": 1,
+        "cfg": 1.0,
+        "seed": 42,
+        "width": 0,
+        "height": 0,
+        "recipe": "default",
     }
     prompt = no_frames()
     del prompt["8"]
@@ -153,8 +170,10 @@ def replace(**inputs: list[Any]) -> Prompt:
         prompt,
         other=("AnyCharVPuppetClip", {"seed": 3, "frames": OTHER, "size": 64}),
         whole=("AnyCharVReplaceCharacter", given | inputs),
-        save=("SaveVideo", {"video": ["whole", 0], "filename_prefix": "whole", "format": "auto",
-                            "format.codec": "auto"}),
+        save=(
+            "SaveVideo",
+            {"video": ["whole", 0], "filename_prefix": "whole", "format": "auto", "format.codec": "auto"},
+        ),
     )
 
 
@@ -166,19 +185,27 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "region without frames": (lambda: box_mask("none"), "boxes", "region has no frames"),
     "box without image": (lambda: box_mask("box"), "boxes", "wire the frames they belong to into image"),
     "mask of another length": (
-        lambda: other_clip(n5={"mask": ["other", 2]}), "5", f"scene has {FRAMES} frames but mask has {OTHER}",
+        lambda: other_clip(n5={"mask": ["other", 2]}),
+        "5",
+        f"scene has {FRAMES} frames but mask has {OTHER}",
     ),
     "pose of another length": (
-        lambda: other_clip(n5={"pose": ["other", 1]}), "5", f"scene has {FRAMES} frames but pose has {OTHER}",
+        lambda: other_clip(n5={"pose": ["other", 1]}),
+        "5",
+        f"scene has {FRAMES} frames but pose has {OTHER}",
     ),
     "person of another length": (
-        lambda: other_clip(n4={"person": ["other", 2]}), "4", f"{FRAMES} frames but person has {OTHER}",
+        lambda: other_clip(n4={"person": ["other", 2]}),
+        "4",
+        f"{FRAMES} frames but person has {OTHER}",
     ),
     "no scene for AnyCharV": (lambda: without("scene", "mask"), "5", "give scene and mask, or load a model"),
     "no mask for AnyCharV": (lambda: without("mask"), "5", "give scene and mask, or load a model"),
     "animation with a mask alone": (lambda: animation("mask"), "5", "There is a mask but no scene"),
     "animation before a scene, officially": (
-        lambda: animation("scene", recipe="official"), "5", "Animate Anyone's release knows no scene",
+        lambda: animation("scene", recipe="official"),
+        "5",
+        "Animate Anyone's release knows no scene",
     ),
     "animation before a scene without a matte": (lambda: animation("scene"), "5", "its reference needs a matte"),
     "animation only with a width": (lambda: animation(width=64), "5", "give both, or 0 for both"),
@@ -187,16 +214,20 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
             small(n6={"model": ["animate", 0]}),
             animate=("AnyCharVLoader", {"checkpoint": "embedded-animate", "dtype": "auto"}),
         ),
-        "6", "The conditioning was made for a model of another kind",
+        "6",
+        "The conditioning was made for a model of another kind",
     ),
     "animation without motion": (lambda: small(n1={"checkpoint": "still"}), "1", "has no motion_module.pth"),
     "whole job by Animate Anyone": (
         lambda: replace() | {"1": small(n1={"checkpoint": "embedded-animate"})["1"]},
-        "whole", "the model is one of Animate Anyone",
+        "whole",
+        "the model is one of Animate Anyone",
     ),
     "composite of everything": (uncovered, "paste", "Nothing says what of the generated frames"),
     "composite by an opaque reference": (
-        lambda: uncovered(reference=["3", 0]), "paste", "its reference needs a matte",
+        lambda: uncovered(reference=["3", 0]),
+        "paste",
+        "its reference needs a matte",
     ),
     "only a width": (lambda: small(n5={"width": 64}), "5", "give both, or 0 for both"),
     "another model's VAE": (lambda: foreign_vae("flux.safetensors"), "5", "The VAE makes 16 channels at 1/8"),
@@ -206,12 +237,15 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
             small(n6={"latent": ["empty", 0]}),
             empty=("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 3}),
         ),
-        "6", "wire the LATENT of the same AnyCharV Conditioning",
+        "6",
+        "wire the LATENT of the same AnyCharV Conditioning",
     ),
     "overlap of a whole window": (lambda: long_video(8, 8), "long", "overlap is 8 but must be less"),
     "window too long": (lambda: long_video(500, 6), "long", "motion modules know"),
     "composite of another clip": (
-        lambda: composite(original=["other", 1]), "paste", f"generated has {FRAMES} frames but original",
+        lambda: composite(original=["other", 1]),
+        "paste",
+        f"generated has {FRAMES} frames but original",
     ),
     "composite mask of another size": (lambda: composite(mask=["solid", 0]), "paste", "The mask is 48x40 but"),
     "SD1.5 checkpoint": (lambda: small(n1={"checkpoint": "sd15.safetensors"}), "1", "not an AnyCharV model"),
@@ -219,15 +253,21 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "torn checkpoint": (lambda: small(n1={"checkpoint": "torn.safetensors"}), "1", "torn"),
     "half a folder": (lambda: small(n1={"checkpoint": "half"}), "1", "not a complete AnyCharV folder"),
     "whole job, mask of another length": (
-        lambda: replace(mask=["other", 2]), "whole", f"video has {FRAMES} frames but mask has {OTHER}",
+        lambda: replace(mask=["other", 2]),
+        "whole",
+        f"video has {FRAMES} frames but mask has {OTHER}",
     ),
     "whole job, pose of another length": (
-        lambda: replace(pose=["other", 3]), "whole", f"video has {FRAMES} frames but pose has {OTHER}",
+        lambda: replace(pose=["other", 3]),
+        "whole",
+        f"video has {FRAMES} frames but pose has {OTHER}",
     ),
     "whole job, mask without frames": (lambda: replace(mask=["none", 0]), "whole", "mask has 0"),
     "whole job, pose without frames": (lambda: replace(pose=["parts", 0]), "whole", "pose has no frames"),
     "whole job, reference without frames": (
-        lambda: replace(reference=["parts", 0]), "whole", "reference has no frames",
+        lambda: replace(reference=["parts", 0]),
+        "whole",
+        "reference has no frames",
     ),
 }
 

@@ -89,13 +89,23 @@ def graph(name: str, choose: dict[str, Any] | None = None, **changes: dict[str, 
     nodes = {
         "load": ("LoadVideo", {"file": f"{name}.mp4"}),
         "parts": ("GetVideoComponents", {"video": ["load", 0]}),
-        "pose": ("AnyCharVDWPose", {
-            "images": ["parts", 0], "model": "dwpose", "smoothing": 0.0, "fps": ["parts", 2],
-        }),
-        "find": ("AnyCharVFindPeople", {
-            "images": ["parts", 0], "keypoints": ["pose", 0],
-            **(choose or {"choose": "number", "choose.people": "1"}),
-        }),
+        "pose": (
+            "AnyCharVDWPose",
+            {
+                "images": ["parts", 0],
+                "model": "dwpose",
+                "smoothing": 0.0,
+                "fps": ["parts", 2],
+            },
+        ),
+        "find": (
+            "AnyCharVFindPeople",
+            {
+                "images": ["parts", 0],
+                "keypoints": ["pose", 0],
+                **(choose or {"choose": "number", "choose.people": "1"}),
+            },
+        ),
         "segment": ("AnyCharVSegment", {"images": ["parts", 0], "boxes": ["find", 1], "model": "tiny"}),
         "boxes": ("PreviewAny", {"source": ["find", 1]}),
         "people": ("PreviewAny", {"source": ["find", 3]}),
@@ -153,8 +163,17 @@ def test_chosen_person_is_followed_through_the_clip(server: Server) -> None:
     [
         ({"choose": "click", "choose.frame": 1, "choose.x": 20, "choose.y": 12}, {12}),
         ({"choose": "click", "choose.frame": 1, "choose.x": 44, "choose.y": 44}, {44}),
-        ({"choose": "box", "choose.frame": 0, "choose.left": 36, "choose.top": 36, "choose.width": 20,
-          "choose.height": 20}, {44}),
+        (
+            {
+                "choose": "box",
+                "choose.frame": 0,
+                "choose.left": 36,
+                "choose.top": 36,
+                "choose.width": 20,
+                "choose.height": 20,
+            },
+            {44},
+        ),
         ({"choose": "likeness", "choose.picture": ["picture", 0]}, None),
         ({"choose": "number", "choose.people": "1, 2"}, {12, 44}),
     ],
@@ -213,47 +232,70 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
             graph("one", pose={"images": ["first", 0]}),
             first=("ImageFromBatch", {"image": ["parts", 0], "batch_index": 0, "length": 4}),
         ),
-        "find", f"images has {FRAMES} frames but keypoints has 4",
+        "find",
+        f"images has {FRAMES} frames but keypoints has 4",
     ),
     "no such number": (
-        lambda: graph("two", {"choose": "number", "choose.people": "3"}), "find", "There are 2 people in the clip",
+        lambda: graph("two", {"choose": "number", "choose.people": "3"}),
+        "find",
+        "There are 2 people in the clip",
     ),
     "no number": (
-        lambda: graph("two", {"choose": "number", "choose.people": "the tall one"}), "find", "no list of people",
+        lambda: graph("two", {"choose": "number", "choose.people": "the tall one"}),
+        "find",
+        "no list of people",
     ),
     "click beside everybody": (
         lambda: graph("one", {"choose": "click", "choose.frame": 0, "choose.x": 60, "choose.y": 60}),
-        "find", "Nobody is at 60, 60 in frame 0; person 1 is in",
+        "find",
+        "Nobody is at 60, 60 in frame 0; person 1 is in",
     ),
     "click in no frame": (
         lambda: graph("one", {"choose": "click", "choose.frame": 99, "choose.x": 1, "choose.y": 1}),
-        "find", "The clip has no frame 99",
+        "find",
+        "The clip has no frame 99",
     ),
     "box around nobody": (
-        lambda: graph("one", {"choose": "box", "choose.frame": 0, "choose.left": 40, "choose.top": 40,
-                              "choose.width": 20, "choose.height": 20}),
-        "find", "Nobody fills the box",
+        lambda: graph(
+            "one",
+            {
+                "choose": "box",
+                "choose.frame": 0,
+                "choose.left": 40,
+                "choose.top": 40,
+                "choose.width": 20,
+                "choose.height": 20,
+            },
+        ),
+        "find",
+        "Nobody fills the box",
     ),
     "one box for a clip": (
         lambda: plus(
             graph("one", segment={"boxes": ["box", 0]}),
             box=("PrimitiveBoundingBox", {"x": 1, "y": 1, "width": 9, "height": 9}),
         ),
-        "segment", f"images has {FRAMES} frames but boxes has 1",
+        "segment",
+        f"images has {FRAMES} frames but boxes has 1",
     ),
     "boxes of another clip": (
         lambda: plus(
             graph("one", segment={"images": ["first", 0]}),
             first=("ImageFromBatch", {"image": ["parts", 0], "batch_index": 0, "length": 2}),
         ),
-        "segment", f"images has 2 frames but boxes has {FRAMES}",
+        "segment",
+        f"images has 2 frames but boxes has {FRAMES}",
     ),
     "networks in each other's place": (
-        lambda: graph("one", pose={"model": "swapped"}), "pose", "is not the person detector",
+        lambda: graph("one", pose={"model": "swapped"}),
+        "pose",
+        "is not the person detector",
     ),
     "torn network": (lambda: graph("one", pose={"model": "torn"}), "pose", "onnxruntime cannot open"),
     "another kind of segmenter": (
-        lambda: graph("one", segment={"model": "foreign"}), "segment", "holds another kind of model",
+        lambda: graph("one", segment={"model": "foreign"}),
+        "segment",
+        "holds another kind of model",
     ),
     "several people to retarget": (
         lambda: plus(
@@ -261,7 +303,8 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
             retarget=("AnyCharVPoseRetarget", {"keypoints": ["pose", 0], "reference": ["pose", 0]}),
             result=("PreviewAny", {"source": ["retarget", 0]}),
         ),
-        "retarget", "Frame 0 of the poses to retarget has 2 people",
+        "retarget",
+        "Frame 0 of the poses to retarget has 2 people",
     ),
     "retarget to nobody": (
         lambda: plus(
@@ -271,7 +314,8 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
             retarget=("AnyCharVPoseRetarget", {"keypoints": ["find", 0], "reference": ["none", 0]}),
             result=("PreviewAny", {"source": ["retarget", 0]}),
         ),
-        "retarget", "The reference pose has no body",
+        "retarget",
+        "The reference pose has no body",
     ),
 }
 

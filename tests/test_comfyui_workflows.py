@@ -90,7 +90,8 @@ def saved_videos(server: Server, prompt: dict[str, Any], outputs: dict[str, Any]
     """Files by the filename_prefix of their SaveVideo."""
     return {
         node["inputs"]["filename_prefix"]: server.files(outputs, key)[0]
-        for key, node in prompt.items() if node["class_type"] == "SaveVideo"
+        for key, node in prompt.items()
+        if node["class_type"] == "SaveVideo"
     }
 
 
@@ -156,7 +157,8 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
     workflow = load(name)
     wanted = {
         str(node["id"]): {model["name"] for model in node["properties"]["models"]}
-        for node in workflow["nodes"] if "models" in node["properties"]
+        for node in workflow["nodes"]
+        if "models" in node["properties"]
     }
     with pytest.raises(PromptRefused) as refused:
         server.queue(to_prompt(workflow, server.object_info))

@@ -103,7 +103,9 @@ def test_names_that_a_repository_may_have_instead(hub: Hub, tmp_path: Path) -> N
     assert [item.file for item in items] == ["image_encoder/pytorch_model.bin", "image_encoder/config.json"]
     assert items[0].licence == "creativeml-openrail-m"
     assert (items[0].size, items[0].revision, items[0].present) == (
-        len(files["image_encoder/pytorch_model.bin"]), COMMIT, False
+        len(files["image_encoder/pytorch_model.bin"]),
+        COMMIT,
+        False,
     )
 
 

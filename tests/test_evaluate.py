@@ -91,8 +91,11 @@ def test_psnr_and_ssim_are_those_of_torchmetrics_on_floats(tmp_path: Path) -> No
 def test_what_is_missing_is_said_in_the_report_and_the_table(job: EvaluateJob) -> None:
     report, table = evaluate(job)
     options = {
-        "LPIPS": "--lpips-weights", "background PSNR": "--masks", "CLIP-I": "--references",
-        "pose PCK": "--pose-model", "FVD": "--fvd-model",
+        "LPIPS": "--lpips-weights",
+        "background PSNR": "--masks",
+        "CLIP-I": "--references",
+        "pose PCK": "--pose-model",
+        "FVD": "--fvd-model",
     }
     for metric, option in options.items():
         assert option in report["summary"][metric]["not measured"]

@@ -38,10 +38,21 @@ def sd_weights(base: dict[str, Any]) -> dict[str, Tensor]:
 
 def compvis_names(base: dict[str, Any]) -> dict[str, str]:
     """CompVis's name for every key of a text-to-image UNet: the opposite direction of what is tested."""
-    ends = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-            "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
-    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-              "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    ends = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    resnet = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
     per_level = base["layers_per_block"] + 1
 
     def within(inner: str) -> str:
@@ -138,16 +149,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moving = DenoisingUNet(UNetConfig.from_dict(denoising_config(BASE, None)))
     motion = {
         key: value if key.endswith(".pe") else torch.randn_like(value)
-        for key, value in moving.state_dict().items() if "motion_modules." in key
+        for key, value in moving.state_dict().items()
+        if "motion_modules." in key
     }
     torch.save({"global_step": 3, "state_dict": {f"module.{k}": v for k, v in motion.items()}}, folder / "v2.ckpt")
-    first = {key: value[:, :24] if key.endswith(".pe") else value for key, value in motion.items()
-             if not key.startswith("mid_block.")}
+    first = {
+        key: value[:, :24] if key.endswith(".pe") else value
+        for key, value in motion.items()
+        if not key.startswith("mid_block.")
+    }
     torch.save(first, folder / "v1.ckpt")
     guider = PoseGuider(PoseGuiderConfig.from_dict({**GUIDER, "conditioning_embedding_channels": 32}))
     (folder / "openpose").mkdir()
-    save_file({f"controlnet_cond_embedding.{k}": torch.randn_like(v) for k, v in guider.state_dict().items()},
-              folder / "openpose" / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {f"controlnet_cond_embedding.{k}": torch.randn_like(v) for k, v in guider.state_dict().items()},
+        folder / "openpose" / "diffusion_pytorch_model.safetensors",
+    )
     return folder
 
 
@@ -255,19 +272,38 @@ def unlike(files: Path, tmp_path: Path, case: str) -> tuple[dict[str, str], dict
     cases: dict[str, tuple[dict[str, Tensor], dict[str, str], dict[str, Any], str]] = {
         "missing key": ({k: v for k, v in weights.items() if k != key}, {"unet": str(bad)}, wide, key),
         "other text width": ({**weights, key: torch.zeros(32, 24)}, {"unet": str(bad)}, wide, r"\(32, 24\)"),
-        "unknown key": ({**weights, "add_embedding.linear_1.weight": torch.zeros(1)}, {"unet": str(bad)}, wide,
-                        "add_embedding"),
-        "inpainting": ({**weights, "conv_in.weight": torch.zeros(32, 9, 3, 3)}, {"unet": str(bad)}, wide,
-                       "inpainting"),
+        "unknown key": (
+            {**weights, "add_embedding.linear_1.weight": torch.zeros(1)},
+            {"unet": str(bad)},
+            wide,
+            "add_embedding",
+        ),
+        "inpainting": (
+            {**weights, "conv_in.weight": torch.zeros(32, 9, 3, 3)},
+            {"unet": str(bad)},
+            wide,
+            "inpainting",
+        ),
         "no unet": ({"a.weight": torch.zeros(1)}, {"unet": str(bad)}, wide, "no Stable Diffusion UNet"),
         "no motion": ({"a.weight": torch.zeros(1)}, {**sd, "motion": str(bad)}, recipe, "AnimateDiff"),
-        "adapter": ({"mid_block.motion_modules.0.transformer_blocks.0.attn1.to_q.weight": torch.zeros(1)},
-                    {**sd, "motion": str(bad)}, recipe, "MotionAdapter"),
-        "other codes": ({**motion, code: torch.randn_like(motion[code])}, {**sd, "motion": str(bad)}, recipe,
-                        "codes"),
-        "middle too many": (torch.load(files / "v2.ckpt", weights_only=True)["state_dict"],
-                            {**sd, "motion": str(bad)},
-                            {**recipe, "denoising_unet": denoising_config(BASE, motion)}, "no place"),
+        "adapter": (
+            {"mid_block.motion_modules.0.transformer_blocks.0.attn1.to_q.weight": torch.zeros(1)},
+            {**sd, "motion": str(bad)},
+            recipe,
+            "MotionAdapter",
+        ),
+        "other codes": (
+            {**motion, code: torch.randn_like(motion[code])},
+            {**sd, "motion": str(bad)},
+            recipe,
+            "codes",
+        ),
+        "middle too many": (
+            torch.load(files / "v2.ckpt", weights_only=True)["state_dict"],
+            {**sd, "motion": str(bad)},
+            {**recipe, "denoising_unet": denoising_config(BASE, motion)},
+            "no place",
+        ),
         "no controlnet": ({"a.weight": torch.zeros(1)}, {**sd, "pose_guider": str(bad)}, recipe, "no ControlNet"),
         "nan": ({**weights, key: torch.full((32, 16), torch.nan)}, {"unet": str(bad)}, wide, "NaN"),
         "typo": ({"a": torch.zeros(1)}, {"poseguider": str(bad)}, recipe, "'pose_guider'"),
@@ -280,8 +316,23 @@ def unlike(files: Path, tmp_path: Path, case: str) -> tuple[dict[str, str], dict
     return init, networks, named
 
 
-CASES = ["missing key", "other text width", "unknown key", "inpainting", "no unet", "no motion", "adapter",
-         "other codes", "middle too many", "no controlnet", "nan", "typo", "nothing", "no vae", "absent"]
+CASES = [
+    "missing key",
+    "other text width",
+    "unknown key",
+    "inpainting",
+    "no unet",
+    "no motion",
+    "adapter",
+    "other codes",
+    "middle too many",
+    "no controlnet",
+    "nan",
+    "typo",
+    "nothing",
+    "no vae",
+    "absent",
+]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -69,8 +69,16 @@ def test_a_new_lora_changes_nothing_and_is_all_that_is_trained() -> None:
     assert len(names) == len(parameters) and all(".lora_" in name for name in names)
     assert not any("motion_modules" in name or "attn2.to_q" in name for name in names)
     layers = {name.split(".lora_")[0].rsplit("transformer_blocks.0.", 1)[1] for name in names}
-    assert layers == {"attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0",
-                      "ff.net.0.proj", "ff.net.2"}
+    assert layers == {
+        "attn1.to_q",
+        "attn1.to_k",
+        "attn1.to_v",
+        "attn1.to_out.0",
+        "attn2.to_v",
+        "attn2.to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+    }
     more = add_lora(new_unet(), {"rank": 4}, motion=True)
     assert len(more) > len(parameters)
 
@@ -136,10 +144,24 @@ def test_the_command_merges_it_into_a_model(tiny_model: Path, tmp_path: Path, ca
     out = tmp_path / "merged.safetensors"
     assert main([str(tiny_model), str(tmp_path / FILE), "--out", str(out), "--strength", "0.5"]) == 0
     before, after = (read_checkpoint(path).weights for path in (tiny_model, out))
-    changed = {key for key, value in before["denoising_unet"].items()
-               if not torch.equal(value, after["denoising_unet"][key])}
-    assert changed and all(key.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight",
-                                         "ff.net.0.proj.weight", "ff.net.2.weight")) for key in changed)
+    changed = {
+        key
+        for key, value in before["denoising_unet"].items()
+        if not torch.equal(value, after["denoising_unet"][key])
+    }
+    assert changed and all(
+        key.endswith(
+            (
+                "to_q.weight",
+                "to_k.weight",
+                "to_v.weight",
+                "to_out.0.weight",
+                "ff.net.0.proj.weight",
+                "ff.net.2.weight",
+            )
+        )
+        for key in changed
+    )
     assert main([str(tiny_model), str(tmp_path / "none.safetensors"), "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("lora: ") and said.count("\n") == 1
@@ -179,8 +201,19 @@ def test_comfyui_reads_the_file_and_samples_as_with_the_merged_model(tmp_path: P
     write_lora(lora, tmp_path / "loras" / FILE)
     merged = tmp_path / "models" / "merged.safetensors"
     assert main(["embedded", str(tmp_path / "loras" / FILE), "--out", str(merged)]) == 0
-    command = [str(PYTHON), "-c", INSIDE, str(REPO), str(REPO), "-", "-", str(REPO / "tests"),
-               str(tmp_path / "loras" / FILE), "embedded", str(merged)]
+    command = [
+        str(PYTHON),
+        "-c",
+        INSIDE,
+        str(REPO),
+        str(REPO),
+        "-",
+        "-",
+        str(REPO / "tests"),
+        str(tmp_path / "loras" / FILE),
+        "embedded",
+        str(merged),
+    ]
     done = subprocess.run(command, cwd=COMFYUI, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "lora key not loaded" not in done.stderr

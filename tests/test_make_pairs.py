@@ -73,8 +73,10 @@ def test_a_place_in_the_clip_and_a_box_of_its_own_every_epoch(job: Job) -> None:
     dataset = Pairs(replace(as_pairs(job), padding=(0.0, 0.6)), 1)
     first = [dataset[0, epoch] for epoch in range(8)]
     again = [dataset[0, epoch] for epoch in range(8)]
-    assert all(torch.equal(a["frames"], b["frames"]) and torch.equal(a["mask"], b["mask"])
-               for a, b in zip(first, again, strict=True))
+    assert all(
+        torch.equal(a["frames"], b["frames"]) and torch.equal(a["mask"], b["mask"])
+        for a, b in zip(first, again, strict=True)
+    )
     assert len({a["frames"].numpy().tobytes() for a in first}) == 2
     assert len({a["mask"].numpy().tobytes() for a in first}) > 2
 
@@ -158,10 +160,15 @@ def test_what_is_missing_or_damaged_is_named(job: Job, tmp_path: Path) -> None:
 
 def test_the_command(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {
-        "networks": {}, "phases": {"pairs": {
-            "task": "pairs", "frames": FRAMES, "data": {"clips": 6, "size": [32, 32], "seed": 3},
-            "pairs": {"pairs": 100, "per_shard": 2, "steps": 2, "guidance": 2.0},
-        }},
+        "networks": {},
+        "phases": {
+            "pairs": {
+                "task": "pairs",
+                "frames": FRAMES,
+                "data": {"clips": 6, "size": [32, 32], "seed": 3},
+                "pairs": {"pairs": 100, "per_shard": 2, "steps": 2, "guidance": 2.0},
+            }
+        },
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -55,8 +55,11 @@ def choose(checkpointing: bool):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_takes_what_was_reckoned(checkpointing: bool) -> None:
     reckoned = phase_memory(CONFIGS, (64, 64), 4, 2, choose(checkpointing), precision="fp32")
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0",
-                                "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", REAL, str(REPO / "tests"), str(checkpointing)]
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -128,8 +128,10 @@ def test_only_a_reference_net_keeps_its_tokens(unet: DenoisingUNet, reference: R
     def count(*_: object) -> None:
         kept.append(sum(ref() is not None for ref in made))
 
-    hooks = [block.norm1.register_forward_hook(lambda *call: made.append(weakref.ref(call[2])))
-             for block in (*unet.spatial_blocks(), *reference.spatial_blocks())]
+    hooks = [
+        block.norm1.register_forward_hook(lambda *call: made.append(weakref.ref(call[2])))
+        for block in (*unet.spatial_blocks(), *reference.spatial_blocks())
+    ]
     hooks.append(unet.conv_norm_out.register_forward_pre_hook(count))
     tokens = reference(torch.randn(1, 4, SIZE, SIZE), torch.randn(1, TOKEN))
     assert [ref() for ref in made] == tokens

@@ -29,8 +29,20 @@ SOURCES = [
 HEAVY = {"torch", "diffusers", "transformers", "cv2", "onnxruntime", "comfy"}
 # Networks, processes and HTTP routes, each of which a node pack in the registry has to do without.
 UNWANTED_MODULES = {
-    "aiohttp", "ctypes", "ftplib", "http", "httpx", "huggingface_hub", "pip", "requests", "server", "socket",
-    "subprocess", "urllib", "urllib3", "webbrowser",
+    "aiohttp",
+    "ctypes",
+    "ftplib",
+    "http",
+    "httpx",
+    "huggingface_hub",
+    "pip",
+    "requests",
+    "server",
+    "socket",
+    "subprocess",
+    "urllib",
+    "urllib3",
+    "webbrowser",
 }
 UNWANTED_CALLS = re.compile(
     r"(eval|exec|__import__|os\.(system|popen|exec\w+|spawn\w+|fork)|.*\.eval|torch\.hub\..*)"
@@ -180,8 +192,16 @@ def test_sources_hold_nothing_a_registry_scan_rejects(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["eval('1')", "exec('1')", "import subprocess", "from urllib import request", "net.eval()", "os.system('x')",
-     "from server import PromptServer", "def f():\n    import requests"],
+    [
+        "eval('1')",
+        "exec('1')",
+        "import subprocess",
+        "from urllib import request",
+        "net.eval()",
+        "os.system('x')",
+        "from server import PromptServer",
+        "def f():\n    import requests",
+    ],
 )
 def test_the_scan_sees_what_it_is_for(line: str) -> None:
     assert unwanted(ast.parse(line))
@@ -200,7 +220,8 @@ def test_listing_the_nodes_imports_nothing_heavy(path: Path) -> None:
     assert not HEAVY & {name for node in at_import for name in imported(node)}
     # nodes/native and the core are heavy themselves.
     assert not [
-        node for node in at_import
+        node
+        for node in at_import
         if isinstance(node, ast.ImportFrom) and node.level and re.match(r"native|anycharv_core", node.module or "")
     ]
 

@@ -23,7 +23,10 @@ time.sleep(60)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_workers_end_with_a_parent_that_is_killed() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", PARENT],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
         start_new_session=True,
     )
     try:

@@ -72,6 +72,10 @@ def test_published_files_have_known_sizes(name: str, channels: int) -> None:
         nets = untrained(configs)
     millions = {part: round(sum(p.numel() for p in net.parameters()) / 1e6) for part, net in vars(nets).items()}
     assert millions == {
-        "denoising_unet": 1313, "reference_unet": 860, "pose_guider": 1, "vae": 84, "image_encoder": 304
+        "denoising_unet": 1313,
+        "reference_unet": 860,
+        "pose_guider": 1,
+        "vae": 84,
+        "image_encoder": 304,
     }
     assert configs["denoising_unet"]["in_channels"] == channels

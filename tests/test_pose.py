@@ -61,9 +61,7 @@ def body_only(points, width=64, height=64):
     return {"canvas_width": width, "canvas_height": height, "people": [person]}
 
 
-@pytest.mark.skipif(
-    not PARITY.is_dir(), reason="the recorded official drawings are not beside the repository"
-)
+@pytest.mark.skipif(not PARITY.is_dir(), reason="the recorded official drawings are not beside the repository")
 def test_drawing_equals_the_recorded_official_ones():
     for index, frame in enumerate(json.loads((PARITY / "poses.json").read_text())):
         recorded = cv2.imread(str(PARITY / f"{index:02d}.png"))[..., ::-1]
@@ -120,9 +118,7 @@ def test_all_bodies_lie_under_all_hands_and_faces():
     frame = make_frame(5, people=1)
     body = {"pose_keypoints_2d": frame["people"][0].pop("pose_keypoints_2d")}
     rest = frame["people"][0]
-    drawn = [
-        draw_pose({**frame, "people": people}) for people in ([body, rest], [rest, body], [{**body, **rest}])
-    ]
+    drawn = [draw_pose({**frame, "people": people}) for people in ([body, rest], [rest, body], [{**body, **rest}])]
     assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
 
 

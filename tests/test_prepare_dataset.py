@@ -87,11 +87,11 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_videos_become_clips_at_cuts_and_lengths(material, prepared) -> None:
     out, statistics = prepared
     rows = {row["source"]: row for row in read_lines(out / "manifest.jsonl")}
-    spans = {
-        name: [(clip["start"], clip["frames"]) for clip in row["clips"]] for name, row in rows.items()
-    }
+    spans = {name: [(clip["start"], clip["frames"]) for clip in row["clips"]] for name, row in rows.items()}
     assert spans == {
-        "two.shots.mp4": [(0, 10), (10, 9)], "sub/long.mp4": [(0, 10), (10, 10)], "plain.mp4": [(0, 8)]
+        "two.shots.mp4": [(0, 10), (10, 9)],
+        "sub/long.mp4": [(0, 10), (10, 10)],
+        "plain.mp4": [(0, 8)],
     }
     assert rows["two.shots.mp4"]["shots"] == 2 and rows["two.shots.mp4"]["fps"] == 24
     assert statistics["videos"] == 3 and statistics["clips"] == 5 and statistics["frames"] == 47
@@ -207,9 +207,22 @@ def test_kill_9_and_the_same_command_again(material, prepared, tmp_path: Path) -
     folder, _ = material
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "training.prepare_dataset", str(folder / "videos"), "--out", str(out),
-        "--poses-dir", str(folder / "poses"), "--masks-dir", str(folder / "masks"),
-        "--buckets", "64x96,64x64", "--min-frames", "6", "--max-frames", "12",
+        sys.executable,
+        "-m",
+        "training.prepare_dataset",
+        str(folder / "videos"),
+        "--out",
+        str(out),
+        "--poses-dir",
+        str(folder / "poses"),
+        "--masks-dir",
+        str(folder / "masks"),
+        "--buckets",
+        "64x96,64x64",
+        "--min-frames",
+        "6",
+        "--max-frames",
+        "12",
     ]
     root = Path(__file__).parents[1]
     run = subprocess.Popen(

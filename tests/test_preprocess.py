@@ -319,9 +319,7 @@ def test_clips_of_all_kinds_by_the_embedded_networks(tmp_path, count, codec, pix
     motion = sample_motion(5, 3, character.proportions, "heldout")
     truth = render(character, motion, sample_scene(5, "heldout"), (160 - crop, 160 - crop))
     stored = [np.rot90(frame, -rotation // 90) for frame in truth.frames[:count]]
-    clip = make_clip(
-        tmp_path / "clip.mkv", stored, codec=codec, pix_fmt=pix_fmt, rotation=(rotation, False)
-    )
+    clip = make_clip(tmp_path / "clip.mkv", stored, codec=codec, pix_fmt=pix_fmt, rotation=(rotation, False))
     embedded = ["--pose-model", "embedded", "--segmenter", "embedded"]
     assert run("preprocess", clip, "--out", tmp_path / "out", *embedded) == 0
     found, masks = read_poses(tmp_path / "out" / "pose.json"), read(tmp_path / "out" / "mask.mkv")

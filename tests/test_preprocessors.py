@@ -176,7 +176,8 @@ def test_what_is_trained_is_what_transformers_computes(clips):
         session = Sam2VideoInferenceSession(dtype=torch.float32)
         index = session.obj_id_to_idx(1)
         corners = {
-            "point_coords": batch["boxes"][k][None, None], "point_labels": torch.tensor([[[2, 3]]]).int(),
+            "point_coords": batch["boxes"][k][None, None],
+            "point_labels": torch.tensor([[[2, 3]]]).int(),
         }
         session.add_point_inputs(index, 0, corners)
         session.obj_with_new_inputs = [1]

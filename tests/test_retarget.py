@@ -19,8 +19,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 ADULT = (55, 38, 62, 55, 110, 20, 90, 85, 12)
 CARTOON = (90, 30, 45, 40, 80, 26, 40, 35, 30)
 PAIRS = {
-    "neck": [(1, 0)], "shoulder": [(1, 2), (1, 5)], "upper arm": [(2, 3), (5, 6)], "forearm": [(3, 4), (6, 7)],
-    "trunk": [(1, 18)], "pelvis": [(18, 8), (18, 11)], "thigh": [(8, 9), (11, 12)], "shin": [(9, 10), (12, 13)],
+    "neck": [(1, 0)],
+    "shoulder": [(1, 2), (1, 5)],
+    "upper arm": [(2, 3), (5, 6)],
+    "forearm": [(3, 4), (6, 7)],
+    "trunk": [(1, 18)],
+    "pelvis": [(18, 8), (18, 11)],
+    "thigh": [(8, 9), (11, 12)],
+    "shin": [(9, 10), (12, 13)],
     "head": [(0, 14), (0, 15), (14, 16), (15, 17)],
 }
 BONES = [pair for pairs in PAIRS.values() for pair in pairs]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anycharv_core.inference.sampling import sample
 from anycharv_core.inference.windows import Windows, closed_loop_windows, linear_windows
-from anycharv_core.models.schedule import add_noise, alphas_cumprod, ddim_step, ddim_timesteps
+from anycharv_core.models.schedule import NoiseSchedule, add_noise, alphas_cumprod, ddim_step, ddim_timesteps
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded tables beside this checkout")
@@ -86,9 +86,8 @@ def test_windows_are_averaged_or_summed() -> None:
 
     def run(average: bool, values: tuple[float, float]) -> torch.Tensor:
         calls = iter(values)
-        return sample(
-            lambda x, t, index: torch.full_like(x, next(calls)), noise, 1, Windows(indices, weights, average)
-        )
+        windows = Windows(indices, weights, average)
+        return sample(lambda x, t, index: torch.full_like(x, next(calls)), noise, 1, windows, NoiseSchedule())
 
     # At t = 999 the signal is 0, so one step returns minus the fused prediction.
     assert run(True, (2.0, 6.0))[:, 0, 0, 0].tolist() == [-2.0, -3.0, -6.0]
@@ -98,11 +97,18 @@ def test_windows_are_averaged_or_summed() -> None:
 def test_progress_counts_every_call_and_can_stop() -> None:
     seen = []
     noise = torch.zeros(30, 1, 1, 1)
-    sample(lambda x, t, i: x, noise, 2, linear_windows(30), lambda done, total: seen.append((done, total)))
+    sample(
+        lambda x, t, i: x,
+        noise,
+        2,
+        linear_windows(30),
+        NoiseSchedule(),
+        lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample(lambda x, t, i: x, noise, 2, linear_windows(30), stop)
+        sample(lambda x, t, i: x, noise, 2, linear_windows(30), NoiseSchedule(), stop)

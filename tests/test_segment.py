@@ -126,7 +126,13 @@ def test_a_low_object_score_gives_an_empty_mask(tmp_path):
 
 def test_plan_prompts_at_the_first_box_after_gaps_and_regularly():
     assert plan([None, BOX, BOX, None, None, BOX, BOX]) == [
-        "empty", "start", "follow", "follow", "follow", "prompt", "follow",
+        "empty",
+        "start",
+        "follow",
+        "follow",
+        "follow",
+        "prompt",
+        "follow",
     ]
     long = plan([BOX] * (2 * PROMPT_EVERY + 2))
     assert [number for number, step in enumerate(long) if step != "follow"] == [0, PROMPT_EVERY, 2 * PROMPT_EVERY]
@@ -145,7 +151,12 @@ def test_plan_bridges_only_short_gaps(gap, step):
 
 def test_plan_starts_anew_in_every_shot():
     assert plan([BOX, BOX, BOX, None, None, BOX], cuts=[2, 4]) == [
-        "start", "follow", "start", "follow", "empty", "start",
+        "start",
+        "follow",
+        "start",
+        "follow",
+        "empty",
+        "start",
     ]
     # A gap that a cut divides is two gaps, and the one after the cut has no prompt before it.
     gap = LONGEST_GAP

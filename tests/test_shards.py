@@ -135,7 +135,10 @@ def test_puppet_clips_depend_on_index_and_epoch_only() -> None:
     first = clips[3, 0]
     assert len(clips) == 5 and same(first, clips[3, 0])
     assert {name: tuple(t.shape) for name, t in first.items()} == {
-        "frames": (2, 32, 32, 3), "pose": (2, 32, 32, 3), "character": (2, 32, 32), "mask": (2, 32, 32),
+        "frames": (2, 32, 32, 3),
+        "pose": (2, 32, 32, 3),
+        "character": (2, 32, 32),
+        "mask": (2, 32, 32),
         "reference": (32, 32, 3),
     }
     assert all(t.dtype == torch.uint8 for t in first.values())
@@ -155,7 +158,10 @@ def test_puppet_clips_depend_on_index_and_epoch_only() -> None:
 def test_every_kind_of_mask_covers_the_character() -> None:
     clip = {}
     for name, change in {
-        "exact": {"augment": False}, "fine": {}, "box": {"mask": "box"}, "block": {"mask": "block"},
+        "exact": {"augment": False},
+        "fine": {},
+        "box": {"mask": "box"},
+        "block": {"mask": "block"},
         "some boxes": {"box_share": 1.0},
     }.items():
         sample = open_dataset(replace(Data(size=(48, 64)), **change), 3)[1, 0]
@@ -223,13 +229,23 @@ def write_folder(folder: Path, lengths: dict[str, list[int]]) -> list[np.ndarray
             boxes = [list(mask_box(mask)) for mask in clip.mask[start:stop]]
             poses = "".join(json.dumps(pose) + "\n" for pose in clip.poses()[start:stop])
             members += [
-                (f"{key}.mp4", writer.frames), (f"{key}.mask.mkv", writer.masks),
-                (f"{key}.pose.jsonl", poses.encode()), (f"{key}.json", json.dumps({"boxes": boxes}).encode()),
+                (f"{key}.mp4", writer.frames),
+                (f"{key}.mask.mkv", writer.masks),
+                (f"{key}.pose.jsonl", poses.encode()),
+                (f"{key}.json", json.dumps({"boxes": boxes}).encode()),
             ]
-            row["clips"].append({
-                "key": key, "start": start, "frames": length, "size": list(size), "window": [0, 0, *size],
-                "references": list(range(length)), "person_height": 0.8, "enlarged": 1.0,
-            })
+            row["clips"].append(
+                {
+                    "key": key,
+                    "start": start,
+                    "frames": length,
+                    "size": list(size),
+                    "window": [0, 0, *size],
+                    "references": list(range(length)),
+                    "person_height": 0.8,
+                    "enlarged": 1.0,
+                }
+            )
             frames.append(clip.frames[start:stop])
             start = stop
         write_tar(folder / f"{video}.part.tar", members)
@@ -272,7 +288,10 @@ def test_shard_clips_are_samples(shards: tuple[Path, list[np.ndarray]]) -> None:
     sample = train[0, 5]
     assert same(sample, train[0, 5]) and not torch.equal(sample["frames"], train[0, 6]["frames"])
     assert {name: tuple(t.shape) for name, t in sample.items()} == {
-        "frames": (4, 64, 64, 3), "pose": (4, 64, 64, 3), "character": (4, 64, 64), "mask": (4, 64, 64),
+        "frames": (4, 64, 64, 3),
+        "pose": (4, 64, 64, 3),
+        "character": (4, 64, 64),
+        "mask": (4, 64, 64),
         "reference": (64, 64, 3),
     }
     assert torch.equal(sample["mask"], sample["character"]) and sample["pose"].any()
@@ -280,8 +299,12 @@ def test_shard_clips_are_samples(shards: tuple[Path, list[np.ndarray]]) -> None:
     # The reference is elsewhere in the same video, cut out and large.
     origin = train.origin(0, 5)
     clip = train.clips[0]
-    offers = sorted(abs(c.start + n - (origin["first_frame"] + 2)) for c in train.clips if c.video == clip.video
-                    for n in c.references)
+    offers = sorted(
+        abs(c.start + n - (origin["first_frame"] + 2))
+        for c in train.clips
+        if c.video == clip.video
+        for n in c.references
+    )
     assert abs(origin["reference_frame"] - (origin["first_frame"] + 2)) >= offers[len(offers) // 2]
     shown = mask_box(sample["reference"].numpy().max(2) > 0)
     assert max(shown[2] - shown[0], shown[3] - shown[1]) > 40

@@ -124,8 +124,11 @@ def test_all_parts_are_steadied_but_the_box_and_every_score_is_kept():
     rng = np.random.default_rng(2)
 
     def person():
-        parts = {part: np.c_[figure(3, count), rng.uniform(0.31, 1, count)] for part, count in PARTS.items()
-                 if count > 1}
+        parts = {
+            part: np.c_[figure(3, count), rng.uniform(0.31, 1, count)]
+            for part, count in PARTS.items()
+            if count > 1
+        }
         for points in parts.values():
             points[:, :2] += rng.normal(0, 2, (len(points), 2))
         return {part: points.ravel().tolist() for part, points in parts.items()}

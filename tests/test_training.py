@@ -52,9 +52,7 @@ def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def fresh(
-    train: tuple[str, ...] = ALL, config: dict[str, Any] | None = None, **phase: Any
-) -> networks.Networks:
+def fresh(train: tuple[str, ...] = ALL, config: dict[str, Any] | None = None, **phase: Any) -> networks.Networks:
     """Untrained tiny networks whose every part has a say in the result, with gradients for `train`."""
     nets, _ = networks.build(parse(config or recipe()), [], lambda line: None)
     generator = torch.Generator().manual_seed(1)
@@ -106,8 +104,9 @@ def test_the_loss_is_the_papers(monkeypatch) -> None:
         torch.testing.assert_close(x[:, 4:8], hollow)
         assert torch.equal(x[:, 8:], (batch["mask"].flatten(0, 1)[:, None, ::2, ::2] > 0).float())
         power = alphas_cumprod()[t].reshape(-1, 1, 1, 1)
-        noise = torch.cat([draw(Objective(), [clip_generator(5, "phase", p)], (2, 4, 8, 8), x.device).noise[0]
-                           for p in range(3)])
+        noise = torch.cat(
+            [draw(Objective(), [clip_generator(5, "phase", p)], (2, 4, 8, 8), x.device).noise[0] for p in range(3)]
+        )
         torch.testing.assert_close(x[:, :4], power.sqrt() * latents + (1 - power).sqrt() * noise)
         v = power.sqrt() * noise - (1 - power).sqrt() * latents
         torch.testing.assert_close(loss, (x[:, :4] - v).square().mean())
@@ -147,10 +146,16 @@ def test_weights_and_min_snr() -> None:
     # Weighting normalises per clip, so a constant weight changes nothing and clips weigh the same.
     nets, batch = fresh(), clips(3)
     plain = Trainee(nets, Objective(), False, 0, "x")(batch)["loss"]
-    torch.testing.assert_close(Trainee(nets, Objective(outside=0.5, inside=1.0), False, 0, "x")(
-        batch | {"mask": torch.full_like(batch["mask"], 255)})["loss"].isfinite(), torch.tensor(True))
-    each = [Trainee(nets, Objective(), False, 0, "x")({k: v[i : i + 1] for k, v in batch.items()})["loss"]
-            for i in range(3)]
+    torch.testing.assert_close(
+        Trainee(nets, Objective(outside=0.5, inside=1.0), False, 0, "x")(
+            batch | {"mask": torch.full_like(batch["mask"], 255)}
+        )["loss"].isfinite(),
+        torch.tensor(True),
+    )
+    each = [
+        Trainee(nets, Objective(), False, 0, "x")({k: v[i : i + 1] for k, v in batch.items()})["loss"]
+        for i in range(3)
+    ]
     torch.testing.assert_close(plain, torch.stack(each).mean())
 
 

@@ -80,8 +80,11 @@ def calls(folder: Path, tiny_model: Path, out: Path) -> dict[str, Callable[[], i
 def test_a_second_one_in_the_same_folder_stops(tmp_path: Path, tiny_model: Path, capsys) -> None:
     out = tmp_path / "out"
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(out)], cwd=Path(__file__).parents[1], text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", HOLDER, str(out)],
+        cwd=Path(__file__).parents[1],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
         assert holder.stdout.readline() == "held\n"

@@ -41,10 +41,16 @@ def tiny_config(image_size: int = IMAGE_SIZE, **changes: Any) -> Any:
         "image_size": image_size,
         "vision_config": vision,
         "prompt_encoder_config": {
-            "hidden_size": width, "image_size": image_size, "patch_size": patch, "mask_input_channels": 8,
+            "hidden_size": width,
+            "image_size": image_size,
+            "patch_size": patch,
+            "mask_input_channels": 8,
         },
         "mask_decoder_config": {
-            "hidden_size": width, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32,
+            "hidden_size": width,
+            "mlp_dim": 64,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 32,
         },
         "memory_attention_hidden_size": width,
         "memory_attention_num_layers": 1,

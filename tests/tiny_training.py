@@ -12,9 +12,9 @@ from conftest import CONFIGS
 CODEC = {"_class_name": "PatchCodec", "latent_channels": 4, "block_out_channels": [8, 16], "scaling_factor": 1.0}
 # Motion modules normalise in 32 groups, whatever the config says.
 SMALL = {"block_out_channels": [32, 32], "norm_num_groups": 8}
-NETWORKS = {
-    name: {**config, **(SMALL if name.endswith("unet") else {})} for name, config in CONFIGS.items()
-} | {"vae": CODEC}
+NETWORKS = {name: {**config, **(SMALL if name.endswith("unet") else {})} for name, config in CONFIGS.items()} | {
+    "vae": CODEC
+}
 PHASE = {
     "train": ["denoising_unet", "reference_unet", "pose_guider"],
     "steps": 6,

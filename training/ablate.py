@@ -36,8 +36,10 @@ from training.config import read_config
 CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 # Enough for the variants to part, few enough for 36 runs on two cores in an afternoon.
 SHORT = (
-    "phases.compose.steps=400", "phases.boost.steps=100",
-    "phases.compose.validate.every=0", "phases.boost.validate.every=0",
+    "phases.compose.steps=400",
+    "phases.boost.steps=100",
+    "phases.compose.validate.every=0",
+    "phases.boost.validate.every=0",
 )
 METRICS = ("character PSNR", "character SSIM", "identity", "sharpness", "box PSNR")
 SIZE = read_config(CONFIG).settings["size"][0]

@@ -19,7 +19,8 @@ LOCK = ".lock"
 def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """The parser of `python -m training.<name>`, its description with the line breaks that it has."""
     return argparse.ArgumentParser(
-        prog=f"python -m training.{name}", description=description,
+        prog=f"python -m training.{name}",
+        description=description,
         formatter_class=argparse.RawTextHelpFormatter,
     )
 

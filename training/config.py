@@ -188,9 +188,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
         common[key] = _merged(below, _mapping(common.get(key), f"engine.{key}"))
     common["data"].setdefault("seed", raw.get("seed", 0))
     phases = _mapping(raw.get("phases"), "phases")
-    raw["phases"] = {
-        name: _merged(common, _mapping(phase, f"phases.{name}")) for name, phase in phases.items()
-    }
+    raw["phases"] = {name: _merged(common, _mapping(phase, f"phases.{name}")) for name, phase in phases.items()}
     config = build(Config, raw | {"engine": whole}, "")
     _check(config)
     return config

@@ -160,12 +160,16 @@ def fit(
 
     micro = phase.batch // phase.accumulate
     stream = loader(
-        data, seed, start * phase.batch, phase.steps * phase.batch, micro,
-        accelerator.process_index, accelerator.num_processes, workers,
+        data,
+        seed,
+        start * phase.batch,
+        phase.steps * phase.batch,
+        micro,
+        accelerator.process_index,
+        accelerator.num_processes,
+        workers,
     )
-    bar = tqdm(
-        total=phase.steps, initial=start, desc=name, unit="step", disable=not accelerator.is_main_process
-    )
+    bar = tqdm(total=phase.steps, initial=start, desc=name, unit="step", disable=not accelerator.is_main_process)
     with stop.on_signals(), bar:
         for step in range(start, phase.steps):
             for group in optimizer.param_groups:

@@ -147,9 +147,7 @@ def _files_of_model(
     return {part: (str(init.model), weights) for part, weights in checkpoint.weights.items()}
 
 
-def _library_parts(
-    init: Init, configs: dict[str, dict[str, Any]], given: dict[str, tuple[str, Weights]]
-) -> None:
+def _library_parts(init: Init, configs: dict[str, dict[str, Any]], given: dict[str, tuple[str, Weights]]) -> None:
     for part in LIBRARY_PARTS:
         folder = getattr(init, part)
         if folder is not None:
@@ -287,7 +285,8 @@ def _motion_start(unet: nn.Module, path: Path, weights: Weights) -> Start:
     learned = {key: value for key, value in weights.items() if key not in codes}
     has_middle = any(key.startswith("mid_block.") for key in learned)
     wanted = {
-        key: value for key, value in expected.items()
+        key: value
+        for key, value in expected.items()
         if not key.endswith(".pe") and (has_middle or not key.startswith("mid_block."))
     }
     _check("denoising_unet's motion", path, learned, wanted)

@@ -151,8 +151,10 @@ def _load(unet: DenoisingUNet, path: Path) -> None:
     own, given = lora_state_dict(unet), read_weights(path)
     for key, value in own.items():
         if key not in given or given[key].shape != value.shape or (key.endswith(ALPHA) and given[key] != value):
-            raise UserError(f"{path} does not fit the recipe's lora settings at '{key}': use the rank, alpha and "
-                            "targets it was trained with.")
+            raise UserError(
+                f"{path} does not fit the recipe's lora settings at '{key}': use the rank, alpha and "
+                "targets it was trained with."
+            )
     for key in given:
         if key not in own:
             raise UserError(f"{path} has '{key}', which is not among the recipe's lora targets.")

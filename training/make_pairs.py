@@ -169,9 +169,9 @@ def make_shard(job: Job, number: int) -> str:
         for member in tar:
             offsets.setdefault(member.name.partition(".")[0], member.offset)
     with atomic_path(shard.with_suffix(".json")) as tmp:
-        tmp.write_bytes(facts(
-            {"tried": len(numbers), "pairs": [row | {"offset": offsets[row["key"]]} for row in rows]}
-        ))
+        tmp.write_bytes(
+            facts({"tried": len(numbers), "pairs": [row | {"offset": offsets[row["key"]]} for row in rows]})
+        )
     refused = len(numbers) - len(rows)
     return f"{shard.name} has {len(rows)} pairs" + (f" and left {refused} out" if refused else "")
 
@@ -192,7 +192,12 @@ def make_pair(job: Job, k: int) -> tuple[dict[str, bytes], dict[str, Any]] | Non
     # The first stage has learned to fill a hole (eq. 2), not to look at who was there.
     hollow = frames * (told < 128)[..., None]
     out = pipe(
-        reference, hollow, told, clip["pose"], settings.steps, settings.guidance,
+        reference,
+        hollow,
+        told,
+        clip["pose"],
+        settings.steps,
+        settings.guidance,
         noise=_noise(pipe, frames.shape, settings.motion, seed),
     )
     made = _sharpened(out.frames, settings.sharpen * rng.uniform(-0.8, 1.2))
@@ -209,8 +214,13 @@ def make_pair(job: Job, k: int) -> tuple[dict[str, bytes], dict[str, Any]] | Non
         "model": job.model_hash,
         "quality": round(quality, 4),
     }
-    layers = {"frame": frames, "scene": made * touched, "mask": told, "character": clip["character"],
-              "pose": clip["pose"]}
+    layers = {
+        "frame": frames,
+        "scene": made * touched,
+        "mask": told,
+        "character": clip["character"],
+        "pose": clip["pose"],
+    }
     members = {f"{i:03d}.{kind}.png": png(layer[i]) for i in range(len(frames)) for kind, layer in layers.items()}
     members |= {"reference.png": png(clip["reference"]), "partner.png": png(reference), "json": facts(origin)}
     size = [frames.shape[2], frames.shape[1]]
@@ -273,8 +283,9 @@ def new_job(config: Config, phase: str, model: str, out: Path, changes: Mapping[
     chosen = config.phases[phase]
     settings = build(PairSettings, {**chosen.pairs, **(changes or {})}, f"phases.{phase}.pairs")
     init = config.init
-    return Job(settings, chosen.data, chosen.frames, config.seed, model, out, init.get("vae"),
-               init.get("image_encoder"))
+    return Job(
+        settings, chosen.data, chosen.frames, config.seed, model, out, init.get("vae"), init.get("image_encoder")
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -128,8 +128,13 @@ def _normalise_in_float32(net: nn.Module) -> None:
 
 
 def _step(
-    nets: Networks, configs: Mapping[str, Mapping[str, Any]], size: tuple[int, int], frames: int, clips: int,
-    precision: str, motion: bool,
+    nets: Networks,
+    configs: Mapping[str, Mapping[str, Any]],
+    size: tuple[int, int],
+    frames: int,
+    clips: int,
+    precision: str,
+    motion: bool,
 ) -> Callable[[], Tensor]:
     from training.objective import predict
 

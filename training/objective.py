@@ -120,7 +120,12 @@ def draw(cfg: Objective, generators: Sequence[torch.Generator], shape: torch.Siz
 
 
 def loss(
-    nets: Networks, encoded: Batch, draws: Draws, cfg: Objective, motion: bool, schedule: NoiseSchedule = NoiseSchedule()
+    nets: Networks,
+    encoded: Batch,
+    draws: Draws,
+    cfg: Objective,
+    motion: bool,
+    schedule: NoiseSchedule = NoiseSchedule(),
 ) -> dict[str, Tensor]:
     """Squared errors of each clip, float [B] (eq. 2 or 3, after the scene); frame-wise without `motion`.
 

@@ -121,8 +121,15 @@ def known_configs(config: Config) -> networks.Configs:
 def _memory(config: Config, phase: Phase, configs: networks.Configs) -> str:
     size, clips = phase.data.size or ASSUMED, phase.batch // phase.accumulate
     memory = phase_memory(
-        configs, size, phase.frames, clips, lambda nets: choose_trained(nets, phase), phase.optimizer,
-        bool(phase.ema), "fp32" if config.engine.precision == "fp32" else "bf16", phase.motion,
+        configs,
+        size,
+        phase.frames,
+        clips,
+        lambda nets: choose_trained(nets, phase),
+        phase.optimizer,
+        bool(phase.ema),
+        "fp32" if config.engine.precision == "fp32" else "bf16",
+        phase.motion,
     )
     return f"{memory} with {clips} clips at a time of {size[0]} x {size[1]} pixels"
 

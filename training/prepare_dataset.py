@@ -61,7 +61,13 @@ def prepare_dataset(
 
 
 def _prepare(
-    sources: Sequence[Path], videos: Path, out: Path, settings: Settings, workers: int, ray: bool, gpus: float,
+    sources: Sequence[Path],
+    videos: Path,
+    out: Path,
+    settings: Settings,
+    workers: int,
+    ray: bool,
+    gpus: float,
     shard_bytes: int,
 ) -> Row:
     book = _Book(out, shard_bytes)

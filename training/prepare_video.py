@@ -156,7 +156,10 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
         fps = round(float(info.rate), 4)
         facts = {
             **{name: clip[name] for name in ("size", "frames", "start", "window")},
-            "fps": fps, "boxes": draft.boxes, "source": row["source"], "video": row["video"],
+            "fps": fps,
+            "boxes": draft.boxes,
+            "source": row["source"],
+            "video": row["video"],
             "source_size": [info.width, info.height],
         }
         lines = "".join(json.dumps(_rounded(pose)) + "\n" for pose in draft.poses)
@@ -172,8 +175,11 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
     part = parts / f"{row['video']}.tar"
     write_tar(part, members)
     return {
-        "clips": clips, "fps": round(float(info.rate), 4), "frames": info.frames,
-        "shots": len(findings.cuts) + 1, "part_bytes": part.stat().st_size,
+        "clips": clips,
+        "fps": round(float(info.rate), 4),
+        "frames": info.frames,
+        "shots": len(findings.cuts) + 1,
+        "part_bytes": part.stat().st_size,
     }
 
 

@@ -102,17 +102,19 @@ def loader(
     order = (
         [(sample, number * batch + place) for place, sample in enumerate(whole)][own] for number, whole in numbered
     )
-    return _load(DataLoader(
-        _Placed(dataset),
-        batch_sampler=order,
-        num_workers=workers,
-        multiprocessing_context=_clean_processes() if workers else None,
-        collate_fn=_collate,
-        worker_init_fn=_one_thread,
-        prefetch_factor=PREFETCH if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else the loader draws from torch's global one
-    ))
+    return _load(
+        DataLoader(
+            _Placed(dataset),
+            batch_sampler=order,
+            num_workers=workers,
+            multiprocessing_context=_clean_processes() if workers else None,
+            collate_fn=_collate,
+            worker_init_fn=_one_thread,
+            prefetch_factor=PREFETCH if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else the loader draws from torch's global one
+        )
+    )
 
 
 def _load(source: DataLoader) -> Iterator[dict[str, Tensor]]:

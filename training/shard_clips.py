@@ -42,7 +42,8 @@ class ShardClips(Dataset):
         if len(names) == 1:
             logging.getLogger(__name__).warning(
                 "%s holds a single video: enough to fit one character, but the model learns no other, nothing is "
-                "held out, and no pairs can be made.", folder,
+                "held out, and no pairs can be made.",
+                folder,
             )
         else:
             held_out = set(names[: max(1, len(names) // _HELD_OUT)])
@@ -125,9 +126,7 @@ class ShardClips(Dataset):
     def _start(self, clip: Clip, rng: np.random.Generator) -> int:
         return int(rng.integers(clip.frames - self._span + 1))
 
-    def _elsewhere(
-        self, others: Sequence[Shown], clip: Clip, start: int, rng: np.random.Generator
-    ) -> Shown:
+    def _elsewhere(self, others: Sequence[Shown], clip: Clip, start: int, rng: np.random.Generator) -> Shown:
         middle = clip.start + start + self._span // 2
         far = sorted(others, key=lambda found: -abs(found[2] - middle))
         return far[int(rng.integers(max(1, len(far) // 2)))]

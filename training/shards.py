@@ -61,15 +61,14 @@ class ClipWriter:
                 for path in (self.frames, self.masks)
             )
             intra = {"g": "1", "keyint_min": "1", "bf": "0"}
-            self._pictures = pictures, self._stream(
-                pictures, "libx264", "yuv444p", {"crf": str(_CRF), "preset": "fast", **intra}
+            self._pictures = (
+                pictures,
+                self._stream(pictures, "libx264", "yuv444p", {"crf": str(_CRF), "preset": "fast", **intra}),
             )
             context = self._pictures[1].codec_context
             context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-            self._masks = masks, self._stream(
-                masks, "ffv1", "gray", {"level": "3", "slicecrc": "1", "g": "1"}
-            )
+            self._masks = masks, self._stream(masks, "ffv1", "gray", {"level": "3", "slicecrc": "1", "g": "1"})
             self._masks[1].codec_context.color_range = ColorRange.JPEG
             self._stack = stack.pop_all()
         return self
@@ -77,7 +76,12 @@ class ClipWriter:
     def _stream(self, container: Any, codec: str, pixels: str, options: dict[str, str]) -> Any:
         width, height = self._size
         stream = container.add_stream(
-            codec, rate=_RATE, width=width, height=height, pix_fmt=pixels, time_base=Fraction(1, _RATE),
+            codec,
+            rate=_RATE,
+            width=width,
+            height=height,
+            pix_fmt=pixels,
+            time_base=Fraction(1, _RATE),
             options=options,
         )
         stream.codec_context.thread_count = 1
@@ -94,7 +98,8 @@ class ClipWriter:
             dst_color_range=ColorRange.MPEG,
         )
         for (container, stream), image in (
-            (self._pictures, picture), (self._masks, av.VideoFrame.from_ndarray(mask, "gray"))
+            (self._pictures, picture),
+            (self._masks, av.VideoFrame.from_ndarray(mask, "gray")),
         ):
             image.pts, image.time_base = self.count, Fraction(1, _RATE)
             container.mux(stream.encode(image))

@@ -108,7 +108,7 @@ class Trainee(nn.Module):
 
         rows = shape[0] * shape[1]
         everything = Windows((tuple(range(rows)),), ((1.0,) * rows,))
-        latents = sample(denoise, noise.flatten(0, 1), steps, everything, schedule=self.schedule)
+        latents = sample(denoise, noise.flatten(0, 1), steps, everything, self.schedule)
         return objective.decode(self.vae, latents).unflatten(0, shape[:2])
 
 

@@ -121,8 +121,7 @@ def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.
     reference = np.asarray(reference)
     if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] not in (3, 4):
         raise UserError(
-            f"The reference must be uint8 [H, W, 3] or [H, W, 4]; it is {reference.dtype} "
-            f"{list(reference.shape)}."
+            f"The reference must be uint8 [H, W, 3] or [H, W, 4]; it is {reference.dtype} {list(reference.shape)}."
         )
     if mask is None and reference.shape[2] == 4:
         mask = reference[..., 3]

@@ -265,7 +265,7 @@ class Pipeline:
             if recipe.bank_dtype is not None:
                 tokens = [x.to(recipe.bank_dtype).to(self.dtype) for x in tokens]
             denoise = self._denoiser(clip, nets.denoising_unet.project_bank(tokens), embeds, guidance)
-            latents = sample(denoise, noise.to(self.device), steps, windows, progress, self.schedule)
+            latents = sample(denoise, noise.to(self.device), steps, windows, self.schedule, progress)
         # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
         return latents.clone()
 

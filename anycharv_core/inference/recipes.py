@@ -80,9 +80,7 @@ def _animate_canvas(scene: Size | None, pose: Size, size: Size | None, multiple:
 def _check_multiple(size: Size, multiple: int) -> None:
     if any(side % multiple for side in size):
         width, height = nearest_multiple(size, multiple)
-        raise UserError(
-            f"The size {size[0]}x{size[1]} is not divisible by {multiple}; use {width}x{height}, say."
-        )
+        raise UserError(f"The size {size[0]}x{size[1]} is not divisible by {multiple}; use {width}x{height}, say.")
 
 
 def _on_black(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:

@@ -19,8 +19,8 @@ def sample(
     noise: Tensor,
     steps: int,
     windows: Windows,
+    schedule: NoiseSchedule,
     progress: Callable[[int, int], None] | None = None,
-    schedule: NoiseSchedule = NoiseSchedule(),
 ) -> Tensor:
     """DDIM from `noise` float32 [F, c, h, w] to clean latents of the same shape.
 

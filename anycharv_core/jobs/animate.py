@@ -210,8 +210,16 @@ def _read(job: AnimateJob) -> _Inputs:
     if job.fps is not None:
         info = clip = None
     return _Inputs(
-        reference, outline, lambda size: _first(pose(size), frames), pose_size, frames, scene, scene_size, mask,
-        clip, info,
+        reference,
+        outline,
+        lambda size: _first(pose(size), frames),
+        pose_size,
+        frames,
+        scene,
+        scene_size,
+        mask,
+        clip,
+        info,
     )
 
 

@@ -15,9 +15,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def resize(
-    picture: np.ndarray, size: Size, method: Image.Resampling = Image.Resampling.LANCZOS
-) -> np.ndarray:
+def resize(picture: np.ndarray, size: Size, method: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3] -> the same at `size` (width, height), antialiased; itself when equal."""
     if (picture.shape[1], picture.shape[0]) == size:
         return picture

@@ -77,8 +77,10 @@ def steady_boxes(
             dx, dy = margins(box, padding)
             edges[index] = x0 - dx, y0 - dy, -x1 - dx, -y1 - dy
     present = np.flatnonzero(~np.isnan(edges[:, 0]))
-    reach = {t: present[np.searchsorted(present, t - smooth) : np.searchsorted(present, t + smooth, "right")]
-             for t in present}
+    reach = {
+        t: present[np.searchsorted(present, t - smooth) : np.searchsorted(present, t + smooth, "right")]
+        for t in present
+    }
     outermost = edges.copy()
     for t, window in reach.items():
         outermost[t] = edges[window].min(axis=0)
@@ -194,8 +196,7 @@ def augment_mask(mask: np.ndarray, generator: np.random.Generator, strength: flo
     window = _window(box, math.ceil(reach))
     distance = _distance(inside[window])
     wide, fine = (
-        cv2.resize(generator.random((cells, cells), np.float32), distance.shape[::-1])
-        for cells in _NOISE_CELLS
+        cv2.resize(generator.random((cells, cells), np.float32), distance.shape[::-1]) for cells in _NOISE_CELLS
     )
     # Sums of uniform noise crowd around 0.5; doubling their spread makes some of the border stay put.
     noise = np.clip(1.2 * wide + 0.8 * fine - 0.5, 0.0, 1.0)
@@ -296,9 +297,7 @@ def _parse_box(value: Any, name: str) -> tuple[float, float, float, float]:
     if isinstance(value, dict):
         x1, y1 = x0 + x1, y0 + y1
     if x1 <= x0 or y1 <= y0:
-        raise UserError(
-            f"{name}: the box {value} is empty; its right and bottom ends must lie past the others."
-        )
+        raise UserError(f"{name}: the box {value} is empty; its right and bottom ends must lie past the others.")
     return x0, y0, x1, y1
 
 

@@ -245,9 +245,7 @@ def _sequence(
             )
         yield pose
     if size is None:
-        raise UserError(
-            f"{path} holds no pose frames (a JSON list of frames, or *_keypoints.json in a folder)."
-        )
+        raise UserError(f"{path} holds no pose frames (a JSON list of frames, or *_keypoints.json in a folder).")
 
 
 def _parts(person: dict[str, Any]) -> dict[str, np.ndarray | None]:
@@ -284,10 +282,7 @@ def _points(values: Any, part: str) -> np.ndarray | None:
 def _frame(width: int, height: int, people: list[dict[str, Any]], factors: tuple[float, float]) -> Pose:
     scale = np.array([*factors, 1.0])
     lists = [
-        {
-            part: None if points is None else (points * scale).ravel().tolist()
-            for part, points in person.items()
-        }
+        {part: None if points is None else (points * scale).ravel().tolist() for part, points in person.items()}
         for person in people
     ]
     return {"canvas_width": width, "canvas_height": height, "people": lists}

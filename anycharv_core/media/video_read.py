@@ -22,8 +22,11 @@ from ..errors import UserError
 
 # The same pixels on every machine: no fast paths that round differently, chroma at full resolution.
 EXACT = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
 )
 _Matrix = tuple[int, int, int, int]
 # FFmpeg's own decoders of these drop the alpha channel.
@@ -253,9 +256,7 @@ def _rgb(path: Path | str, frame: av.VideoFrame, reformatter: VideoReformatter) 
     if frame.colorspace == _UNSPECIFIED:
         matrix = Colorspace.ITU709 if frame.height > 576 or frame.width > 1024 else Colorspace.ITU601
     try:
-        return reformatter.reformat(
-            frame, format="rgb24", src_colorspace=matrix, interpolation=EXACT
-        ).to_ndarray()
+        return reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=EXACT).to_ndarray()
     except av.FFmpegError as error:
         raise UserError(
             f"{path} has colours that cannot be converted ({frame.format.name}); convert it to H.264."

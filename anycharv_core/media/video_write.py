@@ -157,9 +157,7 @@ class VideoWriter:
             if self._count == 0:
                 raise UserError(f"No frames came for {self.path}, so it was not written; give at least one.")
             if self._expected not in (None, self._count):
-                raise ValueError(
-                    f"{self.path} was announced with {self._expected} frames and got {self._count}."
-                )
+                raise ValueError(f"{self.path} was announced with {self._expected} frames and got {self._count}.")
             self._encode(None)
             self._audio.copy_until(None)
             self._container.close()

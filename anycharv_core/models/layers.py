@@ -243,9 +243,7 @@ class TemporalBlock(nn.Module):
     def __init__(self, dim: int, cfg: MotionConfig, operations: Any, **factory: Any):
         super().__init__()
         layers = range(cfg.attentions)
-        self.attention_blocks = nn.ModuleList(
-            [TemporalAttention(dim, cfg, operations, **factory) for _ in layers]
-        )
+        self.attention_blocks = nn.ModuleList([TemporalAttention(dim, cfg, operations, **factory) for _ in layers])
         self.norms = nn.ModuleList([operations.LayerNorm(dim, **factory) for _ in layers])
         self.ff_norm = operations.LayerNorm(dim, **factory)
         self.ff = FeedForward(dim, operations, **factory)

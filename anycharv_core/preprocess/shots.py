@@ -48,9 +48,7 @@ class ShotDetector:
 
     def __init__(self) -> None:
         self._graph = av.filter.Graph()
-        self._source = self._graph.add_buffer(
-            width=_SIDE, height=_SIDE, format="rgb24", time_base=Fraction(1, 25)
-        )
+        self._source = self._graph.add_buffer(width=_SIDE, height=_SIDE, format="rgb24", time_base=Fraction(1, 25))
         detector = self._graph.add("scdet", "t=0")
         self._sink = self._graph.add("buffersink")
         self._source.link_to(detector)

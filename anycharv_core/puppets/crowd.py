@@ -141,9 +141,7 @@ def _obstacle(rng: np.random.Generator, direction: float) -> Prop:
     return Prop(kind, (0.7 * direction, y), (-0.7 * direction, y), rng.uniform(0.25, 0.4), 4.0 * direction, colour)
 
 
-def _motion(
-    rng: np.random.Generator, who: Character, frames: int, split: str, path: np.ndarray | None
-) -> Motion:
+def _motion(rng: np.random.Generator, who: Character, frames: int, split: str, path: np.ndarray | None) -> Motion:
     """A performance on the spot, or with a `path` [F] a walk that faces where the path first leads."""
     if path is None:
         kind = str(rng.choice(("wave", "dance")))
@@ -188,5 +186,3 @@ def _overlaid(clips: Sequence[Clip], order: Sequence[int]) -> tuple[np.ndarray, 
         for j in order[k + 1 :]:
             masks[:, i][masks[:, j] > 0] = 0
     return frames, masks, np.stack([clip.keypoints for clip in clips], axis=1)
-
-

@@ -121,9 +121,7 @@ def _walk(rng: np.random.Generator, frames: int, proportions: Proportions) -> Mo
     phase = np.stack([turn, turn + np.pi], axis=1)
     rear = np.maximum(-np.sin(phase - 0.3), 0)
     angles = _Angles(
-        trunk=np.stack(
-            [0.03 * np.sin(turn), np.full(frames, rng.uniform(0.0, 0.10)), 0.2 * np.sin(turn)], axis=1
-        ),
+        trunk=np.stack([0.03 * np.sin(turn), np.full(frames, rng.uniform(0.0, 0.10)), 0.2 * np.sin(turn)], axis=1),
         arms=np.stack(
             [
                 np.full((frames, 2), rng.uniform(0.10, 0.24)),
@@ -231,9 +229,7 @@ def _standing(rng: np.random.Generator, t: np.ndarray) -> _Angles:
     """A relaxed pose that breathes and shifts its weight; `t` in seconds [F]."""
     frames = len(t)
     shift = np.sin(2 * np.pi * rng.uniform(0.2, 0.45) * t + rng.uniform(0, 6))
-    arms = np.stack(
-        [rng.uniform(0.12, 0.3, 2), rng.uniform(0, 0.15, 2), np.zeros(2), rng.uniform(0.1, 0.5, 2)], 1
-    )
+    arms = np.stack([rng.uniform(0.12, 0.3, 2), rng.uniform(0, 0.15, 2), np.zeros(2), rng.uniform(0.1, 0.5, 2)], 1)
     bend = np.stack([0.14 + 0.12 * shift, 0.14 - 0.12 * shift], axis=1)
     spread = np.broadcast_to(rng.uniform(0.05, 0.15, 2), (frames, 2))
     return _Angles(

@@ -97,12 +97,8 @@ def prop_shapes(prop: Prop, bone: int) -> list[Shape]:
                 (0.24, 0.16, 0.4),
             )
             painted = [(ellipse(x, y, r, r), colour) for x, y, r in lobes]
-            painted += [
-                (ellipse(x, y, 0.07, 0.05, 0.4), light) for x, y in ((-0.3, 0), (0.05, -0.25), (0.3, 0.1))
-            ]
-            painted += [
-                (ellipse(x, y, 0.07, 0.05, 0.4), dark) for x, y in ((-0.1, 0.18), (0.15, 0.0), (0.5, 0.2))
-            ]
+            painted += [(ellipse(x, y, 0.07, 0.05, 0.4), light) for x, y in ((-0.3, 0), (0.05, -0.25), (0.3, 0.1))]
+            painted += [(ellipse(x, y, 0.07, 0.05, 0.4), dark) for x, y in ((-0.1, 0.18), (0.15, 0.0), (0.5, 0.2))]
         case "fence":
             painted = [(rectangle(-6, y, 6, y + 0.14), dark) for y in (-0.1, 0.35)]
             for x in np.arange(-6, 6, 0.62):

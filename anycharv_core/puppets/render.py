@@ -181,9 +181,7 @@ def _shadow(motion: Motion, camera: np.ndarray) -> list[np.ndarray]:
     return [polygons[0] for polygons in to_subpixels([blob], _chain(camera[:, None], place))]
 
 
-def _paint(
-    shapes: Sequence[Shape], matrices: np.ndarray, size: tuple[int, int], labels: bool
-) -> Layer | None:
+def _paint(shapes: Sequence[Shape], matrices: np.ndarray, size: tuple[int, int], labels: bool) -> Layer | None:
     polygons = to_subpixels(shapes, matrices[None])[0]
     colours, bones = [shape.colour for shape in shapes], [shape.bone for shape in shapes]
     return rasterise(polygons, colours, bones, size, labels)

@@ -40,15 +40,11 @@ def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
     chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))
     model = _model(checkpoint, device, chosen, manual_cast)
     reference_net = _reference_net(checkpoint, device, chosen, manual_cast)
-    check_pairing(
-        model.model.diffusion_model, reference_net.model, model.model.diffusion_model.pose_guider
-    )
+    check_pairing(model.model.diffusion_model, reference_net.model, model.model.diffusion_model.pose_guider)
     return model, reference_net, _vae(checkpoint), _clip_vision(checkpoint)
 
 
-def _precision(
-    name: str, device: torch.device, parameters: int
-) -> tuple[torch.dtype, torch.dtype | None]:
+def _precision(name: str, device: torch.device, parameters: int) -> tuple[torch.dtype, torch.dtype | None]:
     chosen = DTYPES.get(name) or comfy.model_management.unet_dtype(device, parameters)
     return chosen, comfy.model_management.unet_manual_cast(chosen, device)
 
@@ -121,8 +117,14 @@ def _clip_vision(checkpoint: Checkpoint) -> Any:
     config = checkpoint.configs["image_encoder"]
     # ComfyUI reads every size from the configuration, and leaves out what CLIP's has as a default.
     encoder = comfy.clip_vision.ClipVisionModel(
-        {"num_channels": 3, "hidden_act": "quick_gelu", "patch_size": 32, "image_size": 224, **config,
-         "model_type": "clip_vision_model"}
+        {
+            "num_channels": 3,
+            "hidden_act": "quick_gelu",
+            "patch_size": 32,
+            "image_size": 224,
+            **config,
+            "model_type": "clip_vision_model",
+        }
     )
     if encoder.load_device.type == "cpu":
         encoder.model.float()  # ComfyUI stores encoders in half precision even where nothing runs in it

@@ -139,7 +139,12 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         }
 
     def resize_cond_for_context_window(
-        self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any,
+        self,
+        cond_key: str,
+        cond_value: Any,
+        window: Any,
+        x_in: Tensor,
+        device: Any,
         retain_index_list: list[int] | tuple[int, ...] = (),
     ) -> Any:
         if isinstance(cond_value, StoredFrames):

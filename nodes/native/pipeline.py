@@ -87,9 +87,7 @@ class ComfyPipeline(Pipeline):
         placed = self.encode(recipe.reference(picture, canvas)[None])
         comfy.model_management.load_models_gpu([self.net])
         network, device = self.net.model, self.net.load_device
-        tokens = network(
-            placed.to(device, network.compute_dtype), embeds.to(device, network.compute_dtype)
-        )
+        tokens = network(placed.to(device, network.compute_dtype), embeds.to(device, network.compute_dtype))
         kept = comfy.model_management.intermediate_device()
         if recipe.bank_dtype is not None:
             tokens = [x.to(recipe.bank_dtype).to(x.dtype) for x in tokens]
@@ -135,8 +133,15 @@ def make_reference(net: Any, vae: Any, clip_vision: Any, image: Tensor, mask: Te
 
 
 def condition(
-    model: Any, reference: Reference, vae: Any, scene: Tensor | None, mask: Tensor | None, pose: Tensor,
-    width: int, height: int, recipe: str,
+    model: Any,
+    reference: Reference,
+    vae: Any,
+    scene: Tensor | None,
+    mask: Tensor | None,
+    pose: Tensor,
+    width: int,
+    height: int,
+    recipe: str,
 ) -> tuple[list[Any], list[Any], dict[str, Tensor]]:
     """positive, negative and an empty LATENT [F, c, h, w] of the clip.
 

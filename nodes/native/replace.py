@@ -31,8 +31,19 @@ from .poses import drawn_poses, pose_frames
 
 
 def replace_character(
-    model: Any, net: Any, vae: Any, clip_vision: Any, video: Any, reference: Tensor,
-    reference_mask: Tensor | None, mask: Any, pose: Any, steps: int, cfg: float, seed: int, asked: Size,
+    model: Any,
+    net: Any,
+    vae: Any,
+    clip_vision: Any,
+    video: Any,
+    reference: Tensor,
+    reference_mask: Tensor | None,
+    mask: Any,
+    pose: Any,
+    steps: int,
+    cfg: float,
+    seed: int,
+    asked: Size,
     recipe: str,
 ) -> Any:
     """The clip with the character in it: a VIDEO in ComfyUI's temp folder, with its times and audio.

@@ -20,7 +20,13 @@ from .windows import HANDLER, with_windows
 
 
 def sample_latent(
-    model: Any, positive: Any, negative: Any, latent: dict[str, Any], steps: int, cfg: float, seed: int,
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    steps: int,
+    cfg: float,
+    seed: int,
     recipe: str,
 ) -> dict[str, Any]:
     """LATENT sampled from noise; unknown keys of `latent` are kept. Raises UserError for another's MODEL."""
@@ -34,7 +40,13 @@ def sample_latent(
 
 
 def run_sampler(
-    model: Any, positive: Any, negative: Any, noise: Tensor, steps: int, cfg: float, windows: Windows | None,
+    model: Any,
+    positive: Any,
+    negative: Any,
+    noise: Tensor,
+    steps: int,
+    cfg: float,
+    windows: Windows | None,
     seed: int = 0,
 ) -> Tensor:
     """Unscaled latents [F, c, h, w] denoised from `noise` by DDIM on the model's own timesteps.
@@ -73,8 +85,15 @@ class _FromNoise(comfy.samplers.KSAMPLER):
 
 
 def _ddim(
-    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool,
-    *, coverage: Tensor, schedule: NoiseSchedule,
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    disable: bool,
+    *,
+    coverage: Tensor,
+    schedule: NoiseSchedule,
 ) -> Tensor:
     """`inference.sampling.sample` on ComfyUI's terms: x is clean + sigma * noise, and a model call gives
     the clean latents. DDIM itself runs on variance-preserving latents, where zero SNR is noise alone.

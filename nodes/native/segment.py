@@ -93,8 +93,10 @@ def boxes_by_person(boxes: Any, count: int) -> list[list[tuple[float, float, flo
     people = list(dict.fromkeys(name for row in names for name in row))
     if not people:
         raise UserError("boxes holds no box in any frame; choose somebody who is in these frames.")
-    lists = [[[b for b, n in zip(*both, strict=True) if n == name] for both in zip(frames, names, strict=True)]
-             for name in people]
+    lists = [
+        [[b for b, n in zip(*both, strict=True) if n == name] for both in zip(frames, names, strict=True)]
+        for name in people
+    ]
     return [frame_boxes(person, count) for person in lists]
 
 

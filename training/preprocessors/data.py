@@ -1,6 +1,6 @@
 """Crowd clips on disk, rendered once for all three nets.
 
-    python -m training.preprocessors.data --out DIR [--clips 2000] [--workers 2]
+python -m training.preprocessors.data --out DIR [--clips 2000] [--workers 2]
 """
 
 from __future__ import annotations

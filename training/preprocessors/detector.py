@@ -121,9 +121,7 @@ def targets(boxes: Tensor) -> tuple[Tensor, Tensor]:
     # Peaks are wider on larger people, yet never narrower than a cell; the nearest cell is always a full one.
     spread = (0.12 * size).clamp(min=0.75 * STRIDE)
     nearest = (torch.div(centre, STRIDE, rounding_mode="floor") + 0.5) * STRIDE
-    bell = [
-        torch.exp(-0.5 * ((cells - nearest[..., i : i + 1]) / spread[..., i : i + 1]) ** 2) for i in (0, 1)
-    ]
+    bell = [torch.exp(-0.5 * ((cells - nearest[..., i : i + 1]) / spread[..., i : i + 1]) ** 2) for i in (0, 1)]
     heat = bell[1][..., :, None] * bell[0][..., None, :] * ~gone[..., None, None]
     best, owner = heat.max(dim=1)
     chosen = torch.gather(boxes, 1, owner.flatten(1)[..., None].expand(-1, -1, 4))

@@ -39,8 +39,14 @@ def write_onnx(net: nn.Module, example: Tensor, path: Path, inputs: str, outputs
     free = {name: {0: "batch"} for name in (inputs, *outputs)} if batch else None
     with atomic_path(path) as tmp:
         torch.onnx.export(
-            net.eval(), (example,), tmp, input_names=[inputs], output_names=outputs, dynamic_axes=free,
-            opset_version=OPSET, dynamo=False,
+            net.eval(),
+            (example,),
+            tmp,
+            input_names=[inputs],
+            output_names=outputs,
+            dynamic_axes=free,
+            opset_version=OPSET,
+            dynamo=False,
         )
         model = onnx.load(tmp)
         # The exporter loses sight of sizes that padding makes.

@@ -161,9 +161,7 @@ def loss(net: PoseNet, batch: Batch) -> dict[str, Tensor]:
     points = batch["points"]
     seen = points[..., 2]
     cells = [torch.arange(n) + 0.5 for n in (WIDTH // CELL, HEIGHT // CELL)]
-    x, y = (
-        torch.exp(-0.5 * ((cells[i] - points[..., i : i + 1] / CELL) / BLUR) ** 2) for i in (0, 1)
-    )
+    x, y = (torch.exp(-0.5 * ((cells[i] - points[..., i : i + 1] / CELL) / BLUR) ** 2) for i in (0, 1))
     label = (y[..., :, None] * x[..., None, :]).flatten(2)
     label = label / label.sum(-1, keepdim=True).clamp(min=1e-6)
     place = -(label * heat.flatten(2).log_softmax(-1)).sum(-1)

@@ -63,10 +63,16 @@ def config() -> Sam2VideoConfig:
         image_size=SIDE,
         vision_config=vision,
         prompt_encoder_config={
-            "hidden_size": WIDTH, "image_size": SIDE, "patch_size": PATCH, "mask_input_channels": 8,
+            "hidden_size": WIDTH,
+            "image_size": SIDE,
+            "patch_size": PATCH,
+            "mask_input_channels": 8,
         },
         mask_decoder_config={
-            "hidden_size": WIDTH, "mlp_dim": 128, "num_attention_heads": 4, "iou_head_hidden_dim": 32,
+            "hidden_size": WIDTH,
+            "mlp_dim": 128,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 32,
             "dynamic_multimask_via_stability": False,
         },
         # It follows worse than the puppet detector finds: see preprocess/segment.py.
@@ -175,7 +181,9 @@ def unroll(model: Sam2VideoModel, frames: Tensor, boxes: Tensor) -> tuple[Tensor
                 levels[-1], out.high_res_masks, out.object_score_logits, is_mask_from_pts=t == 0
             )
             memory[t] = {
-                "maskmem_features": stored, "maskmem_pos_enc": place, "object_pointer": out.object_pointer[:, 0],
+                "maskmem_features": stored,
+                "maskmem_pos_enc": place,
+                "object_pointer": out.object_pointer[:, 0],
             }
         masks.append(out.high_res_masks[:, 0])
         scores.append(out.object_score_logits[:, 0, 0])
@@ -192,7 +200,10 @@ def _remember(
     pointers, pointer_places = model._process_object_pointers(
         [t, *(t - s for s in range(t - 1, 0, -1))],
         [memory[s]["object_pointer"] for s in (0, *range(t - 1, 0, -1))],
-        model.config.max_object_pointers_in_encoder, level.shape[1], model.hidden_dim, level.device,
+        model.config.max_object_pointers_in_encoder,
+        level.shape[1],
+        model.hidden_dim,
+        level.device,
     )
     attended = model.memory_attention(
         current_vision_features=level,
