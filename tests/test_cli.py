@@ -739,7 +739,8 @@ def test_doctor_misses_what_should_be_shipped(
 ) -> None:
     from anycharv_core.jobs import doctor
 
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "doctor.py"))
+    missing = {name: tmp_path / path.name for name, path in doctor.EMBEDDED.items()}
+    monkeypatch.setattr(doctor, "EMBEDDED", missing)
     assert examine([tmp_path]) == 1
     assert "Reinstall this package: embedded and embedded-animate came with it" in capsys.readouterr().out
 

@@ -303,7 +303,7 @@ def test_the_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for folder in (usual, comfyui / "models", tmp_path / "other" / "models", tmp_path / "mine"):
         folder.mkdir(parents=True)
     assert models_folder() == usual
-    monkeypatch.setattr(places, "__file__", str(pack / "anycharv_core" / "places.py"))
+    monkeypatch.setattr(places, "__file__", str(pack / "anycharv_core" / "checkpoints" / "places.py"))
     assert models_folder() == tmp_path / "other" / "models"
     monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
     assert models_folder() == comfyui / "models"

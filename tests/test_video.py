@@ -383,7 +383,7 @@ def test_control_c_in_a_real_process_leaves_nothing(tmp_path: Path) -> None:
     script = """
 import sys, numpy as np
 from fractions import Fraction
-from anycharv_core.video import VideoWriter
+from anycharv_core.media.video_write import VideoWriter
 with VideoWriter(sys.argv[1], 128, 96, rate=Fraction(25)) as writer:
     writer.write(np.zeros((96, 128, 3), np.uint8))
     noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
@@ -602,7 +602,8 @@ def test_a_long_clip_is_never_wholly_in_memory(tmp_path: Path) -> None:
     script = """
 import sys, resource, numpy as np
 from fractions import Fraction
-from anycharv_core.video import VideoWriter, probe, read_frames
+from anycharv_core.media.video_read import probe, read_frames
+from anycharv_core.media.video_write import VideoWriter
 frame = np.zeros((540, 960, 3), np.uint8)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 def run(count):
