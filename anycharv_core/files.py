@@ -1,16 +1,14 @@
-"""JSON in, and files out so that a crash, Ctrl-C or a full disk never costs the old file or leaves half."""
+"""Files out so that a crash, Ctrl-C or a full disk never costs the old file or leaves half."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .errors import UserError
 
@@ -33,21 +31,6 @@ def write_error(path: Path | str, error: OSError) -> UserError:
     """Return the sentence for a file or folder that could not be written; the caller raises it."""
     reason = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}; choose another place")
     return UserError(f"Cannot write {path}: {reason}.")
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: the file cannot be read or is not JSON.
-    """
-    try:
-        # The signature variant: some Windows editors begin the file with a byte order mark.
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from error
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def test_box_files_may_mix_notations(tmp_path):
         ('{"x": 1}', "one box or null for every frame"),
         ("[null, [1, 2, 3]]", "frame 1: a box must be"),
         ('[{"x": 1, "y": 2, "width": 3}]', "frame 0: a box must be"),
-        ("[[1, 2, 3, NaN]]", "a box must be"),
+        ("[[1, 2, 3, NaN]]", "NaN is not a finite number"),
         ('[[1, 2, 3, "4"]]', "a box must be"),
         ("[7]", "a box must be"),
         ("[[5, 5, 5, 9]]", "is empty"),

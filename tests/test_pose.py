@@ -329,7 +329,7 @@ def test_a_broken_file_is_refused_in_one_sentence(tmp_path, content, message):
 def test_nothing_to_read_is_said(tmp_path):
     with pytest.raises(UserError, match="no pose frames"):
         read_poses(tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not there"):
         read_poses(tmp_path / "missing.json")
 
 

@@ -25,7 +25,7 @@ from anycharv_core.checkpoints.checkpoint import (
 )
 from anycharv_core.checkpoints.state_dicts import Weights, motion_weights, read_training_weights
 from anycharv_core.errors import UserError
-from anycharv_core.files import read_json
+from anycharv_core.foreign import read_json
 from anycharv_core.inference.pipeline import HUB_PARTS, schedule_of
 from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.systems.animate_anyone import SCHEDULER, SD15, motion_additions

@@ -27,7 +27,8 @@ from torch.utils.data import Dataset
 from anycharv_core.bench.metrics import gradient_energy
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.errors import UserError
-from anycharv_core.files import atomic_path, read_json
+from anycharv_core.files import atomic_path
+from anycharv_core.foreign import read_json
 from anycharv_core.inference.pipeline import Pipeline, paste_weights
 from anycharv_core.models import DenoisingUNet
 from training import commands

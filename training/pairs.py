@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
-from anycharv_core.files import read_json
+from anycharv_core.foreign import read_json
 from anycharv_core.inference.pipeline import paste_weights
 from training.data import SCATTERED, STEADY, Data, told_masks
 

@@ -12,7 +12,7 @@ import torch
 from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS, untrained
 from anycharv_core.checkpoints.places import EMBEDDED, NETWORKS
 from anycharv_core.errors import UserError
-from anycharv_core.files import read_json
+from anycharv_core.foreign import read_json
 from anycharv_core.systems.animate_anyone import SD15
 from training import networks
 from training.config import Config, Phase, build

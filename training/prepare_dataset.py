@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from anycharv_core.errors import UserError
-from anycharv_core.files import atomic_path, read_json, write_error
+from anycharv_core.files import atomic_path, write_error
+from anycharv_core.foreign import read_json
 from training import commands
 from training.parallel import run_all
 from training.prepare_video import Settings, prepare_video, stamp

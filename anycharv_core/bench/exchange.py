@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files import atomic_folder, read_json
+from ..files import atomic_folder
+from ..foreign import read_json
 from ..media.masks import mask_box
 from ..media.pose import write_poses
 from ..media.video_write import VideoWriter, write_masks

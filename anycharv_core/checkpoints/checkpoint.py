@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import atomic_path, read_json
+from ..files import atomic_path
+from ..foreign import parse_json, read_header, read_json
 from ..models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from ..systems import animate_anyone
 from .places import EMBEDDED, FOLDERS, NETWORKS
@@ -223,15 +224,12 @@ def _read_parts(folder: Path) -> Checkpoint:
 def _read_single(path: Path) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is not a .safetensors file: convert it with 'anycharv convert'.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, keys = file.metadata() or {}, list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is torn or not a safetensors file ({error}): fetch it again.") from None
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is {_described(keys)}, not an AnyCharV model.")
+    header = read_header(path)
+    if header.metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is {_described(list(header.shapes))}, not an AnyCharV model.")
     checkpoint = Checkpoint(
-        configs=json.loads(metadata["configs"]), settings=json.loads(metadata.get("settings", "{}"))
+        configs=parse_json(header.metadata.get("configs", ""), f"The configs in {path}"),
+        settings=parse_json(header.metadata.get("settings", "{}"), f"The settings in {path}"),
     )
     for key, value in read_weights(path).items():
         part, _, name = key.partition(".")

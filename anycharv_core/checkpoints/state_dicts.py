@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic_path, write_error
+from ..foreign import check_file, read_header
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin", ".pth")
@@ -90,18 +93,41 @@ def motion_weights(weights: Weights, path: Path) -> Weights:
     return motion
 
 
+# torch.load raises all of these for pickles that are damaged in one place or another.
+_TORN = (
+    *(SafetensorError, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(AttributeError, AssertionError, MemoryError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
+)
+
+
 def _loaded(path: Path, remedy: str) -> Any:
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
+            read_header(path)
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            _check_uncompressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except _TORN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is torn or not a weights file ({reason}): {remedy}.") from None
 
 
+def _check_uncompressed(path: Path) -> None:
+    """Raises ValueError where a pickle would be larger in memory than on disk: torch never compresses."""
+    with zipfile.ZipFile(path) as file:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
+            raise ValueError("it is compressed")
+
+
 def _check_finite(path: Path, weights: Weights) -> None:
     for key, value in weights.items():
+        # A few stored bytes can stand for any number of values.
+        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise UserError(f"{path} does not hold all values of '{key}': save it again as plain tensors.")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{path} holds NaN or infinite values in '{key}': the file is damaged.")
 

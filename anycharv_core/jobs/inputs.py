@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from ..errors import UserError
+from ..foreign import read_picture
 from ..inference.recipes import Recipe
 from ..media.frames import Reopened
 from ..media.imaging import Size
@@ -72,9 +71,9 @@ def read_inputs(
 
 def read_reference(path: Path) -> np.ndarray:
     """The character's picture, turned upright: uint8 [H, W, 3], or [H, W, 4] where it has transparency."""
-    with _open_picture(path) as picture:
-        transparent = "A" in picture.getbands() or "transparency" in picture.info
-        pixels = np.array(picture.convert("RGBA" if transparent else "RGB"))
+    picture = read_picture(path)
+    transparent = "A" in picture.getbands() or "transparency" in picture.info
+    pixels = np.array(picture.convert("RGBA" if transparent else "RGB"))
     if transparent and not pixels[..., 3].any():
         raise UserError(f"{path} is transparent everywhere; give a picture that shows the character.")
     return pixels
@@ -82,8 +81,7 @@ def read_reference(path: Path) -> np.ndarray:
 
 def read_reference_mask(path: Path, reference: np.ndarray) -> np.ndarray:
     """The character's outline in the reference picture: uint8 [H, W], 255 = character."""
-    with _open_picture(path) as picture:
-        mask = np.asarray(picture.convert("L"))
+    mask = np.asarray(read_picture(path).convert("L"))
     if mask.shape != reference.shape[:2]:
         raise UserError(
             f"{path} is {mask.shape[1]}x{mask.shape[0]} but the reference is "
@@ -160,19 +158,3 @@ def _check_count(path: Path, what: str, count: int, video: Path, info: VideoInfo
 
 def _canvas_size(pose: Pose) -> Size:
     return pose["canvas_width"], pose["canvas_height"]
-
-
-@contextmanager
-def _open_picture(path: Path) -> Iterator[Image.Image]:
-    if not path.is_file():
-        raise UserError(f"{path} is not there or is not a file; check the path.")
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise UserError(f"{path} has more than 8 bits a channel; save it as an ordinary PNG.")
-            picture = ImageOps.exif_transpose(opened)
-    except PermissionError as error:
-        raise UserError(f"{path} may not be read; change its permissions.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a picture that can be read; give a complete PNG or JPEG.") from error
-    yield picture

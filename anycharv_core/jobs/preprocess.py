@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import atomic_folder, read_json, write_error
+from ..files import atomic_folder, write_error
+from ..foreign import read_json
 from ..media.pose import Pose, only_person, read_poses, write_poses
 from ..media.video_read import read_frames
 from ..preprocess.cache import content_key, kept, weights_key

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ..errors import UserError
-from ..files import read_json
+from ..foreign import read_json
 
 Box = tuple[int, int, int, int]
 

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from ..errors import UserError
-from ..files import atomic_path, read_json
+from ..files import atomic_path
+from ..foreign import read_json
 
 Pose = dict[str, Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files import read_json
+from ..foreign import read_json
 from ..media.pose import Pose, read_poses, scale_pose
 from ..media.video_read import VideoInfo, probe, read_frames
 from .cache import content_key, kept, weights_key

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ..device import pick_device
 from ..errors import UserError
-from ..files import read_json
+from ..foreign import read_json
 from ..media.masks import margins
 
 # Frames after which the box is given again, so that an error cannot grow for longer. A model that follows worse

@@ -23,7 +23,8 @@ from ..checkpoints.state_dicts import (
     stored,
 )
 from ..errors import UserError
-from ..files import atomic_path, read_json
+from ..files import atomic_path
+from ..foreign import read_json
 from ..models import DenoisingUNet, UNetConfig
 from ..models.schedule import NoiseSchedule
 
