@@ -44,6 +44,7 @@ HAIR_STYLES = ("short", "spiky", "curly", "bob", "long", "ponytail", "pigtails",
 HAT_HAIR = ("short", "bob", "long", "pigtails", "bald")
 HATS = ("beanie", "cap", "sunhat")
 PATTERNS = ("plain", "stripes", "dots", "block")
+BOLD_PATTERNS = ("plain", "bands", "spots")
 BOTTOMS = ("trousers", "shorts", "skirt")
 HELD = ("balloon", "umbrella", "ball", "bag")
 MOUTHS = ("smile", "open", "calm")
@@ -110,11 +111,11 @@ def sample_character(seed: int, split: str = "train") -> Character:
         ValueError: `seed` is negative.
     """
     rng = generator(split, "character", seed)
-    skin = _pick(rng, SKIN)
+    skin = pick(rng, SKIN)
     hair = str(rng.choice(HAIR_STYLES))
-    hair_colour = _pick(rng, HAIR, away=((skin, 100),))
-    top = _pick(rng, CLOTH, away=((skin, 75),))
-    bottom_colour = _pick(rng, CLOTH, away=((top, 130), (skin, 75)))
+    hair_colour = pick(rng, HAIR, away=((skin, 100),))
+    top = pick(rng, CLOTH, away=((skin, 75),))
+    bottom_colour = pick(rng, CLOTH, away=((top, 130), (skin, 75)))
     hat = str(rng.choice(HATS)) if hair in HAT_HAIR and rng.random() < 0.4 else "none"
     return Character(
         proportions=_sample_proportions(rng),
@@ -129,20 +130,20 @@ def sample_character(seed: int, split: str = "train") -> Character:
         hair_colour=hair_colour,
         fringe=rng.uniform(-1, 1),
         hat=hat,
-        hat_colour=_pick(rng, CLOTH, away=((hair_colour, 110), (skin, 90))),
+        hat_colour=pick(rng, CLOTH, away=((hair_colour, 110), (skin, 90))),
         brow=rng.uniform(-0.25, 0.06),
         mouth=str(rng.choice(MOUTHS)),
         glasses=bool(rng.random() < 0.15),
         top=top,
         pattern=str(rng.choice(PATTERNS, p=(0.4, 0.22, 0.18, 0.2))),
-        pattern_colour=_pick(rng, CLOTH, away=((top, 150), (skin, 75), (bottom_colour, 60))),
+        pattern_colour=pick(rng, CLOTH, away=((top, 150), (skin, 75), (bottom_colour, 60))),
         long_sleeves=bool(rng.random() < 0.5),
         bottom=str(rng.choice(BOTTOMS, p=(0.5, 0.22, 0.28))),
         bottom_colour=bottom_colour,
         flare=rng.uniform(1.0, 1.35),
-        shoe=_pick(rng, CLOTH, away=((bottom_colour, 90), (skin, 75))),
+        shoe=pick(rng, CLOTH, away=((bottom_colour, 90), (skin, 75))),
         held=str(rng.choice(HELD)) if rng.random() < 0.35 else "none",
-        held_colour=_pick(rng, CLOTH, away=((top, 110), (bottom_colour, 110))),
+        held_colour=pick(rng, CLOTH, away=((top, 110), (bottom_colour, 110))),
         side=int(rng.integers(2)),
     )
 
@@ -168,7 +169,7 @@ def _sample_proportions(rng: np.random.Generator) -> Proportions:
     )
 
 
-def _pick(
+def pick(
     rng: np.random.Generator, palette: tuple[Colour, ...], away: tuple[tuple[Colour, float], ...] = ()
 ) -> Colour:
     """Picks a colour at least the given RGB distances from `away`, or the one that comes closest to that."""

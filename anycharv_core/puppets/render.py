@@ -54,19 +54,31 @@ class Clip:
 
 
 def render(
-    character: Character, motion: Motion, scene: Scene, size: tuple[int, int] = (128, 128), flow: bool = False
+    character: Character,
+    motion: Motion,
+    scene: Scene,
+    size: tuple[int, int] = (128, 128),
+    flow: bool = False,
+    view: np.ndarray | None = None,
 ) -> Clip:
     """Renders `character` performing `motion` in `scene`; `size` is (width, height) in pixels.
+
+    `view` float [F,2,3] maps frame units (frame height 1, x 0 at the centre) to pixels, scaling both axes alike:
+    another cut of the frame than the whole, whose height `size` otherwise fills.
 
     Two characters rendered with the same motion and scene are each other's exact swap: joints, camera and
     objects are the same, and pixels outside the union of both masks are equal bit for bit.
     """
     width, height = size
     count = len(motion.scale)
-    view = np.array([[height, 0, width / 2], [0, height, 0]], dtype=float)
+    if view is None:
+        view, whole = np.array([[height, 0, width / 2], [0, height, 0]], dtype=float), size
+    else:
+        finest = float(view[:, 0, 0].max())
+        whole = (round(finest * width / height), round(finest))
     camera = _chain(view, camera_matrices(scene, count))
 
-    picture, to_picture = paint_backdrop(scene, size)
+    picture, to_picture = paint_backdrop(scene, whole)
     from_picture = cv2.invertAffineTransform(to_picture)
     bones = _chain(camera[:, None], bone_matrices(motion))
     rig = build_rig(character, motion)

@@ -163,6 +163,8 @@ def _arm(character: Character, motion: Motion, side: int) -> list[Shape]:
         shapes += _hang([(_taper(0, 0.52, r * 1.22, r * 1.38), cloth)], upper)
         if character.pattern in ("stripes", "block"):
             shapes += _hang([(_taper(0.40, 0.52, r * 1.38, r * 1.4), second)], upper)
+        if character.pattern == "bands":
+            shapes += _hang([(_taper(0.18, 0.52, r * 1.3, r * 1.4), second)], upper)
         return shapes
     lower = second if character.pattern == "block" else cloth
     shapes += _hang([(_taper(0, 0.9, r * 1.18, r * 1.22), lower)], fore)
@@ -174,6 +176,9 @@ def _arm(character: Character, motion: Motion, side: int) -> list[Shape]:
         for start in (0.22, 0.68):
             shapes += _hang([(_taper(start, start + 0.22, r * 1.22, r * 1.17), second)], upper)
             shapes += _hang([(_taper(start - 0.06, start + 0.12, r * 1.19, r * 1.2), second)], fore)
+    if character.pattern == "bands":
+        shapes += _hang([(_taper(0.3, 0.72, r * 1.22, r * 1.17), second)], upper)
+        shapes += _hang([(_taper(0.1, 0.5, r * 1.19, r * 1.2), second)], fore)
     return shapes
 
 
@@ -256,6 +261,11 @@ def _trunk(character: Character, motion: Motion) -> list[Shape]:
     match character.pattern:
         case "stripes":
             painted += [(band(top, y, y + 0.13), second) for y in (0.17, 0.44, 0.71)]
+        case "bands":
+            painted += [(band(top, y, y + 0.25), second) for y in (0.15, 0.63)]
+        case "spots":
+            for x, y in ((-0.5, 0.24), (0.5, 0.24), (0.0, 0.52), (-0.5, 0.8), (0.5, 0.8)):
+                painted.append((ellipse(x * chest + lean, y, 0.036, 0.036 / p.torso), second))
         case "dots":
             aspect = 1 / p.torso
             for row, y in enumerate((0.2, 0.46, 0.72)):

@@ -1,5 +1,6 @@
 """Where a puppet performs: backdrop, camera, moving objects and occluders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -50,9 +51,9 @@ def sample_scene(seed: int, split: str = "train") -> Scene:
     return build_scene(generator(split, "scene", seed))
 
 
-def build_scene(rng: np.random.Generator) -> Scene:
-    """Samples a scene from `rng`."""
-    kind = str(rng.choice(list(BACKDROPS)))
+def build_scene(rng: np.random.Generator, kinds: Sequence[str] = tuple(BACKDROPS)) -> Scene:
+    """Samples a scene from `rng`, its backdrop one of `kinds`."""
+    kind = str(rng.choice(list(kinds)))
     horizon = rng.uniform(0.68, 0.78)
     gradient, shapes = BACKDROPS[kind](rng, horizon)
     calm = rng.random() < 0.25

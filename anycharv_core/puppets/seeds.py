@@ -3,7 +3,15 @@
 import numpy as np
 
 SPLIT_ID = {"train": 0, "heldout": 1}
-DOMAIN_ID = {"character": 0, "motion": 1, "scene": 2, "reference": 3}
+DOMAIN_ID = {
+    "character": 0,
+    "motion": 1,
+    "scene": 2,
+    "reference": 3,
+    "bold character": 4,
+    "bold scene": 5,
+    "framing": 6,
+}
 
 
 def generator(split: str, domain: str, seed: int) -> np.random.Generator:

@@ -1,0 +1,90 @@
+"""The bold world: readable at 64 pixels, as exact as the first, and without influence on it."""
+
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+
+from anycharv_core.puppets import render, sample_character, sample_motion, sample_scene
+from anycharv_core.puppets.bold import (
+    CLOTH,
+    HEIGHTS,
+    sample_bold_character,
+    sample_bold_motion,
+    sample_bold_scene,
+)
+from anycharv_core.puppets.character import BOLD_PATTERNS
+
+SIZE, FRAMES = (96, 96), 6
+FIRST_WORLD = "05c90f207c2fa256d58384c970ac2d75ccb6f13ffad0f083287a1423d1ea07d5"
+
+
+def performance(seed: int, other: int | None = None, **options):
+    performer = sample_bold_character(seed)
+    motion = sample_bold_motion(seed, FRAMES, performer.proportions)
+    character = performer if other is None else sample_bold_character(other)
+    return render(character, motion, sample_bold_scene(seed), **{"size": SIZE, **options})
+
+
+def test_the_first_world_draws_what_it_drew() -> None:
+    drawn = hashlib.sha256()
+    for seed in range(8):
+        character = sample_character(seed)
+        motion = sample_motion(seed, 3, character.proportions)
+        drawn.update(render(character, motion, sample_scene(seed), (64, 64)).frames.tobytes())
+    assert drawn.hexdigest() == FIRST_WORLD
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_swap_is_exact(seed: int) -> None:
+    driving, truth = performance(seed), performance(seed, seed + 50)
+    outside = (driving.mask == 0) & (truth.mask == 0)
+    np.testing.assert_array_equal(driving.frames[outside], truth.frames[outside])
+    np.testing.assert_array_equal(driving.keypoints, truth.keypoints)
+
+
+def test_characters_are_bold() -> None:
+    characters = [sample_bold_character(seed, "heldout") for seed in range(60)]
+    assert {c.pattern for c in characters} == set(BOLD_PATTERNS)
+    for c in characters:
+        assert 0.28 <= c.proportions.head <= 0.33
+        assert {c.top, c.bottom_colour, c.pattern_colour} <= set(CLOTH)
+        assert np.linalg.norm(np.subtract(c.top, c.pattern_colour)) > 120
+
+
+def test_performers_are_as_tall_as_promised_and_stand_on_their_feet() -> None:
+    for seed in range(12):
+        motion = sample_bold_motion(seed, 12, sample_bold_character(seed).proportions)
+        assert HEIGHTS[0] - 1e-3 <= motion.scale.mean() <= HEIGHTS[1] + 1e-3
+        lowest = motion.joints[:, 10:14:3, 1].max(1)
+        np.testing.assert_array_less(np.abs(motion.ground[:, 1] - lowest), 0.1 * motion.scale)
+
+
+def test_a_view_is_a_cut_of_the_frame() -> None:
+    whole = performance(2, size=(384, 384))
+    x0, _, x1, y1 = whole.boxes[0]
+    side, left, top = 192, (x0 + x1) // 2 - 96, y1 - 180
+    view = np.zeros((FRAMES, 2, 3))
+    view[:, 0, 0] = view[:, 1, 1] = 384
+    view[:, :, 2] = (192 - left, -top)
+    cut = performance(2, size=(side, side), view=view)
+    np.testing.assert_allclose(cut.keypoints[..., :2] + (left, top), whole.keypoints[..., :2], atol=1e-3)
+    same = np.abs(cut.frames[0].astype(int) - whole.frames[0, top : top + side, left : left + side])
+    assert same.mean() < 1.0
+    np.testing.assert_array_equal(cut.mask, whole.mask[:, top : top + side, left : left + side])
+
+
+def test_a_pattern_survives_64_pixels() -> None:
+    """A band of cloth is some four pixels high where a character stands 64 pixels tall."""
+    seed = next(s for s in range(50) if sample_bold_character(s).pattern == "bands")
+    character = sample_bold_character(seed)
+    motion = sample_bold_motion(seed, 1, character.proportions)
+    scale = 64 / motion.scale[0]
+    view = np.zeros((1, 2, 3))
+    view[:, 0, 0] = view[:, 1, 1] = scale
+    view[:, :, 2] = (32 - scale * motion.ground[0, 0], 72 - scale * motion.ground[0, 1])
+    clip = render(character, motion, sample_bold_scene(seed), (64, 80), view=view)
+    near = np.linalg.norm(clip.frames[0].astype(int) - np.array(character.pattern_colour), axis=-1) < 60
+    cores = cv2.erode((near & (clip.mask[0] > 0)).astype(np.uint8), np.ones((3, 3), np.uint8))
+    assert cores.sum() >= 6
