@@ -19,6 +19,7 @@ test-comfyui: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The same packages as requirements.txt, in the flavours that need neither a screen (libGL) nor a GPU.
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
@@ -26,6 +27,7 @@ lint: .venv/installed
 	sed -e 's/^opencv-python$$/opencv-python-headless/' -e 's/^onnxruntime-gpu.*/onnxruntime/' \
 		requirements.txt > .venv/requirements.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -r .venv/requirements.txt -r requirements-dev.txt -e .
+	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/pack
 	touch $@
 
 clean:

@@ -56,7 +56,7 @@ def pairs(real: Path, generated: Path) -> dict[str, tuple[Path, Path]]:
     return {name: (path, theirs[name]) for name, path in ours.items()}
 
 
-def partner(folder: Path | None, name: str, suffixes: tuple[str, ...]) -> Path:
+def partner(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
     """What `folder` holds for the clip `name`: a file of one of `suffixes`, or a folder.
 
     Raises UserError where there is nothing.

@@ -79,7 +79,8 @@ def read_setup(folder: Path) -> Setup:
     index = read_json(folder / _INDEX)
     try:
         # Folders that were written before there were animations do not say what they are.
-        return Setup(*(int(index[key]) for key in ("clips", "frames", "size")), index.get("task", SWAP))
+        clips, frames, size = (int(index[key]) for key in ("clips", "frames", "size"))
+        return Setup(clips, frames, size, index.get("task", SWAP))
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{folder / _INDEX} is not what 'anycharv bench puppets --export' writes; score the folder it made."
@@ -131,7 +132,8 @@ def _write_task(folder: Path, task: Task) -> None:
 
 def _write_driving(folder: Path, swap: Swap) -> None:
     _write_pngs(folder / "driving", swap.driving.frames)
-    with VideoWriter(folder / "driving.mp4", *swap.driving.frames.shape[2:0:-1], rate=RATE) as video:
+    height, width = swap.driving.frames.shape[1:3]
+    with VideoWriter(folder / "driving.mp4", width, height, rate=RATE) as video:
         for frame in swap.driving.frames:
             video.write(frame)
     write_masks(folder / "masks", swap.driving.mask)

@@ -32,6 +32,11 @@ def load_features(path: Path, device: str) -> Features:
     return _videomae(path, device) if path.is_dir() else _torchscript(path, device)
 
 
+def _centred(features: np.ndarray) -> np.ndarray:
+    """X, of which X^T X is the covariance of `features`."""
+    return (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+
+
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Between the Gaussians of two sets of features, [n, D] and [m, D], n and m at least 2.
 
@@ -41,7 +46,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("A covariance needs at least two windows.")
-    roots = [np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r") for x in (a, b)]
+    roots = [np.asarray(np.linalg.qr(_centred(x), mode="r")) for x in (a, b)]
     traces = sum(float((root**2).sum()) for root in roots)
     shared = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
     means = float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum())

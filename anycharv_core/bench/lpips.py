@@ -36,7 +36,10 @@ class Lpips:
     """
 
     def __init__(self, weights: Path, device: str = "cpu"):
-        root = Path(next(iter(find_spec("torchmetrics").submodule_search_locations)))
+        installed = find_spec("torchmetrics")
+        if installed is None or not installed.submodule_search_locations:
+            raise UserError("LPIPS needs torchmetrics; install it, or leave LPIPS's weights out.")
+        root = Path(installed.submodule_search_locations[0])
         heads = _load(root / _HEADS)
         backbone = _load(weights)
         try:
@@ -70,10 +73,10 @@ class Lpips:
         """Each layer's activations [N, c, h, w], of length 1 over the channels."""
         x = (2 * to_unit(pictures).to(self._shift.device) - 1 - self._shift) / self._scale
         found = []
-        for (_, stride, padding, smaller), weights in zip(_LAYERS, self._convolutions, strict=True):
+        for (_, stride, padding, smaller), (weight, bias) in zip(_LAYERS, self._convolutions, strict=True):
             if smaller:
                 x = F.max_pool2d(x, 3, 2)
-            x = F.relu(F.conv2d(x, *weights, stride=stride, padding=padding))
+            x = F.relu(F.conv2d(x, weight, bias, stride, padding))
             found.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
         return found
 

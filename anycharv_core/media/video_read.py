@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
@@ -65,8 +67,8 @@ def probe(path: Path | str) -> VideoInfo:
     """
     timestamps: list[int] = []
     with open_input(path) as container:
-        stream = container.streams.best("video")
-        time_base = stream.time_base
+        stream = _video_stream(container)
+        time_base = stream.time_base or Fraction(1, 25)
         nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         step = max(1, round(1 / (nominal * time_base)))
@@ -201,10 +203,17 @@ def open_input(path: Path | str, kind: str = "video") -> Iterator[InputContainer
         yield container
 
 
+def _video_stream(container: InputContainer) -> VideoStream:
+    """The stream that `open_input` found to be there."""
+    stream = container.streams.best("video")
+    assert isinstance(stream, VideoStream)
+    return stream
+
+
 def _decoded(
     path: Path | str, container: InputContainer, alpha: bool = False
 ) -> Iterator[tuple[av.VideoFrame, _Matrix]]:
-    stream = container.streams.best("video")
+    stream = _video_stream(container)
     stream.thread_type = "AUTO"
     stored = Path(path).stat().st_size
     for index, entry in enumerate(stream.index_entries):
@@ -244,8 +253,9 @@ def _has_libvpx_alpha(stream: VideoStream) -> bool:
 
 
 def _libvpx_frames(container: InputContainer) -> Iterator[av.VideoFrame]:
-    stream = container.streams.best("video")
+    stream = _video_stream(container)
     decoder = av.CodecContext.create(_LIBVPX[stream.codec_context.name], "r")
+    assert isinstance(decoder, VideoCodecContext)
     for packet in container.demux(stream):
         # The empty packet at the end asks for what the decoder still holds.
         yield from decoder.decode(packet if packet.size else None)
@@ -298,7 +308,7 @@ def _alpha(frame: av.VideoFrame) -> np.ndarray:
     channel = kind.components[-1]
     plane = frame.planes[channel.plane]
     width = 1 if channel.bits == 8 else 2
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height]
     together = sum(other.plane == channel.plane for other in kind.components)
     samples = rows[:, : frame.width * together * width].reshape(frame.height, frame.width, together, width)
     # Names of interleaved layouts spell the order of their channels, such as argb.
@@ -314,7 +324,8 @@ def _to_8_bits(gray: np.ndarray, bits: int) -> np.ndarray:
 
 def _matrix(frame: av.VideoFrame) -> _Matrix:
     """Return a, b, c, d, each -1, 0 or 1: a stored (x, y) is shown at (a x + c y, b x + d y)."""
-    stored = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    side_data: Any = frame.side_data  # PyAV's annotation knows motion vectors alone
+    stored = side_data.get(SideDataType.DISPLAYMATRIX)
     if stored is None:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].tolist()

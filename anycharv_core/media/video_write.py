@@ -94,9 +94,10 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         with _write_errors(self.path), ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self.path))
-            source = self._audio_from and stack.enter_context(open_input(self._audio_from, "audio"))
+            source = stack.enter_context(open_input(self._audio_from, "audio")) if self._audio_from else None
             # A stream that FFmpeg has no decoder for cannot be described to the muxer either.
-            streams = [stream for stream in source.streams.audio if stream.codec_context] if source else []
+            found = source.streams.audio if source else ()
+            streams = [stream for stream in found if stream.codec_context is not None]
             # The start of a stream is kept in units of the movie's timescale, so one that counts both
             # video ticks and audio samples keeps every start exact.
             movie = math.lcm(self._timescale, *(stream.rate for stream in streams if stream.rate))
@@ -183,6 +184,7 @@ class VideoWriter:
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
+            assert packet.pts is not None and packet.dts is not None  # the encoder sets both
             packet.duration = self._durations.pop(packet.pts)
             # Audio keeps pace with video, so the muxer never has more than moments of either waiting.
             self._audio.copy_until(packet.dts * packet.time_base)
@@ -249,6 +251,7 @@ def _write_mkv(
             frame = av.VideoFrame.from_ndarray(mask, "gray")
             frame.pts, frame.time_base = time, tick
             container.mux(stream.encode(frame))
+        assert stream is not None  # _checked lets no empty sequence pass
         container.mux(stream.encode())
 
 
@@ -297,12 +300,13 @@ class _AudioCopy:
         if source and len(streams) < len(source.streams.audio):
             self.note = f"Part of the audio of {path} is in an unknown format and was left out."
         for stream in streams:
+            assert path is not None
             if _fits_mp4(path, stream.index):
                 self._copied[stream.index] = _add_copy(output, stream)
             else:
                 self._encode_instead(stream)
         self._times: dict[int, int] = {}
-        self._packets = source.demux(streams) if streams else iter(())
+        self._packets = source.demux(tuple(streams)) if source and streams else iter(())
         self._waiting = self._next()
 
     def copy_until(self, end: Fraction | None) -> None:
@@ -334,18 +338,19 @@ class _AudioCopy:
         if last is None:
             frame.pts = frame.pts or 0
         elif frame.pts is None or frame.pts <= last:
+            assert frame.time_base is not None
             frame.pts = last + round(Fraction(frame.samples, frame.sample_rate) / frame.time_base)
         self._times[index] = frame.pts
         return frame
 
-    def _next(self) -> av.Packet | None:
+    def _next(self) -> av.Packet[av.AudioStream] | None:
         with _audio_errors(self._path):
             # Empty packets only tell a decoder that its stream has ended.
             return next((packet for packet in self._packets if packet.size), None)
 
     def _encode_instead(self, stream: av.AudioStream) -> None:
         aac = av.Codec("aac", "w")
-        rate = stream.rate if stream.rate in aac.audio_rates else 48000
+        rate = stream.rate if stream.rate in (aac.audio_rates or ()) else 48000
         layout = "mono" if stream.channels == 1 else "stereo"
         output = self._output.add_stream("aac", rate=rate, layout=layout, bit_rate=192_000)
         self._encoded[stream.index] = output
@@ -380,6 +385,7 @@ def _fits_mp4(path: Path | str, index: int) -> bool:
         output = av.open(_Sink(), "w", format="mp4", options={"strict": "experimental"})
         stack.callback(_abandon, output)
         stream = source.streams[index]
+        assert isinstance(stream, av.AudioStream)
         try:
             copy = _add_copy(output, stream)
             packets = source.demux(stream)

@@ -124,13 +124,13 @@ def _shot(
         motion = _motion(rng, who, frames, split, path if i in walks else None)
         motions.append(_placed(motion, path, smaller * rng.uniform(0.75, 1.1)))
     # Who stands lower in the picture stands nearer.
-    order = np.argsort([motion.ground[0, 1] for motion in motions])
+    order = np.argsort([motion.ground[0, 1] for motion in motions]).tolist()
     clips = [render(who, motion, scene, (size, size)) for who, motion in zip(people, motions, strict=True)]
     return _overlaid(clips, order)
 
 
 def _obstacle(rng: np.random.Generator, direction: float) -> Prop:
-    colour = tuple(CLOTH[rng.integers(len(CLOTH))])
+    colour = CLOTH[rng.integers(len(CLOTH))]
     kind = str(rng.choice(("pole", "bush", "ball")))
     x = rng.uniform(-0.1, 0.1)
     if kind == "pole":

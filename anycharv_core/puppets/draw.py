@@ -38,7 +38,8 @@ class Layer:
 
 def mix(first: Colour, second: Colour, amount: float) -> Colour:
     """Blends two RGB colours; `amount` 0 gives `first`, 1 gives `second`."""
-    return tuple(round(a + (b - a) * amount) for a, b in zip(first, second, strict=True))
+    red, green, blue = (round(a + (b - a) * amount) for a, b in zip(first, second, strict=True))
+    return red, green, blue
 
 
 def shade(colour: Colour, amount: float) -> Colour:

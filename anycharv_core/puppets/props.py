@@ -45,7 +45,7 @@ def prop_shapes(prop: Prop, bone: int) -> list[Shape]:
     colour, dark, light = prop.colour, shade(prop.colour, 0.25), tint(prop.colour, 0.4)
     match prop.kind:
         case "cloud":
-            lobes = ((-0.55, 0.02, 0.3), (-0.15, -0.14, 0.4), (0.3, -0.05, 0.33), (0.62, 0.06, 0.22))
+            lobes = [(-0.55, 0.02, 0.3), (-0.15, -0.14, 0.4), (0.3, -0.05, 0.33), (0.62, 0.06, 0.22)]
             painted = [(ellipse(x, y, r, r * 0.8), colour) for x, y, r in lobes]
             painted.append((smooth(rectangle(-0.8, 0.02, 0.8, 0.26), 4), colour))
         case "bird":
@@ -89,13 +89,13 @@ def prop_shapes(prop: Prop, bone: int) -> list[Shape]:
             ]
             painted.append((rectangle(-0.06, 0.0, 0.06, 0.03), dark))
         case "bush":
-            lobes = (
+            lobes = [
                 (-0.4, 0.0, 0.3),
                 (0.4, 0.02, 0.28),
                 (0.0, -0.14, 0.38),
                 (-0.2, 0.14, 0.4),
                 (0.24, 0.16, 0.4),
-            )
+            ]
             painted = [(ellipse(x, y, r, r), colour) for x, y, r in lobes]
             painted += [(ellipse(x, y, 0.07, 0.05, 0.4), light) for x, y in ((-0.3, 0), (0.05, -0.25), (0.3, 0.1))]
             painted += [(ellipse(x, y, 0.07, 0.05, 0.4), dark) for x, y in ((-0.1, 0.18), (0.15, 0.0), (0.5, 0.2))]

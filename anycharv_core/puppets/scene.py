@@ -112,11 +112,11 @@ def paint_backdrop(scene: Scene, size: tuple[int, int]) -> tuple[np.ndarray, np.
     cells = len(scene.grain)
     stretch = 2 * REACH * density / cells
     to_picture = np.array([[stretch, 0, (half - REACH) * density], [0, stretch, -_MARGIN * density]])
-    grain = sum(
+    coarse, fine = (
         amount * _warp(scene.grain, to_picture * (scale, scale, 1), (columns, rows), cv2.BORDER_WRAP)
         for amount, scale in ((5.0, 1.0), (4.0, 0.3))
     )
-    return np.clip(picture + grain[..., None], 0, 255).round().astype(np.uint8), to_pixels
+    return np.clip(picture + (coarse + fine)[..., None], 0, 255).round().astype(np.uint8), to_pixels
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
@@ -140,7 +140,7 @@ def _mover(rng: np.random.Generator, backdrop: str, horizon: float) -> Prop:
     kind = str(rng.choice(kinds))
     direction = 1 if rng.random() < 0.5 else -1
     middle, travel = rng.uniform(-0.45, 0.45), rng.uniform(0.1, 0.5)
-    colour = mix(tuple(CLOTH[rng.integers(len(CLOTH))]), (215, 215, 215), 0.35)
+    colour = mix(CLOTH[rng.integers(len(CLOTH))], (215, 215, 215), 0.35)
     turn = 0.0
     match kind:
         case "cloud":
@@ -176,5 +176,5 @@ def _occluder(rng: np.random.Generator, outdoor: bool) -> Prop:
             size = rng.uniform(0.10, 0.17) if kind == "ball" else rng.uniform(0.06, 0.1)
             direction = 1 if rng.random() < 0.5 else -1
             y0, y1 = rng.uniform(0.2, 0.8), rng.uniform(0.3, 0.9)
-            colour = tint(tuple(CLOTH[rng.integers(len(CLOTH))]), 0.15)
+            colour = tint(CLOTH[rng.integers(len(CLOTH))], 0.15)
             return Prop(kind, (-0.7 * direction, y0), (0.7 * direction, y1), size, 4.0 * direction, colour)
