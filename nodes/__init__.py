@@ -1,4 +1,4 @@
-"""The ComfyUI nodes. What needs comfy's internals or anycharv_core's networks is imported on first use."""
+"""The ComfyUI nodes: a file per family, with its schemas and what they run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .dwpose import AnyCharVDWPose
 from .loader import MODELS, AnyCharVLoader
 from .masks import AnyCharVBoxMask, AnyCharVMaskAugment
 from .people import AnyCharVFindPeople
-from .pose import AnyCharVPoseDraw
+from .pose import AnyCharVPoseDraw, AnyCharVPoseRetarget
 from .puppets import AnyCharVPuppetClip
 from .reference import AnyCharVReferenceEncode
 from .replace import AnyCharVReplaceCharacter
-from .retarget import AnyCharVPoseRetarget
-from .sampling import AnyCharVLongVideo, AnyCharVSampler
+from .sampling import AnyCharVSampler
 from .segment import MODELS as SEGMENTERS
 from .segment import AnyCharVSegment
+from .windows import AnyCharVLongVideo
 
 
 class AnyCharVExtension(ComfyExtension):

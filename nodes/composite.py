@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.canvas import Canvas
+from ..anycharv_core.inference.pipeline import scene_key, split_reference
+from ..anycharv_core.media.chroma_key import key_onto
+from ..anycharv_core.media.masks import feather
+from .pictures import image_tensor, image_uint8, masks_uint8, same_length
+from .reference import Reference
 from .types import CATEGORY, ReferenceType
 
 
@@ -45,8 +55,83 @@ class AnyCharVComposite(io.ComfyNode):
 
     @classmethod
     def execute(cls, generated, original, feather, mask=None, reference=None) -> io.NodeOutput:
-        from .native.composite import composite_images, keyed_images
-
         if mask is None:
             return io.NodeOutput(keyed_images(generated, original, reference))
         return io.NodeOutput(composite_images(generated, original, mask, feather))
+
+
+def composite_images(generated: Tensor, original: Tensor, mask: Tensor, width: int) -> Tensor:
+    """The generated frames where the mask, padded and feathered by `width` pixels, is; else the original.
+
+    generated: IMAGE of the original's size, or of the size AnyCharV Conditioning gave it.
+    Raises UserError where lengths or sizes do not fit together.
+    """
+    canvas = _checked_canvas(generated, original)
+    masks = masks_uint8(mask, "mask")
+    if masks.shape[1:] != original.shape[1:3]:
+        raise UserError(
+            f"The mask is {masks.shape[2]}x{masks.shape[1]} but the original is {original.shape[2]}x"
+            f"{original.shape[1]}; give the mask at the original's size."
+        )
+    (masks,) = same_length(len(original), mask=masks)
+    result = original.clone()
+    for index, region in enumerate(masks):
+        alpha = torch.from_numpy(feather(region, width, width))[..., None]
+        if not alpha.any():
+            continue
+        frame = generated[index, ..., :3].cpu()
+        if canvas.padded != canvas.source:
+            frame = image_tensor(_restored(generated, index, canvas))[0]
+        base = result[index, ..., :3].cpu()
+        # Not lerp: this leaves every bit of the original where alpha is 0.
+        result[index, ..., :3] = torch.where(alpha > 0, base + alpha * (frame - base), base)
+    return result
+
+
+def keyed_images(generated: Tensor, original: Tensor, reference: Reference | None) -> Tensor:
+    """The character of the generated frames in front of the original: without the colour that AnyCharV
+    Conditioning put behind it, and where that shows, every bit is the original's.
+
+    Raises UserError where lengths do not fit together, or the reference has no mask.
+    """
+    if reference is None:
+        raise UserError(
+            "Nothing says what of the generated frames is to be seen: wire in the mask given to AnyCharV "
+            "Conditioning, or for Animate Anyone without a mask the reference."
+        )
+    canvas = _checked_canvas(generated, original)
+    key = scene_key(*split_reference(reference.picture, reference.mask))
+    result = original.clone()
+    for index in range(len(original)):
+        scene = image_uint8(original[index : index + 1, ..., :3], "original")[0]
+        keyed = key_onto(_restored(generated, index, canvas), scene, key)
+        changed = torch.from_numpy((keyed != scene).any(axis=-1))[..., None]
+        result[index, ..., :3] = torch.where(changed, image_tensor(keyed)[0], original[index, ..., :3].cpu())
+    return result
+
+
+def _checked_canvas(generated: Tensor, original: Tensor) -> Canvas:
+    for name, image in (("generated", generated), ("original", original)):
+        image_uint8(image[:1], name)
+    if len(generated) != len(original):
+        raise UserError(
+            f"generated has {len(generated)} frames but original has {len(original)}; they must match."
+        )
+    return original_canvas((original.shape[2], original.shape[1]), (generated.shape[2], generated.shape[1]))
+
+
+def _restored(generated: Tensor, index: int, canvas: Canvas) -> np.ndarray:
+    return canvas.restore(image_uint8(generated[index : index + 1, ..., :3], "generated")[0])
+
+
+def original_canvas(source: tuple[int, int], padded: tuple[int, int]) -> Canvas:
+    """The canvas on which frames of `source` (width, height) became pictures of `padded`.
+
+    Either they were only padded, by less than 8 pixels, or scaled so that one side fills the canvas, as
+    AnyCharV Conditioning sees to.
+    """
+    if all(0 <= p - s < 8 for p, s in zip(padded, source, strict=True)):
+        return Canvas(source, source, padded)
+    scale = min(p / s for p, s in zip(padded, source, strict=True))
+    inner = tuple(min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
+    return Canvas(source, inner, padded)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.recipes import get_recipe
+from .backend import ComfyPipeline, conditionings, node_size
+from .pictures import masks_uint8, rgb_frames, same_length
 from .types import CATEGORY, ReferenceType, recipe_input, size_inputs
 
 
@@ -50,7 +55,20 @@ class AnyCharVConditioning(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, reference, vae, pose, width, height, recipe, scene=None, mask=None) -> io.NodeOutput:
-        from .native.pipeline import condition
-
-        positive, negative, latent = condition(model, reference, vae, scene, mask, pose, width, height, recipe)
-        return io.NodeOutput(positive, negative, latent)
+        pipe = ComfyPipeline(model, reference.net, vae, reference.clip_vision)
+        frames = None if scene is None else rgb_frames(scene, "scene")
+        poses = rgb_frames(pose, "pose")
+        masks = None if mask is None else masks_uint8(mask, "mask")
+        if scene is not None:
+            masks = masks if masks is None else same_length(len(scene), mask=masks)[0]
+            if len(pose) != len(scene):
+                raise UserError(
+                    f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both."
+                )
+        shown = pose if scene is None else scene
+        size = node_size(pipe, recipe, (shown.shape[2], shown.shape[1]), (width, height))
+        made = pipe.prepare(reference.picture, frames, masks, poses, size, recipe, reference.mask)
+        chosen, reader = get_recipe(recipe, pipe.takes_scene), ComfyPipeline(model, reference.net, reference.vae)
+        tokens = reader.tokens(chosen, made.picture, made.embeds, made.clip.canvas)
+        positive, negative = conditionings(made.clip, made.shape, tokens, made.embeds)
+        return io.NodeOutput(positive, negative, {"samples": torch.zeros(made.shape, device=pipe.device)})

@@ -1,22 +1,33 @@
-"""AnyCharVDWPose: the skeletons of everybody in a clip, by the two released DWPose networks."""
+"""AnyCharVDWPose: the skeletons of everybody in a video, by the two released DWPose networks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
+import numpy as np
 from comfy_api.latest import io
 
-from .loader import EMBEDDED
+from ..anycharv_core.media.pose import draw_pose
+from ..anycharv_core.preprocess.dwpose import DWPose
+from ..anycharv_core.preprocess.find import BATCH, batched, find_people
+from ..anycharv_core.preprocess.models import DETECTOR, EMBEDDED, WHOLE_BODY, pose_files
+from ..anycharv_core.preprocess.smoothing import smooth_poses
+from .pictures import frame_progress, image_tensor, rgb_frames
 from .types import CATEGORY, PoseKeypoint
 
 MODELS = "detection"
 PAIR = "dwpose"
 
+# Bytes that ComfyUI frees on the GPU before onnxruntime, which cannot ask for them itself, opens its networks.
+_ONNX_MEMORY = 2 * 2**30
+# min_cutoff and beta of `smooth_poses` at the middle of the node's scale, a decade below and above which it ends.
+_SMOOTHING = 2.0, 30.0
+
 
 def pose_folders() -> dict[str, Path]:
     """Folders with DWPose's two files below models/detection; that folder itself is called "dwpose"."""
-    from ..anycharv_core.preprocess.models import DETECTOR, WHOLE_BODY
 
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(MODELS)):
@@ -88,8 +99,23 @@ class AnyCharVDWPose(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, model: str, smoothing: float, fps: float) -> io.NodeOutput:
-        from ..anycharv_core.preprocess.models import pose_files
-        from .native.preprocess import find_poses
-
-        folder = EMBEDDED if model == EMBEDDED else str(pose_folders()[model])
-        return io.NodeOutput(*find_poses(images, pose_files(folder), smoothing, fps))
+        detector, whole_body = pose_files(EMBEDDED if model == EMBEDDED else str(pose_folders()[model]))
+        frames = rgb_frames(images, "images")
+        device = comfy.model_management.get_torch_device()
+        if device.type == "cuda":
+            comfy.model_management.free_memory(_ONNX_MEMORY, device)
+        progress = frame_progress(len(images))
+        # Opened for this run alone: ComfyUI neither sees nor can free what onnxruntime holds.
+        poser = DWPose(detector, whole_body, str(device)).poses
+        if smoothing:
+            findings = find_people(frames, poser, progress)
+            tracks = [track.people for track in findings.tracks]
+            openness = 10 ** (1 - 2 * smoothing)
+            cutoffs = [openness * middle for middle in _SMOOTHING]
+            poses = smooth_poses(list(findings.poses), tracks, fps, findings.cuts, *cutoffs)
+        else:
+            poses = []
+            for batch in batched(frames, BATCH):
+                poses += poser(np.stack(batch))
+                progress(len(poses))
+        return io.NodeOutput(poses, image_tensor(np.stack([draw_pose(pose) for pose in poses])))

@@ -1,24 +1,44 @@
-"""AnyCharVLoader: a model folder, a single file or the embedded model -> MODEL and its companions."""
+"""AnyCharVLoader: a model folder, a single file or an embedded model -> MODEL and its companions."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import comfy.clip_vision
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
 import folder_paths
+import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor, nn
 
+from ..anycharv_core.checkpoints.checkpoint import (
+    Checkpoint,
+    check_keys,
+    check_pairing,
+    library_part,
+    read_checkpoint,
+)
+from ..anycharv_core.checkpoints.places import EMBEDDED
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.pipeline import schedule_of
+from ..anycharv_core.jobs.replace import DTYPES
+from ..anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
+from .model import AnyCharVConfig, AnyCharVModel
 from .types import CATEGORY, ReferenceNetType
+from .vae import ModuleVAE
 
 MODELS = "anycharv"
-EMBEDDED = "embedded"
-DTYPES = ["auto", "fp32", "fp16", "bf16"]
+SD15_SCALING = 0.18215
+SD15_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "norm_num_groups": 32}
 
 
 def checkpoint_names() -> list[str]:
     """The embedded models, then the folders and single files under models/anycharv, by name."""
-    from ..anycharv_core.checkpoints.places import EMBEDDED as SHIPPED
-
     found = set()
     for root in map(Path, folder_paths.get_folder_paths(MODELS)):
         if root.is_dir():
@@ -26,19 +46,21 @@ def checkpoint_names() -> list[str]:
             folders = {path.parent for path in root.glob("*/**/denoising_unet*") if path.stem == "denoising_unet"}
             files = {p for p in root.glob("**/*.safetensors") if not folders & {*p.parents}}
             found |= {path.relative_to(root).as_posix() for path in folders | files}
-    return [*SHIPPED, *sorted(found)]
+    return [*EMBEDDED, *sorted(found)]
 
 
 def checkpoint_path(name: str) -> str:
-    """Where checkpoint `name` lies; those of the pack stand for themselves. Raises UserError if it is nowhere."""
-    from ..anycharv_core import UserError
-    from ..anycharv_core.checkpoints.places import EMBEDDED as SHIPPED
+    """Where checkpoint `name` lies; an embedded one's name is its own path.
 
-    if name in SHIPPED:
+    Only what `checkpoint_names` lists is joined to a folder: prompts sent to the server may hold any text.
+    Raises UserError for other names.
+    """
+    if name in EMBEDDED:
         return name
-    for root in map(Path, folder_paths.get_folder_paths(MODELS)):
-        if (root / name).exists():
-            return str(root / name)
+    if name in checkpoint_names():
+        for root in map(Path, folder_paths.get_folder_paths(MODELS)):
+            if (root / name).exists():
+                return str(root / name)
     raise UserError(f"There is no checkpoint '{name}' under models/{MODELS}: put it there and press R.")
 
 
@@ -56,14 +78,14 @@ class AnyCharVLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=checkpoint_names(),
-                    default=EMBEDDED,
+                    default="embedded",
                     tooltip="A folder in either system's official layout or a single .safetensors file under "
                     "models/anycharv; 'embedded' and 'embedded-animate' are small models of AnyCharV and Animate "
                     "Anyone shipped with this pack, which know only the puppets of AnyCharV Puppet Clip.",
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=DTYPES,
+                    options=["auto", *DTYPES],
                     default="auto",
                     advanced=True,
                     tooltip="Precision of the weights. 'auto' lets ComfyUI choose for your device.",
@@ -83,8 +105,6 @@ class AnyCharVLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
-        from .native.load import load_checkpoint
-
         model, reference_net, vae, clip_vision = load_checkpoint(checkpoint_path(checkpoint), dtype)
         return io.NodeOutput(
             model,
@@ -100,3 +120,107 @@ class AnyCharVLoader(io.ComfyNode):
                 "encoder it was trained with (lambdalabs/sd-image-variations-diffusers) and wire it instead."
             ),
         )
+
+
+def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
+    """MODEL, reference net, and VAE and CLIP_VISION or None, for the checkpoint at `path`.
+
+    dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    device = comfy.model_management.get_torch_device()
+    weights = checkpoint.weights["denoising_unet"]
+    chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))
+    model = _model(checkpoint, device, chosen, manual_cast)
+    reference_net = _reference_net(checkpoint, device, chosen, manual_cast)
+    check_pairing(model.model.diffusion_model, reference_net.model, model.model.diffusion_model.pose_guider)
+    return model, reference_net, _vae(checkpoint), _clip_vision(checkpoint)
+
+
+def _precision(name: str, device: torch.device, parameters: int) -> tuple[torch.dtype, torch.dtype | None]:
+    chosen = DTYPES.get(name) or comfy.model_management.unet_dtype(device, parameters)
+    return chosen, comfy.model_management.unet_manual_cast(chosen, device)
+
+
+def _model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
+) -> Any:
+    configs = checkpoint.configs
+    guider = PoseGuiderConfig.from_dict(configs["pose_guider"])
+    scaling = configs.get("vae", {}).get("scaling_factor", SD15_SCALING)
+    config = AnyCharVConfig(
+        UNetConfig.from_dict(configs["denoising_unet"]),
+        guider,
+        schedule_of(checkpoint.settings),
+        scaling,
+        2 ** (len(guider.block_out_channels) - 1),
+    )
+    config.set_inference_dtype(dtype, manual_cast)
+    synthesis = checkpoint.weights.get("vae", {}).get("synthesis.weight")
+    if synthesis is not None:
+        # A latent pixel's mean colour is linear in PatchCodec's latents, which ComfyUI's previews can use.
+        config.latent_format.latent_rgb_factors = (synthesis.float().mean(dim=(2, 3)) / scaling).tolist()
+        config.latent_format.latent_rgb_factors_bias = checkpoint.weights["vae"]["synthesis.bias"].tolist()
+    offload = comfy.model_management.unet_offload_device()
+    model = AnyCharVModel(config, checkpoint.settings, offload)
+    weights = checkpoint.weights["denoising_unet"] | {
+        f"pose_guider.{key}": value for key, value in checkpoint.weights["pose_guider"].items()
+    }
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+    _fill("denoising_unet", model.diffusion_model, weights, dtype, patcher)
+    return patcher
+
+
+def _reference_net(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
+) -> Any:
+    offload = comfy.model_management.unet_offload_device()
+    operations = comfy.ops.pick_operations(dtype, manual_cast, device)
+    config = UNetConfig.from_dict(checkpoint.configs["reference_unet"])
+    network = ReferenceNet(config, operations, dtype=dtype, device=offload)
+    network.compute_dtype = manual_cast or dtype
+    patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
+    _fill("reference_unet", network, checkpoint.weights["reference_unet"], dtype, patcher)
+    return patcher
+
+
+def _fill(part: str, module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, patcher: Any) -> None:
+    check_keys(part, module, weights)
+    # Positional encodings stay float32, as in the files.
+    cast = {k: v if k.endswith(".pe") else v.to(dtype) for k, v in weights.items()}
+    module.load_state_dict(cast, assign=patcher.is_dynamic())
+    module.requires_grad_(False).train(False)
+
+
+def _vae(checkpoint: Checkpoint) -> Any:
+    if "vae" not in checkpoint.weights:
+        return None
+    config, weights = checkpoint.configs["vae"], checkpoint.weights["vae"]
+    if all(config.get(key) == value for key, value in SD15_VAE.items()):
+        return comfy.sd.VAE(sd=dict(weights))
+    module = library_part("vae", config)
+    check_keys("vae", module, weights)
+    module.load_state_dict({key: value.float() for key, value in weights.items()})
+    return ModuleVAE(module.requires_grad_(False).train(False))
+
+
+def _clip_vision(checkpoint: Checkpoint) -> Any:
+    if "image_encoder" not in checkpoint.weights:
+        return None
+    config = checkpoint.configs["image_encoder"]
+    # ComfyUI reads every size from the configuration, and leaves out what CLIP's has as a default.
+    encoder = comfy.clip_vision.ClipVisionModel(
+        {
+            "num_channels": 3,
+            "hidden_act": "quick_gelu",
+            "patch_size": 32,
+            "image_size": 224,
+            **config,
+            "model_type": "clip_vision_model",
+        }
+    )
+    if encoder.load_device.type == "cpu":
+        encoder.model.float()  # ComfyUI stores encoders in half precision even where nothing runs in it
+    check_keys("image_encoder", encoder.model, checkpoint.weights["image_encoder"])
+    encoder.load_sd(dict(checkpoint.weights["image_encoder"]))
+    return encoder

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from comfy_api.latest import io
 
+from ..anycharv_core.media.masks import augment_mask, block_masks, box_masks, fill_absent, grow_boxes
+from .pictures import mask_tensor, masks_uint8, region_masks
 from .types import CATEGORY
 
 ABSENT = ["keep the frame", "hold the last box", "whole frame"]
@@ -72,9 +75,6 @@ class AnyCharVBoxMask(io.ComfyNode):
     def execute(
         cls, region: Any, padding: float, smooth: int, min_size: int, if_absent: str, image=None
     ) -> io.NodeOutput:
-        from ..anycharv_core.media.masks import box_masks, fill_absent, grow_boxes
-        from .native.pictures import mask_tensor, region_masks
-
         masks = box_masks(region_masks(region, image), padding, smooth)
         masks = grow_boxes(masks, min_size)
         if if_absent != ABSENT[0]:
@@ -132,11 +132,6 @@ class AnyCharVMaskAugment(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10) -> io.NodeOutput:
-        import numpy as np
-
-        from ..anycharv_core.media.masks import augment_mask, block_masks
-        from .native.pictures import mask_tensor, masks_uint8
-
         if kind == KINDS[1]:
             return io.NodeOutput(mask_tensor(block_masks(masks_uint8(mask, "mask"), blocks, blocks)))
         rng = np.random.default_rng(seed)

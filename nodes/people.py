@@ -1,11 +1,29 @@
-"""AnyCharVFindPeople: who is in the clip, and which of them is meant."""
+"""AnyCharVFindPeople: who is in the video, and which of them is meant."""
 
 from __future__ import annotations
 
+import math
+from itertools import islice
 from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.media.pose import scale_pose
+from ..anycharv_core.preprocess.find import find_people
+from ..anycharv_core.preprocess.people import (
+    by_box,
+    by_click,
+    by_likeness,
+    by_number,
+    chosen_boxes,
+    chosen_poses,
+    contact_sheet,
+    sheet_frames,
+)
+from ..anycharv_core.preprocess.tracking import Track
+from .pictures import frame_progress, image_tensor, image_uint8, rgb_frames
+from .pose import pose_frames
 from .types import CATEGORY, PoseKeypoint
 
 
@@ -101,7 +119,46 @@ class AnyCharVFindPeople(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, keypoints: Any, choose: dict[str, Any]) -> io.NodeOutput:
-        from .native.preprocess import choose_people
+        frames = rgb_frames(images, "images")
+        height, width = images.shape[1:3]
+        given = pose_frames(keypoints)
+        if len(given) != len(images):
+            raise UserError(
+                f"images has {len(images)} frames but keypoints has {len(given)}; find the poses in these images."
+            )
+        stream = (scale_pose(pose, width, height) for pose in given)
+        findings = find_people(frames, lambda batch: list(islice(stream, len(batch))), frame_progress(len(images)))
+        tracks = findings.tracks
+        if not tracks:
+            raise UserError(
+                "There is nobody in the keypoints: look at the skeletons, and choose the model that knows "
+                "your video."
+            )
+        numbers = _chosen(tracks, choose)
+        pictures = {i: image_uint8(images[i : i + 1], "images")[0, ..., :3] for i in sheet_frames(tracks)}
+        sheet = contact_sheet(tracks, pictures)
+        poses = chosen_poses(findings.poses, [tracks[number] for number in numbers])
+        of_each = [(str(number + 1), chosen_boxes(tracks[number])) for number in numbers]
+        boxes = [
+            [_as_dict(places[frame], label) for label, places in of_each if places[frame] is not None]
+            for frame in range(len(images))
+        ]
+        shown = image_tensor(sheet)
+        return io.NodeOutput(list(poses), boxes, shown, len(tracks), ui=ui.PreviewImage(shown, cls=cls))
 
-        poses, boxes, sheet, count = choose_people(images, keypoints, choose)
-        return io.NodeOutput(poses, boxes, sheet, count, ui=ui.PreviewImage(sheet, cls=cls))
+
+def _chosen(tracks: list[Track], choose: dict[str, Any]) -> list[int]:
+    way = choose["choose"]
+    if way == "number":
+        return by_number(tracks, choose["people"])
+    if way == "click":
+        return [by_click(tracks, choose["frame"], choose["x"], choose["y"])]
+    if way == "box":
+        x0, y0 = choose["left"], choose["top"]
+        return [by_box(tracks, choose["frame"], (x0, y0, x0 + choose["width"], y0 + choose["height"]))]
+    return [by_likeness(tracks, image_uint8(choose["picture"][:1], "picture")[0])[0]]
+
+
+def _as_dict(box: Any, label: str) -> dict[str, Any]:
+    x, y = math.floor(box[0]), math.floor(box[1])
+    return {"x": x, "y": y, "width": math.ceil(box[2]) - x, "height": math.ceil(box[3]) - y, "label": label}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from fractions import Fraction
 
+from comfy_api.latest import InputImpl, Types, io
+
+from ..anycharv_core.puppets.task import sample_animation, sample_swap
+from .pictures import image_tensor, mask_tensor
 from .types import CATEGORY, PoseKeypoint
 
+RATE = Fraction(24)
 TASKS = ["swap", "animation"]
 
 
@@ -16,8 +21,8 @@ class AnyCharVPuppetClip(io.ComfyNode):
             node_id="AnyCharVPuppetClip",
             display_name="AnyCharV Puppet Clip",
             category=CATEGORY,
-            description="Renders a clip of a puppet, its mask and keypoints, the picture of another puppet, "
-            "and the truth: the same clip with the other puppet in it. The embedded models know this world.",
+            description="Renders a video of a puppet, its mask and keypoints, the picture of another puppet, "
+            "and the truth: the same video with the other puppet in it. The embedded models know this world.",
             search_aliases=["example", "test clip"],
             inputs=[
                 io.Int.Input(
@@ -36,7 +41,7 @@ class AnyCharVPuppetClip(io.ComfyNode):
                     default=TASKS[0],
                     optional=True,
                     tooltip="'swap' is for AnyCharV. 'animation' is for Animate Anyone: the reference shows the "
-                    "clip's own puppet standing in its scene, and the clip is the truth.",
+                    "video's own puppet standing in its scene, and the video is the truth.",
                 ),
             ],
             outputs=[
@@ -52,6 +57,19 @@ class AnyCharVPuppetClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, frames: int, size: int, task: str = TASKS[0]) -> io.NodeOutput:
-        from .native.puppets import puppet_clip
-
-        return io.NodeOutput(*puppet_clip(seed, frames, size, animation=task == TASKS[1]))
+        if task == TASKS[1]:
+            sample = sample_animation(seed, frames, size)
+            shown, cutout = sample.truth, sample.cutout
+        else:
+            sample = sample_swap(seed, frames, size)
+            shown, cutout = sample.driving, sample.reference[..., 3]
+        pictures = image_tensor(shown.frames)
+        return io.NodeOutput(
+            InputImpl.VideoFromComponents(Types.VideoComponents(images=pictures, frame_rate=RATE)),
+            pictures,
+            mask_tensor(shown.mask),
+            shown.poses(),
+            image_tensor(sample.reference[..., :3]),
+            mask_tensor([cutout]),
+            image_tensor(sample.truth.frames),
+        )

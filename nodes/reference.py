@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 from comfy_api.latest import io
 
+from .pictures import image_uint8, reference_mask_uint8
 from .types import CATEGORY, ReferenceNetType, ReferenceType
+
+
+@dataclass(frozen=True)
+class Reference:
+    """ANYCHARV_REFERENCE: the picture uint8 [H, W, 3 or 4] and its mask uint8 [H, W] or None, as they were given,
+    and what reads them once model, recipe and size of the video are known: the ReferenceNet's patcher, VAE and
+    CLIP_VISION."""
+
+    picture: np.ndarray
+    mask: np.ndarray | None
+    net: Any
+    vae: Any
+    clip_vision: Any
 
 
 class AnyCharVReferenceEncode(io.ComfyNode):
@@ -37,6 +55,6 @@ class AnyCharVReferenceEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, reference_net, vae, clip_vision, image, mask=None) -> io.NodeOutput:
-        from .native.pipeline import make_reference
-
-        return io.NodeOutput(make_reference(reference_net, vae, clip_vision, image, mask))
+        picture = image_uint8(image[:1], "image")[0]
+        alpha = reference_mask_uint8(mask, picture, "mask")
+        return io.NodeOutput(Reference(picture, alpha, reference_net, vae, clip_vision))

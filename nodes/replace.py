@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import comfy.utils
+import folder_paths
+import numpy as np
+from comfy_api.latest import InputImpl, io
+from torch import Tensor
+
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.recipes import get_recipe
+from ..anycharv_core.jobs.replace import pose_canvas
+from ..anycharv_core.media.frames import Reopened
+from ..anycharv_core.media.imaging import Size
+from ..anycharv_core.media.masks import boxes_to_masks
+from ..anycharv_core.media.pose import clean_pose
+from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
+from ..anycharv_core.media.video_write import VideoWriter
+from .backend import ComfyPipeline, node_size
+from .pictures import frame_boxes, image_uint8, masks_uint8, reference_mask_uint8, rgb_frames
+from .pose import drawn_poses, pose_frames
 from .types import (
     CATEGORY,
     PoseKeypoint,
@@ -73,23 +97,93 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         recipe,
         reference_mask=None,
     ) -> io.NodeOutput:
-        from .native.replace import replace_character
-
-        return io.NodeOutput(
-            replace_character(
-                model,
-                reference_net,
-                vae,
-                clip_vision,
-                video,
-                reference,
-                reference_mask,
-                mask,
-                pose,
-                steps,
-                cfg,
-                seed,
-                (width, height),
-                recipe,
+        chosen = get_recipe(recipe)
+        pipe = ComfyPipeline(model, reference_net, vae, clip_vision)
+        if not pipe.takes_scene:
+            raise UserError(
+                "This node replaces a person of a video, but the model is one of Animate Anyone, which animates a "
+                "picture: use AnyCharV Conditioning and AnyCharV Sampler, without a scene."
             )
-        )
+        picture = image_uint8(reference[:1], "reference")[0]
+        alpha = reference_mask_uint8(reference_mask, picture, "reference_mask")
+        with _as_file(video) as source:
+            info = probe(source)
+            scene = Reopened(partial(read_frames, source))
+            size = node_size(pipe, recipe, (info.width, info.height), (width, height))
+            pose_size = _pose_size(pose)
+            canvas = chosen.canvas((info.width, info.height), pose_size, size, pipe.multiple)
+            # Keypoints are drawn at the size the networks work at, or as much larger as the model asks for.
+            drawn = pose_canvas(
+                canvas.inner if chosen.paste_back else size or pose_size, pipe.settings.get("pose_scale", 1)
+            )
+            target = Path(folder_paths.get_temp_directory()) / f"anycharv_{secrets.token_hex(8)}.mp4"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            writer = VideoWriter(
+                target,
+                *canvas.source,
+                info.timestamps,
+                info.time_base,
+                info.rate,
+                audio_from=source if info.has_audio else None,
+                sample_aspect=info.sample_aspect,
+            )
+            with writer:
+                out = pipe(
+                    picture,
+                    scene,
+                    _masks(mask, info),
+                    _poses(pose, info, drawn),
+                    steps=steps,
+                    guidance_scale=cfg,
+                    seed=seed,
+                    size=size,
+                    recipe=recipe,
+                    reference_mask=alpha,
+                )
+                bar = comfy.utils.ProgressBar(info.frames)
+                for frame in out.frames:
+                    writer.write(frame)
+                    bar.update(1)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
+
+
+@contextmanager
+def _as_file(video: Any) -> Iterator[str]:
+    """The VIDEO as a file: its own, or a temporary one where it lies in memory or is trimmed."""
+    source = video.get_stream_source()
+    if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="anycharv_") as folder:
+        path = str(Path(folder) / "clip.mp4")
+        video.save_to(path)
+        yield path
+
+
+def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
+    if not isinstance(mask, Tensor):
+        boxes = frame_boxes(mask, info.frames)
+        return Reopened(lambda: (boxes_to_masks([box], info.width, info.height)[0] for box in boxes))
+    if len(mask) not in (1, info.frames):
+        raise UserError(f"The video has {info.frames} frames but mask has {len(mask)}; give as many, or one.")
+    single = masks_uint8(mask[:1], "mask")[0] if len(mask) == 1 else None
+    return Reopened(
+        lambda: (masks_uint8(mask[i : i + 1], "mask")[0] if single is None else single for i in range(info.frames))
+    )
+
+
+def _poses(pose: Any, info: VideoInfo, drawn: Size) -> Iterable[np.ndarray]:
+    count = len(pose) if isinstance(pose, Tensor) else len(pose_frames(pose))
+    if count != info.frames:
+        raise UserError(f"The video has {info.frames} frames but pose has {count}; give as many of both.")
+    if isinstance(pose, Tensor):
+        return rgb_frames(pose, "pose")
+    return Reopened(lambda: drawn_poses(pose, None, *drawn))
+
+
+def _pose_size(pose: Any) -> Size:
+    """(width, height) in pixels that the skeletons were made for."""
+    if isinstance(pose, Tensor):
+        return image_uint8(pose[:1], "pose").shape[2:0:-1]
+    first = clean_pose(pose_frames(pose)[0])
+    return first["canvas_width"], first["canvas_height"]

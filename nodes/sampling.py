@@ -1,13 +1,25 @@
-"""AnyCharVSampler and AnyCharVLongVideo: the paper's sampler, and clips longer than a window."""
+"""AnyCharVSampler: the paper's sampler behind ComfyUI's guider, so that LoRAs, previews, interrupt and offload are
+ComfyUI's own."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..anycharv_core.inference.recipes import get_recipe
+from ..anycharv_core.inference.windows import Windows
+from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
+from .model import check_model
 from .types import CATEGORY, cfg_input, recipe_input, seed_input, steps_input
-
-FUSES = ["ramp", "flat"]
-LAYOUTS = ["linear", "looped"]
+from .windows import HANDLER, with_windows
 
 
 class AnyCharVSampler(io.ComfyNode):
@@ -37,57 +49,82 @@ class AnyCharVSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, steps, cfg, seed, recipe) -> io.NodeOutput:
-        from .native.sampler import sample_latent
+        check_model(model)
+        chosen = get_recipe(recipe, model.model.takes_scene)
+        samples = latent["samples"]
+        noise = chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))
+        windows = None if HANDLER in model.model_options else chosen.windows(len(samples), cfg)
+        sampled = run_sampler(model, positive, negative, noise, steps, cfg, windows, seed)
+        return io.NodeOutput({**latent, "samples": sampled})
 
-        return io.NodeOutput(sample_latent(model, positive, negative, latent, steps, cfg, seed, recipe))
+
+def run_sampler(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    noise: Tensor,
+    steps: int,
+    cfg: float,
+    windows: Windows | None,
+    seed: int = 0,
+) -> Tensor:
+    """Unscaled latents [F, c, h, w] denoised from `noise` by DDIM on the model's own timesteps.
+
+    windows: how to cut the clip, or None for the model's own context windows.
+    """
+    frames = len(noise)
+    coverage = torch.ones(frames)
+    if windows is not None and len(windows.indices[0]) < frames:
+        model = with_windows(model, lambda frames: windows, len(windows.indices[0]))
+        coverage = torch.bincount(torch.tensor(windows.indices).flatten(), minlength=frames).float()
+        # ComfyUI averages what windows predict for a frame; the release sums it.
+        coverage = coverage.clamp(max=1) if windows.average else coverage
+    schedule = model.model.schedule
+    timesteps = [t for t, _ in ddim_timesteps(steps, schedule)]
+    sigmas = torch.cat([model.get_model_object("model_sampling").sigmas[timesteps].cpu(), torch.zeros(1)])
+    step = partial(_ddim, coverage=coverage.reshape(-1, 1, 1, 1), schedule=schedule)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg if cfg > 1 else 1.0)
+    return guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        _FromNoise(step),
+        sigmas,
+        callback=latent_preview.prepare_callback(model, steps),
+        seed=seed,
+    ).to(comfy.model_management.intermediate_device())
 
 
-class AnyCharVLongVideo(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AnyCharVLongVideo",
-            display_name="AnyCharV Long Video",
-            category=CATEGORY,
-            description="Lets the model sample clips of any length in overlapping windows, whose predictions "
-            "are fused at every step; memory is that of one window. Works with every sampler node.",
-            search_aliases=["context windows", "temporal aggregation"],
-            inputs=[
-                io.Model.Input("model", tooltip="From AnyCharV Loader."),
-                io.Int.Input(
-                    "length",
-                    default=24,
-                    min=2,
-                    max=1024,
-                    tooltip="Frames per window; at most what the motion modules know (24 for AnyCharV's official "
-                    "weights).",
-                ),
-                io.Int.Input(
-                    "overlap",
-                    default=6,
-                    min=0,
-                    max=1023,
-                    tooltip="Frames neighbouring windows share, less than length. More is smoother and slower.",
-                ),
-                io.Combo.Input(
-                    "fuse",
-                    options=FUSES,
-                    default="ramp",
-                    tooltip="'ramp' hands over gradually inside an overlap; 'flat' weighs both the same.",
-                ),
-                io.Combo.Input(
-                    "layout",
-                    options=LAYOUTS,
-                    default="linear",
-                    tooltip="'linear' runs from the first frame to the last; 'looped' wraps around, for clips "
-                    "that are played in a loop.",
-                ),
-            ],
-            outputs=[io.Model.Output()],
-        )
+class _FromNoise(comfy.samplers.KSAMPLER):
+    """Starts from noise of variance 1 + sigma^2, as the releases do, even where timesteps begin below 999."""
 
-    @classmethod
-    def execute(cls, model, length, overlap, fuse, layout) -> io.NodeOutput:
-        from .native.windows import with_long_video
+    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+        return True
 
-        return io.NodeOutput(with_long_video(model, length, overlap, fuse == "ramp", layout == "looped"))
+
+def _ddim(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    disable: bool,
+    *,
+    coverage: Tensor,
+    schedule: NoiseSchedule,
+) -> Tensor:
+    """`inference.sampling.sample` on ComfyUI's terms: x is clean + sigma * noise, and a model call gives
+    the clean latents. DDIM itself runs on variance-preserving latents, where zero SNR is noise alone.
+    coverage [F, 1, 1, 1]: factor on each frame's prediction; 0 where no window has it, which stays noise."""
+    coverage = coverage.to(x.device)
+    x = x / (1 + sigmas[0] ** 2).sqrt()
+    for i, (t, t_prev) in enumerate(ddim_timesteps(len(sigmas) - 1, schedule)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        sigma, scale = sigmas[i], (1 + sigmas[i] ** 2).sqrt()
+        clean = model(x * scale, sigma.expand(len(x)), **extra_args)
+        clean = torch.where(coverage > 0, clean, 0.0)
+        prediction = (x * scale - clean if schedule.epsilon else x - clean * scale) / sigma
+        x = ddim_step(prediction * coverage, x, t, t_prev, schedule)
+        callback({"i": i, "denoised": clean, "x": x, "sigma": sigma, "sigma_hat": sigma})
+    return x

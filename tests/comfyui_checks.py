@@ -9,6 +9,7 @@ The working directory is ComfyUI's.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import json
 import sys
@@ -526,8 +527,8 @@ def check_composite_keeps_the_original_bit_for_bit() -> None:
 
 def check_composite_undoes_what_conditioning_did() -> None:
     """A picture sent to the working size and back lies where it lay."""
-    pipeline, recipes = core("nodes.native.pipeline"), core("anycharv_core.inference.recipes")
-    composite = core("nodes.native.composite")
+    pipeline, recipes = core("nodes.backend"), core("anycharv_core.inference.recipes")
+    composite = core("nodes.composite")
     recipe = recipes.get_recipe("default")
 
     class Pipe:
@@ -542,7 +543,7 @@ def check_composite_undoes_what_conditioning_did() -> None:
 
 def check_whole_job_equals_core_where_nobody_is() -> float:
     """A clip whose person leaves: windows without anybody are not sampled, and their frames are the clip's."""
-    pipeline, swap = core("nodes.native.pipeline"), core("anycharv_core.puppets.task").sample_swap(4, 50, 64)
+    pipeline, swap = core("nodes.backend"), core("anycharv_core.puppets.task").sample_swap(4, 50, 64)
     masks = swap.box.copy()
     masks[9:] = 0
     inputs = (swap.reference, swap.driving.frames, masks, swap.pose)
@@ -622,7 +623,7 @@ def check_boxes_are_sorted_by_person() -> None:
     def corners(x: int) -> tuple[int, ...]:
         return x, 1, x + 2, 4
 
-    by_person = core("nodes.native.segment").boxes_by_person
+    by_person = core("nodes.segment").boxes_by_person
     labelled = [[box(5, label="1"), box(9, label="3")], [box(8, label="3")], []]
     assert by_person(labelled, 3) == [[corners(5), None, None], [corners(9), corners(8), None]]
     # Detectors label everybody alike.
@@ -644,23 +645,20 @@ def check_boxes_are_sorted_by_person() -> None:
             raise AssertionError(wrong)
 
 
-def check_networks_are_opened_once() -> list[int]:
-    """Embedded networks over two runs with the same files, then one with other smoothing."""
-    weights = core("anycharv_core.preprocess.models").WEIGHTS
-    if not (weights / "puppet_pose.onnx").is_file():
-        return []
-    preprocess, segment = core("nodes.native.preprocess"), core("nodes.native.segment")
+def check_preprocessors_are_dropped_after_the_run() -> None:
+    """Neither onnxruntime's sessions nor SAM 2's weights stay, once for both smoothings and the mask."""
+    if not (core("anycharv_core.preprocess.models").WEIGHTS / "puppet_pose.onnx").is_file():
+        return
+    kinds = (core("anycharv_core.preprocess.dwpose").DWPose, core("anycharv_core.preprocess.segment").Segmenter)
     _, scene, *_ = execute("AnyCharVPuppetClip", seed=3, frames=2, size=128)
-    for smoothing in (0.0, 0.0, 0.5):
+    for smoothing in (0.0, 0.5):
         poses, drawn = execute("AnyCharVDWPose", images=scene, model="embedded", smoothing=smoothing, fps=24.0)
         assert len(poses) == 2 and drawn.shape == scene.shape
     boxes = [[{"x": 30, "y": 10, "width": 60, "height": 100}]] * 2
-    for _ in range(2):
-        (mask,) = execute("AnyCharVSegment", images=scene, boxes=boxes, model="embedded")
-        assert mask.shape == scene.shape[:3] and set(mask.unique().tolist()) <= {0.0, 1.0}
-    opened = [preprocess._dwpose.cache_info().misses, segment._segmenter.cache_info().misses]
-    assert opened == [1, 1]
-    return opened
+    (mask,) = execute("AnyCharVSegment", images=scene, boxes=boxes, model="embedded")
+    assert mask.shape == scene.shape[:3] and set(mask.unique().tolist()) <= {0.0, 1.0}
+    gc.collect()
+    assert [kept for kept in gc.get_objects() if isinstance(kept, kinds)] == []
 
 
 def check_pose_draw_takes_both_flavours() -> None:

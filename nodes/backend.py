@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -11,38 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...anycharv_core.errors import UserError
-from ...anycharv_core.inference.canvas import Canvas, nearest_multiple
-from ...anycharv_core.inference.encode import Clip
-from ...anycharv_core.inference.pipeline import Pipeline
-from ...anycharv_core.inference.recipes import Recipe, get_recipe
-from ...anycharv_core.inference.windows import Windows
-from ...anycharv_core.jobs.replace import working_size
-from ...anycharv_core.media.imaging import Size, clip_square
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.canvas import Canvas, nearest_multiple
+from ..anycharv_core.inference.encode import Clip
+from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.inference.recipes import Recipe
+from ..anycharv_core.inference.windows import Windows
+from ..anycharv_core.jobs.replace import working_size
+from ..anycharv_core.media.imaging import Size, clip_square
 from .model import CLIP, ClipConditions, check_model
 from .pictures import (
     image_tensor,
-    image_uint8,
-    masks_uint8,
-    reference_mask_uint8,
-    rgb_frames,
-    same_length,
 )
-from .sampler import run_sampler
+from .sampling import run_sampler
 from .windows import HANDLER
-
-
-@dataclass(frozen=True)
-class Reference:
-    """ANYCHARV_REFERENCE: the picture uint8 [H, W, 3 or 4] and its mask uint8 [H, W] or None, as they were given,
-    and what reads them once model, recipe and size of the video are known: the ReferenceNet's patcher, VAE and
-    CLIP_VISION."""
-
-    picture: np.ndarray
-    mask: np.ndarray | None
-    net: Any
-    vae: Any
-    clip_vision: Any
 
 
 class ComfyPipeline(Pipeline):
@@ -121,47 +102,6 @@ def conditionings(
     options = {CLIP: ClipConditions(shape, scene, clip.poses, tokens)}
     token = embeds[:, None].float()
     return [[token, options]], [[torch.zeros_like(token), options]]
-
-
-def make_reference(net: Any, vae: Any, clip_vision: Any, image: Tensor, mask: Tensor | None) -> Reference:
-    """ANYCHARV_REFERENCE of the first picture of IMAGE.
-
-    Raises UserError where picture and mask do not fit together.
-    """
-    picture = image_uint8(image[:1], "image")[0]
-    return Reference(picture, reference_mask_uint8(mask, picture, "mask"), net, vae, clip_vision)
-
-
-def condition(
-    model: Any,
-    reference: Reference,
-    vae: Any,
-    scene: Tensor | None,
-    mask: Tensor | None,
-    pose: Tensor,
-    width: int,
-    height: int,
-    recipe: str,
-) -> tuple[list[Any], list[Any], dict[str, Tensor]]:
-    """positive, negative and an empty LATENT [F, c, h, w] of the clip.
-
-    Raises UserError where lengths or sizes do not fit together, or the inputs are not those the model takes.
-    """
-    pipe = ComfyPipeline(model, reference.net, vae, reference.clip_vision)
-    frames = None if scene is None else rgb_frames(scene, "scene")
-    poses = rgb_frames(pose, "pose")
-    masks = None if mask is None else masks_uint8(mask, "mask")
-    if scene is not None:
-        masks = masks if masks is None else same_length(len(scene), mask=masks)[0]
-        if len(pose) != len(scene):
-            raise UserError(f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both.")
-    shown = pose if scene is None else scene
-    size = node_size(pipe, recipe, (shown.shape[2], shown.shape[1]), (width, height))
-    made = pipe.prepare(reference.picture, frames, masks, poses, size, recipe, reference.mask)
-    chosen, reader = get_recipe(recipe, pipe.takes_scene), ComfyPipeline(model, reference.net, reference.vae)
-    tokens = reader.tokens(chosen, made.picture, made.embeds, made.clip.canvas)
-    positive, negative = conditionings(made.clip, made.shape, tokens, made.embeds)
-    return positive, negative, {"samples": torch.zeros(made.shape, device=pipe.device)}
 
 
 def node_size(pipe: ComfyPipeline, recipe: str, clip: Size, asked: Size) -> Size | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import comfy.model_management
+import comfy.utils
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...anycharv_core.errors import UserError
-from ...anycharv_core.media.frames import Reopened
-from ...anycharv_core.media.masks import boxes_to_masks
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.media.frames import Reopened
+from ..anycharv_core.media.masks import boxes_to_masks
 
 
 def image_uint8(image: Tensor, name: str) -> np.ndarray:
@@ -125,3 +127,14 @@ def same_length(count: int, **others: np.ndarray) -> list[np.ndarray]:
                 f"The scene has {count} frames but {name} has {len(frames)}; give as many, or one for all."
             )
     return [np.broadcast_to(f, (count, *f.shape[1:])) for f in others.values()]
+
+
+def frame_progress(total: int) -> Callable[[int], None]:
+    """Shows how many frames are done; raises where the user has interrupted."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def report(done: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return report

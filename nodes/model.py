@@ -13,10 +13,10 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ...anycharv_core.errors import UserError
-from ...anycharv_core.media.frames import FrameStore
-from ...anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
-from ...anycharv_core.models.schedule import NoiseSchedule
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.media.frames import FrameStore
+from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
+from ..anycharv_core.models.schedule import NoiseSchedule
 
 CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
 UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning

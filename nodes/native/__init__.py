@@ -1,1 +1,0 @@
-"""The networks inside ComfyUI: models, samplers and conversions behind the nodes."""

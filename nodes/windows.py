@@ -1,0 +1,105 @@
+"""AnyCharVLongVideo, and temporal windows of anycharv_core as ComfyUI's context windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.context_windows
+from comfy_api.latest import io
+
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.windows import Windows, closed_loop_windows, linear_windows, window_ramp
+from .model import check_model
+from .types import CATEGORY
+
+FUSES = ["ramp", "flat"]
+LAYOUTS = ["linear", "looped"]
+HANDLER = "context_handler"
+
+
+class AnyCharVLongVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnyCharVLongVideo",
+            display_name="AnyCharV Long Video",
+            category=CATEGORY,
+            description="Lets the model sample clips of any length in overlapping windows, whose predictions "
+            "are fused at every step; memory is that of one window. Works with every sampler node.",
+            search_aliases=["context windows", "temporal aggregation"],
+            inputs=[
+                io.Model.Input("model", tooltip="From AnyCharV Loader."),
+                io.Int.Input(
+                    "length",
+                    default=24,
+                    min=2,
+                    max=1024,
+                    tooltip="Frames per window; at most what the motion modules know (24 for AnyCharV's official "
+                    "weights).",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=6,
+                    min=0,
+                    max=1023,
+                    tooltip="Frames neighbouring windows share, less than length. More is smoother and slower.",
+                ),
+                io.Combo.Input(
+                    "fuse",
+                    options=FUSES,
+                    default="ramp",
+                    tooltip="'ramp' hands over gradually inside an overlap; 'flat' weighs both the same.",
+                ),
+                io.Combo.Input(
+                    "layout",
+                    options=LAYOUTS,
+                    default="linear",
+                    tooltip="'linear' runs from the first frame to the last; 'looped' wraps around, for clips "
+                    "that are played in a loop.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, length, overlap, fuse, layout) -> io.NodeOutput:
+        check_model(model)
+        motion = model.model.diffusion_model.cfg.motion
+        if motion is not None and length > motion.max_len:
+            raise UserError(f"length is {length} but this model's motion modules know {motion.max_len} frames.")
+        if overlap >= length:
+            raise UserError(f"overlap is {overlap} but must be less than length, {length}.")
+
+        def make(frames: int) -> Windows:
+            if layout == "looped":
+                windows = closed_loop_windows(frames, True, length, overlap)
+            else:
+                windows = linear_windows(frames, length, overlap)
+            ramp = window_ramp(length, overlap) if fuse == "ramp" and frames > length else None
+            weights = tuple(ramp or (1.0,) * len(index) for index in windows.indices)
+            return Windows(windows.indices, weights)
+
+        return io.NodeOutput(with_windows(model, make, length))
+
+
+def with_windows(model: Any, make: Callable[[int], Windows], length: int) -> Any:
+    """A clone of MODEL that samples videos longer than `length` frames in the windows of make(frames)."""
+
+    def schedule(frames: int, *_: Any) -> list[list[int]]:
+        return [list(index) for index in make(frames).indices]
+
+    def weights(_: int, *, full_length: int, idxs: list[int], **__: Any) -> list[float]:
+        windows = make(full_length)
+        return list(windows.weights[windows.indices.index(tuple(idxs))])
+
+    model = model.clone()
+    model.model_options[HANDLER] = comfy.context_windows.IndexListContextHandler(
+        comfy.context_windows.ContextSchedule("anycharv", schedule),
+        comfy.context_windows.ContextFuseMethod("anycharv", weights),
+        context_length=length,
+        # The extra leading frame that causal models need would overrun the positional encoding.
+        causal_window_fix=False,
+    )
+    comfy.context_windows.create_prepare_sampling_wrapper(model)
+    return model
