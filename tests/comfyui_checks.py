@@ -123,7 +123,7 @@ def first_configuration() -> str:
         for key, value in weights.items()
         if not key.startswith("mid_block.motion_modules.")
     }
-    made.settings["noise_scheduler_kwargs"] = sampling.Schedule(True, False, True).to_dict()
+    made.settings["noise_scheduler_kwargs"] = sampling.NoiseSchedule(True, False, True).to_dict()
     checkpoints.write_folder(made, models_folder() / "v1")
     return "v1"
 
@@ -172,7 +172,7 @@ def picture(array: np.ndarray) -> torch.Tensor:
 
 def check_schedule_is_zero_terminal_snr_on_linear_betas() -> None:
     sigmas = load()[0].get_model_object("model_sampling").sigmas
-    power = core("anycharv_core.inference.sampling").alphas_cumprod()[:-1]
+    power = core("anycharv_core.models.schedule").alphas_cumprod()[:-1]
     assert torch.allclose(sigmas[:-1], ((1 - power) / power).sqrt(), rtol=2e-3)
     assert sigmas[-1] > 1000
 
@@ -336,7 +336,7 @@ def check_animate_equals_core_in_both_configurations() -> dict[str, float]:
 def check_animate_schedules_are_the_checkpoints() -> None:
     for name, zero_snr in (("embedded-animate", True), (first_configuration(), False)):
         sampling = load(name)[0].get_model_object("model_sampling")
-        power = core("anycharv_core.inference.sampling").alphas_cumprod(zero_snr)
+        power = core("anycharv_core.models.schedule").alphas_cumprod(zero_snr)
         last = -1 if zero_snr else None
         assert torch.allclose(sampling.sigmas[:last], ((1 - power[:last]) / power[:last]).sqrt(), rtol=2e-3)
         assert (sampling.sigmas[-1] > 1000) == zero_snr
