@@ -162,24 +162,28 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    from .checkpoints import checkpoint as weights
+    from .checkpoints.checkpoint import LIBRARY_PARTS
+    from .checkpoints.folders import read_library_part
+    from .checkpoints.networks import build_networks
+    from .checkpoints.single_file import write_single
     from .files import atomic_folder
     from .jobs.replace import DTYPES
+    from .systems import read_checkpoint, write_folder
 
     target, single = args.target, args.target.suffix == ".safetensors"
     _check_target(target, single, args.force)
-    model = weights.read_checkpoint(args.source)
-    for part in weights.LIBRARY_PARTS:
+    model = read_checkpoint(args.source)
+    for part in LIBRARY_PARTS:
         if folder := getattr(args, part):
-            model.configs[part], model.weights[part] = weights.read_library_part(part, folder)
-    weights.build_networks(model, "meta")  # raises where the weights don't fit their configs
+            model.configs[part], model.weights[part] = read_library_part(part, folder)
+    build_networks(model, "meta")  # raises where the weights don't fit their configs
     dtype = DTYPES[args.dtype] if args.dtype else None
     if single:
-        weights.write_single(model, target, dtype)
+        write_single(model, target, dtype)
     else:
         with atomic_folder(target) as temporary:
             try:
-                weights.write_folder(model, temporary, dtype)
+                write_folder(model, temporary, dtype)
             except UserError as error:
                 raise UserError(str(error).replace(str(temporary), str(target))) from error
     for path in [target] if single else sorted(p for p in target.rglob("*") if p.is_file()):
@@ -229,10 +233,10 @@ def _check_target(target: Path, single: bool, force: bool) -> None:
         if target.exists() and target.is_file() != single:
             raise UserError(f"{target} is not a {'file' if single else 'folder'}; choose another name.")
         return
-    from .checkpoints.checkpoint import WRITTEN
+    from .systems import LAYOUT_FILES
 
     names = {path.name for path in target.iterdir()}
-    others = sorted(names.difference(WRITTEN))
+    others = sorted(names.difference(LAYOUT_FILES))
     if others:
         raise UserError(f"{target} also holds {others[0]}, which is no part of a model; choose a new folder.")
     if names and not force:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.canvas import Canvas, nearest_multiple
 from ..anycharv_core.inference.encode import Clip
 from ..anycharv_core.inference.pipeline import Pipeline
-from ..anycharv_core.inference.recipes import Recipe
-from ..anycharv_core.inference.windows import Windows
 from ..anycharv_core.jobs.replace import working_size
+from ..anycharv_core.media.canvas import Canvas, nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square
+from ..anycharv_core.models.windows import Windows
+from ..anycharv_core.systems.recipes import Recipe
 from .model import CLIP, ClipConditions, check_model
 from .pictures import (
     image_tensor,
@@ -44,7 +44,7 @@ class ComfyPipeline(Pipeline):
             )
         self.model, self.net, self.vae, self.clip_vision = model, net, vae, clip_vision
         self.settings, self.schedule = model.model.settings, model.model.schedule
-        self.takes_scene = model.model.takes_scene
+        self.system = model.model.system
         self.multiple, self.latent_channels = ratio, latents.latent_channels
         self.device = comfy.model_management.intermediate_device()
 
@@ -115,6 +115,6 @@ def node_size(pipe: ComfyPipeline, recipe: str, clip: Size, asked: Size) -> Size
         raise UserError(f"width is {asked[0]} and height {asked[1]}: give both, or 0 for both.")
     area = pipe.settings.get("size")
     if recipe == "official":
-        return None if pipe.takes_scene or area is None else tuple(area)
+        return None if pipe.system.reads_scene or area is None else tuple(area)
     fitted = working_size(area, clip, pipe.multiple)
     return fitted and nearest_multiple(fitted, pipe.multiple)

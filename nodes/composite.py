@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.canvas import Canvas
 from ..anycharv_core.inference.pipeline import scene_key, split_reference
+from ..anycharv_core.media.canvas import Canvas
 from ..anycharv_core.media.chroma_key import key_onto
 from ..anycharv_core.media.masks import feather
 from .pictures import image_tensor, image_uint8, masks_uint8, same_length

@@ -6,7 +6,6 @@ import torch
 from comfy_api.latest import io
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.recipes import get_recipe
 from .backend import ComfyPipeline, conditionings, node_size
 from .pictures import masks_uint8, rgb_frames, same_length
 from .types import CATEGORY, ReferenceType, recipe_input, size_inputs
@@ -68,7 +67,7 @@ class AnyCharVConditioning(io.ComfyNode):
         shown = pose if scene is None else scene
         size = node_size(pipe, recipe, (shown.shape[2], shown.shape[1]), (width, height))
         made = pipe.prepare(reference.picture, frames, masks, poses, size, recipe, reference.mask)
-        chosen, reader = get_recipe(recipe, pipe.takes_scene), ComfyPipeline(model, reference.net, reference.vae)
+        chosen, reader = pipe.system.recipe(recipe), ComfyPipeline(model, reference.net, reference.vae)
         tokens = reader.tokens(chosen, made.picture, made.embeds, made.clip.canvas)
         positive, negative = conditionings(made.clip, made.shape, tokens, made.embeds)
         return io.NodeOutput(positive, negative, {"samples": torch.zeros(made.shape, device=pipe.device)})

@@ -16,18 +16,14 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor, nn
 
-from ..anycharv_core.checkpoints.checkpoint import (
-    Checkpoint,
-    check_keys,
-    check_pairing,
-    library_part,
-    read_checkpoint,
-)
+from ..anycharv_core.checkpoints.checkpoint import Checkpoint
+from ..anycharv_core.checkpoints.networks import check_keys, check_pairing, library_part
 from ..anycharv_core.checkpoints.places import EMBEDDED
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.pipeline import schedule_of
 from ..anycharv_core.jobs.replace import DTYPES
 from ..anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
+from ..anycharv_core.models.schedule import schedule_of
+from ..anycharv_core.systems import read_checkpoint
 from .model import AnyCharVConfig, AnyCharVModel
 from .types import CATEGORY, ReferenceNetType
 from .vae import ModuleVAE

@@ -17,6 +17,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.media.frames import FrameStore
 from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
 from ..anycharv_core.models.schedule import NoiseSchedule
+from ..anycharv_core.systems import system_of
 
 CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
 UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning
@@ -111,7 +112,7 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         kind = kinds.EPS if config.schedule.epsilon else kinds.V_PREDICTION
         super().__init__(config, kind, device=device, unet_model=NativeUNet)
         self.settings, self.schedule = settings, config.schedule
-        self.takes_scene = self.diffusion_model.cfg.takes_scene
+        self.system = system_of(self.diffusion_model.cfg)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         clip: ClipConditions | None = kwargs.get(CLIP)
@@ -126,7 +127,7 @@ class AnyCharVModel(comfy.model_base.BaseModel):
                 f"The latent is {list(noise.shape)} but the conditioning is for {list(clip.shape)}: wire the "
                 "LATENT of the same AnyCharV Conditioning into the sampler."
             )
-        if (clip.scene is not None) != self.takes_scene:
+        if (clip.scene is not None) != self.system.reads_scene:
             raise UserError(
                 "The conditioning was made for a model of another kind: wire the same MODEL into AnyCharV "
                 "Conditioning and into the sampler."

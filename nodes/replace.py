@@ -17,7 +17,6 @@ from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.recipes import get_recipe
 from ..anycharv_core.jobs.replace import pose_canvas
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.imaging import Size
@@ -97,9 +96,9 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         recipe,
         reference_mask=None,
     ) -> io.NodeOutput:
-        chosen = get_recipe(recipe)
         pipe = ComfyPipeline(model, reference_net, vae, clip_vision)
-        if not pipe.takes_scene:
+        chosen = pipe.system.recipe(recipe)
+        if not pipe.system.reads_scene:
             raise UserError(
                 "This node replaces a person of a video, but the model is one of Animate Anyone, which animates a "
                 "picture: use AnyCharV Conditioning and AnyCharV Sampler, without a scene."

@@ -14,9 +14,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anycharv_core.inference.recipes import get_recipe
-from ..anycharv_core.inference.windows import Windows
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
+from ..anycharv_core.models.windows import Windows
 from .model import check_model
 from .types import CATEGORY, cfg_input, recipe_input, seed_input, steps_input
 from .windows import HANDLER, with_windows
@@ -50,7 +49,7 @@ class AnyCharVSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, latent, steps, cfg, seed, recipe) -> io.NodeOutput:
         check_model(model)
-        chosen = get_recipe(recipe, model.model.takes_scene)
+        chosen = model.model.system.recipe(recipe)
         samples = latent["samples"]
         noise = chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))
         windows = None if HANDLER in model.model_options else chosen.windows(len(samples), cfg)

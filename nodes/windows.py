@@ -9,7 +9,7 @@ import comfy.context_windows
 from comfy_api.latest import io
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.windows import Windows, closed_loop_windows, linear_windows, window_ramp
+from ..anycharv_core.models.windows import Windows, closed_loop_windows, linear_windows, window_ramp
 from .model import check_model
 from .types import CATEGORY
 

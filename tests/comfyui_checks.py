@@ -113,8 +113,8 @@ def recorded_cases(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
 def first_configuration() -> str:
     """A checkpoint in Animate Anyone's first configuration, by the loader's name: embedded weights, used for what
     they were not trained for, in the published layout."""
-    checkpoints, sampling = core("anycharv_core.checkpoints.checkpoint"), core("anycharv_core.inference.sampling")
-    made = checkpoints.read_checkpoint("embedded-animate")
+    systems, schedule = core("anycharv_core.systems"), core("anycharv_core.models.schedule")
+    made = systems.read_checkpoint("embedded-animate")
     unet, weights = made.configs["denoising_unet"], made.weights["denoising_unet"]
     unet |= {"use_inflated_groupnorm": False, "motion_module_mid_block": False}
     unet["motion_module_kwargs"]["temporal_position_encoding_max_len"] = 24
@@ -124,7 +124,7 @@ def first_configuration() -> str:
         if not key.startswith("mid_block.motion_modules.")
     }
     made.settings["noise_scheduler_kwargs"] = sampling.NoiseSchedule(True, False, True).to_dict()
-    checkpoints.write_folder(made, models_folder() / "v1")
+    systems.write_folder(made, models_folder() / "v1")
     return "v1"
 
 
@@ -527,9 +527,9 @@ def check_composite_keeps_the_original_bit_for_bit() -> None:
 
 def check_composite_undoes_what_conditioning_did() -> None:
     """A picture sent to the working size and back lies where it lay."""
-    pipeline, recipes = core("nodes.backend"), core("anycharv_core.inference.recipes")
+    pipeline, recipes = core("nodes.backend"), core("anycharv_core.systems.anycharv")
     composite = core("nodes.composite")
-    recipe = recipes.get_recipe("default")
+    recipe = recipes.RECIPES["default"]
 
     class Pipe:
         settings, multiple = {"size": [64, 64]}, 4

@@ -69,7 +69,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the official layout with random weights for every part, its VAE halving pictures."""
     import torch
 
-    from anycharv_core.checkpoints.checkpoint import Checkpoint, untrained, write_folder
+    from anycharv_core.checkpoints.checkpoint import Checkpoint
+    from anycharv_core.checkpoints.networks import untrained
+    from anycharv_core.systems import write_folder
 
     torch.manual_seed(0)
     networks = untrained(CONFIGS)

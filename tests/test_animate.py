@@ -16,25 +16,22 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.checkpoints.checkpoint import (
-    Checkpoint,
-    build_networks,
-    read_checkpoint,
-    untrained,
-    write_folder,
-    write_single,
-)
+from anycharv_core.checkpoints.checkpoint import Checkpoint
+from anycharv_core.checkpoints.networks import build_networks, untrained
+from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
-from anycharv_core.inference.recipes import ANIMATE_RECIPES
-from anycharv_core.inference.windows import closed_loop_windows
 from anycharv_core.media.chroma_key import key_colour, key_onto, on_colour
 from anycharv_core.media.pose import BODY, body_points, draw_pose, write_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod, ddim_step, ddim_timesteps
+from anycharv_core.models.windows import closed_loop_windows
 from anycharv_core.preprocess.rescale import rescale
-from anycharv_core.systems.animate_anyone import SD15
+from anycharv_core.systems import read_checkpoint, write_folder
+from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE, SD15
+from anycharv_core.systems.animate_anyone import RECIPES as ANIMATE_RECIPES
+from anycharv_core.systems.anycharv import ANYCHARV
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "moore"
 DWPOSE = PARITY.parent / "pose_drawing" / "real_dwpose.mp4"
@@ -197,11 +194,11 @@ def test_the_full_size_layout(v1: bool, count: int, million: float) -> None:
 def test_the_variant_is_read_from_the_weights(published: Path, tiny_model: Path) -> None:
     made = Pipeline.from_pretrained(published)
     cfg = made.networks.denoising_unet.cfg
-    assert not made.takes_scene and cfg.in_channels == 4
+    assert made.system is ANIMATE_ANYONE and cfg.in_channels == 4
     v1 = cfg.joint_norm
     assert made.schedule == (V1 if v1 else NoiseSchedule())
     assert (cfg.motion.mid_block, cfg.motion.max_len) == ((False, 24) if v1 else (True, 32))
-    assert Pipeline.from_pretrained(tiny_model).takes_scene
+    assert Pipeline.from_pretrained(tiny_model).system is ANYCHARV
 
 
 def test_layout_to_single_file_and_back(published: Path, tmp_path: Path) -> None:
@@ -600,3 +597,12 @@ def test_a_single_file_animates_as_the_folder(published: Path, inputs: dict, tmp
     first, second = (pipe(**inputs, steps=2).latents for pipe in pipes)
     # Not to the bit: where a file places a weight in memory decides which kernel a CPU library picks.
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+
+
+def test_empty_settings_of_the_motion_modules_mean_a_model_of_pictures(folder: Path) -> None:
+    """An empty unet_additional_kwargs raised KeyError."""
+    (folder / "inference.json").write_text(json.dumps({"unet_additional_kwargs": {}}))
+    (folder / MOTION).unlink()
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.configs["denoising_unet"]["use_inflated_groupnorm"] is False
+    assert build_networks(checkpoint).denoising_unet.cfg.motion is None

@@ -16,9 +16,10 @@ from test_training import fresh as untrained
 from tiny_training import PHASE, recipe, write
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.errors import UserError
 from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod
+from anycharv_core.systems import read_checkpoint, system_of
+from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
 from training import networks
 from training.config import Objective, read_config
 from training.initialise import initialise
@@ -155,7 +156,7 @@ def test_both_stages_leave_the_published_layout(tmp_path: Path, v1: bool) -> Non
     model = out / "motion" / "model"
     assert {path.name for path in model.glob("*.pth")} >= {"denoising_unet.pth", "motion_module.pth"}
     pipe = Pipeline.from_pretrained(model)
-    assert not pipe.takes_scene and pipe.schedule == (V1 if v1 else NoiseSchedule())
+    assert pipe.system is ANIMATE_ANYONE and pipe.schedule == (V1 if v1 else NoiseSchedule())
     assert pipe.networks.denoising_unet.cfg.joint_norm == v1
     trained = load_file(out / "motion" / "weights.safetensors")
     assert trained and all("motion_modules" in name for name in trained)
@@ -173,7 +174,7 @@ def test_both_stages_leave_the_published_layout(tmp_path: Path, v1: bool) -> Non
 def test_an_anycharv_model_without_its_scene_is_the_start(tiny_model: Path) -> None:
     whole = read_checkpoint(tiny_model)
     nets, made = initialise({"model": str(tiny_model), "scene": False}, None, say=lambda line: None)
-    assert not nets.denoising_unet.cfg.takes_scene and made["denoising_unet"]["in_channels"] == 4
+    assert system_of(nets.denoising_unet.cfg) is ANIMATE_ANYONE and made["denoising_unet"]["in_channels"] == 4
     entrance = whole.weights["denoising_unet"]["conv_in.weight"]
     assert torch.equal(nets.denoising_unet.conv_in.weight, entrance[:, :4])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,12 +21,16 @@ from anycharv_core.bench.puppets import measure, of_model, references, score
 from anycharv_core.bench.report import markdown, summarise, write_report
 from anycharv_core.bench.tasks import ANIMATION, KINDS, SWAP, Setup, tasks
 from anycharv_core.cli import main
+from anycharv_core.jobs.bench import PuppetJob, _model
 from anycharv_core.jobs.inputs import mask_frames, pose_frames, read_reference
 from anycharv_core.media.masks import box_masks
 from anycharv_core.media.sheet import sheet
 from anycharv_core.media.video_read import read_frames
 from anycharv_core.media.video_write import write_masks
 from anycharv_core.puppets.task import pose_pictures
+from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
+from anycharv_core.systems.anycharv import ANYCHARV
+from anycharv_core.systems.system import System
 
 SETUP = Setup(clips=3, frames=3, size=48)
 WHY = "no weights"
@@ -197,7 +202,7 @@ def test_a_model_is_shown_the_task_and_never_the_truth() -> None:
 
     class Model:
         def __init__(self):
-            self.settings, self.takes_scene = {"pose_scale": 4}, True
+            self.settings, self.system = {"pose_scale": 4}, ANYCHARV
 
         def __call__(self, reference, scene, mask, pose, **settings):
             shown.update(reference=reference, scene=scene, mask=mask, pose=pose, **settings)
@@ -222,7 +227,7 @@ def test_a_model_of_animate_anyone_is_shown_reference_and_pose_alone() -> None:
     shown = {}
 
     class Model:
-        settings, takes_scene = {"pose_scale": 2}, False
+        settings, system = {"pose_scale": 2}, ANIMATE_ANYONE
 
         def __call__(self, reference, **given):
             shown.update(reference=reference, **given)
@@ -348,6 +353,19 @@ def test_lpips_says_what_it_lacks(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(3)}, broken)
     with pytest.raises(UserError, match="does not hold torchvision's AlexNet"):
         load_lpips(broken, "cpu")
+
+
+@pytest.mark.parametrize(("system", "guidance"), [(ANYCHARV, "3"), (ANIMATE_ANYONE, "3.5")])
+def test_without_other_word_a_model_runs_with_its_systems_guidance(system: System, guidance: str) -> None:
+    class Model:
+        settings: ClassVar = {}
+
+    model = Model()
+    model.system = system
+    name, _ = _model(PuppetJob(model="made", out=Path("out")), model)
+    assert name == f"made, 30 steps, guidance {guidance}"
+    model.settings = {"steps": 7, "guidance_scale": 2.0}
+    assert _model(PuppetJob(model="made", out=Path("out")), model)[0] == "made, 7 steps, guidance 2"
 
 
 def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_path: Path, capsys) -> None:

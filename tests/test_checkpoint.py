@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.checkpoints.checkpoint import build_networks, read_checkpoint, write_folder, write_single
+from anycharv_core.checkpoints.networks import build_networks
+from anycharv_core.checkpoints.single_file import write_single
+from anycharv_core.systems import read_checkpoint, write_folder
 
 DENOISING = Path("denoising_unet") / "diffusion_pytorch_model.safetensors"
 

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.checkpoints.checkpoint import read_checkpoint, write_folder, write_single
+from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.jobs.doctor import examine, find_models
 from anycharv_core.jobs.inputs import read_reference
@@ -30,6 +30,7 @@ from anycharv_core.jobs.replace import pose_canvas, sheet_frames, working_size
 from anycharv_core.media.pose import write_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter, write_masks
+from anycharv_core.systems import read_checkpoint, write_folder
 
 WIDTH, HEIGHT, FRAMES = 48, 40, 6
 TIMES = [0, 512, 1024, 2000, 2048, 2560]

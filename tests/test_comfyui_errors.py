@@ -22,9 +22,9 @@ from comfyui_server import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from anycharv_core.checkpoints.checkpoint import read_checkpoint, write_folder
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.media.video_write import VideoWriter
+from anycharv_core.systems import read_checkpoint, write_folder
 
 FRAMES, OTHER = 8, 5
 Prompt = dict[str, Any]

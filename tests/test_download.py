@@ -17,10 +17,10 @@ from hub_server import COMMIT, Hub, serve
 
 from anycharv_core import UserError, cli
 from anycharv_core.checkpoints import download, places
-from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.checkpoints.download import SOURCES, Item, by_hand, choose, fetch, plan
 from anycharv_core.checkpoints.places import models_folder
 from anycharv_core.jobs.doctor import NETWORKS, find_models
+from anycharv_core.systems import read_checkpoint
 
 STEP = 1024  # bytes that the tests' transfers are written in
 POSE, DETECTOR = "dw-ll_ucoco_384.onnx", "yolox_l.onnx"

@@ -11,12 +11,13 @@ from PIL import Image
 
 from anycharv_core import Pipeline
 from anycharv_core.bench.metrics import psnr
-from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.jobs.demo import run
 from anycharv_core.media.sheet import upscale
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_swap
+from anycharv_core.systems import read_checkpoint
+from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
 
 CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded.yaml"
 
@@ -46,7 +47,7 @@ def test_it_beats_copying_and_erasing_on_unseen_characters() -> None:
 def test_the_animating_one_animates() -> None:
     assert EMBEDDED["embedded-animate"].stat().st_size <= 40e6
     pipe = Pipeline.from_pretrained("embedded-animate")
-    assert not pipe.takes_scene and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
+    assert pipe.system is ANIMATE_ANYONE and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
 
 
 @pytest.mark.parametrize(

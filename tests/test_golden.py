@@ -17,10 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from anycharv_core import Pipeline
-from anycharv_core.checkpoints.checkpoint import Checkpoint, untrained, write_folder
-from anycharv_core.inference.recipes import RECIPES
-from anycharv_core.inference.windows import closed_loop_windows
+from anycharv_core.checkpoints.checkpoint import Checkpoint
+from anycharv_core.checkpoints.networks import untrained
 from anycharv_core.models.layers import MotionModule
+from anycharv_core.models.windows import closed_loop_windows
+from anycharv_core.systems import write_folder
+from anycharv_core.systems.anycharv import RECIPES
 
 GOLDEN = Path(__file__).parent / "data" / "golden.safetensors"
 with safe_open(GOLDEN, "np") as file:

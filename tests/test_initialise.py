@@ -12,9 +12,9 @@ from conftest import CONFIGS
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.errors import UserError
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from anycharv_core.systems import read_checkpoint
 from training.initialise import GUIDER, SD15, denoising_config, initialise, reference_config
 from training.layouts import guider_weights, ldm_name, unet_weights
 

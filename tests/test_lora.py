@@ -14,9 +14,9 @@ from conftest import UNET
 from safetensors.torch import load_file
 from torch import Tensor
 
-from anycharv_core.checkpoints.checkpoint import read_checkpoint
 from anycharv_core.errors import UserError
 from anycharv_core.models import DenoisingUNet, UNetConfig
+from anycharv_core.systems import read_checkpoint
 from training.lora import (
     ALPHA,
     DOWN,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import CONFIGS
 
-from anycharv_core.checkpoints.checkpoint import Networks
+from anycharv_core.checkpoints.networks import Networks
 from training.memory import GIB, estimate, peak_bytes, phase_memory
 
 REPO = Path(__file__).parents[1]

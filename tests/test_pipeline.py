@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.inference.canvas import Canvas
 from anycharv_core.inference.pipeline import FEATHER
-from anycharv_core.inference.recipes import RECIPES
+from anycharv_core.media.canvas import Canvas
 from anycharv_core.media.masks import feather
+from anycharv_core.systems.anycharv import RECIPES
 
 WIDTH, HEIGHT, FRAMES = 37, 29, 5
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_training import PHASE, recipe, write
 
-from anycharv_core.checkpoints.checkpoint import untrained
+from anycharv_core.checkpoints.networks import untrained
 from training.config import read_config
 from training.plan import known_configs, missing_files
 from training.train import main

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anycharv_core.inference.sampling import sample
-from anycharv_core.inference.windows import Windows, closed_loop_windows, linear_windows
 from anycharv_core.models.schedule import NoiseSchedule, add_noise, alphas_cumprod, ddim_step, ddim_timesteps
+from anycharv_core.models.windows import Windows, closed_loop_windows, linear_windows
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded tables beside this checkout")

@@ -17,8 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from anycharv_core.errors import UserError
-from anycharv_core.inference.pipeline import schedule_of
-from anycharv_core.models.schedule import NoiseSchedule
+from anycharv_core.models.schedule import NoiseSchedule, schedule_of
 from training.data import Data
 
 Built = TypeVar("Built")

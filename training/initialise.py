@@ -14,21 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anycharv_core.checkpoints.checkpoint import (
-    LIBRARY_PARTS,
-    Networks,
-    check_keys,
-    check_pairing,
-    read_checkpoint,
-    read_library_part,
-    untrained,
-)
-from anycharv_core.checkpoints.state_dicts import Weights, motion_weights, read_training_weights
+from anycharv_core.checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS, Weights
+from anycharv_core.checkpoints.folders import read_library_part
+from anycharv_core.checkpoints.networks import Networks, check_keys, check_pairing, untrained
+from anycharv_core.checkpoints.recognise import motion_weights
+from anycharv_core.checkpoints.state_dicts import read_training_weights
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
-from anycharv_core.inference.pipeline import HUB_PARTS, schedule_of
-from anycharv_core.models.schedule import NoiseSchedule
-from anycharv_core.systems.animate_anyone import SCHEDULER, SD15, motion_additions
+from anycharv_core.models.schedule import SCHEDULER, NoiseSchedule, schedule_of
+from anycharv_core.systems import read_checkpoint, system_of
+from anycharv_core.systems.animate_anyone import SD15, motion_additions
 from training.layouts import find_weights, guider_weights, unet_weights
 
 GUIDER = {"conditioning_channels": 3, "block_out_channels": [16, 32, 96, 256]}  # ControlNet's
@@ -135,12 +130,13 @@ def _files_of_model(
             f"{init.model} was made with another noise schedule than the recipe's: write {SCHEDULER}: "
             f"{own.to_dict()} under the recipe's settings."
         )
-    if init.scene is False and checkpoint.takes_scene:
+    reads_scene = system_of(checkpoint.configs["denoising_unet"]).reads_scene
+    if init.scene is False and reads_scene:
         config, weights = checkpoint.configs["denoising_unet"], checkpoint.weights["denoising_unet"]
         latent = config["out_channels"]
         checkpoint.configs["denoising_unet"] = {**config, "in_channels": latent}
         weights["conv_in.weight"] = weights["conv_in.weight"][:, :latent]
-    if init.scene and not checkpoint.takes_scene:
+    if init.scene and not reads_scene:
         raise UserError(f"{init.model} takes no scene: leave init.scene out, or start from a model of AnyCharV.")
     for part, config in checkpoint.configs.items():
         configs.setdefault(part, dict(config))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from anycharv_core.checkpoints.state_dicts import Weights, weights_file
+from anycharv_core.checkpoints.checkpoint import Weights
+from anycharv_core.checkpoints.folders import weights_file
 from anycharv_core.errors import UserError
 
 LDM_PREFIX = "model.diffusion_model."

@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anycharv_core.checkpoints.checkpoint import read_checkpoint, read_weights, write_folder, write_single
+from anycharv_core.checkpoints.single_file import write_single
+from anycharv_core.checkpoints.state_dicts import read_weights
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, write_error
 from anycharv_core.models import DenoisingUNet
+from anycharv_core.systems import read_checkpoint, write_folder
 from training import commands
 from training.config import build
 

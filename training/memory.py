@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from anycharv_core.checkpoints.checkpoint import Networks, untrained
+from anycharv_core.checkpoints.networks import Networks, untrained
 
 GIB = 2**30
 # AdamW's two averages per parameter; in 8 bits (Dettmers et al., 2022) with a float32 scale per block of 256.

@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anycharv_core.checkpoints.checkpoint import Checkpoint, Networks, write_folder, write_single
+from anycharv_core.checkpoints.checkpoint import Checkpoint
+from anycharv_core.checkpoints.networks import Networks
+from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_folder, atomic_path
+from anycharv_core.systems import write_folder
 from training.config import Config, Export, Phase
 from training.initialise import initialise
 from training.lora import FILE, add_lora, lora_state_dict, merge_lora, write_lora

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anycharv_core.checkpoints.checkpoint import Networks
+from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.inference.encode import frames_at_a_time
 from anycharv_core.media.imaging import clip_batch, latent_mask, to_unit
 from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, add_noise, alphas_cumprod
+from anycharv_core.systems import system_of
 from training.config import Objective
 
 Batch = dict[str, Tensor]
@@ -69,7 +70,7 @@ def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> 
         "mask": latent_mask(masks, size),
         "character": F.adaptive_max_pool2d(character, size),
     }
-    if nets.denoising_unet.cfg.takes_scene:
+    if system_of(nets.denoising_unet.cfg).reads_scene:
         around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * (masks < 128)[:, None]
         by_clip["scene"] = encode(nets.vae, around)
     encoded = {name: rows.unflatten(0, (clips, frames)) for name, rows in by_clip.items()}
@@ -159,12 +160,11 @@ def predict(nets: Networks, encoded: Batch, noisy: Tensor, t: Tensor, plain: int
     clips, frames = noisy.shape[:2]
     tokens, embeds = read_reference(nets, encoded)
     embeds = torch.cat([torch.zeros_like(embeds[:plain]), embeds[plain:]])
-    rows = noisy
-    if nets.denoising_unet.cfg.takes_scene:
-        rows = torch.cat([noisy, encoded["scene"].to(noisy), encoded["mask"].to(noisy)], dim=2)
+    around = (encoded[name].flatten(0, 1) if name in encoded else None for name in ("scene", "mask"))
+    rows = system_of(nets.denoising_unet.cfg).unet_input(noisy.flatten(0, 1), *around)
     prediction = nets.denoising_unet(
         # On a CPU, GroupNorm's way back crashes on channels-last input that needs no gradient (torch 2.13).
-        rows.flatten(0, 1).contiguous(),
+        rows.contiguous(),
         t.repeat_interleave(frames),
         embeds.repeat_interleave(frames, dim=0),
         nets.pose_guider(to_unit(encoded["pose"].flatten(0, 1)).contiguous()),

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS, untrained
-from anycharv_core.checkpoints.places import EMBEDDED, NETWORKS
+from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS, NETWORKS
+from anycharv_core.checkpoints.networks import untrained
+from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
 from anycharv_core.systems.animate_anyone import SD15

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anycharv_core.checkpoints.checkpoint import Networks
+from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
-from anycharv_core.inference.windows import Windows
 from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.unet import ReferenceNet, UNet
+from anycharv_core.models.windows import Windows
 from training import objective
 from training.config import Objective, Phase
 from training.lora import add_lora

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from anycharv_core.files import atomic_path
 from anycharv_core.media.sheet import sheet, upscale
 from anycharv_core.puppets.task import sample_swap
+from anycharv_core.systems import system_of
 from training.config import Phase, Validate, held_out_data
 from training.data import open_dataset
 
@@ -98,7 +99,7 @@ def _row(
     result = (made[middle].movedim(0, -1) * 255).round().byte()
     frame, told = batch["frames"][0, middle], batch["mask"][0, middle]
     row = {"reference": batch["reference"][0], "pose": batch["pose"][0, middle], "result": result, "truth": frame}
-    if accelerator.unwrap_model(model).denoising_unet.cfg.takes_scene:
+    if system_of(accelerator.unwrap_model(model).denoising_unet.cfg).reads_scene:
         row["scene"] = batch["scene"][0, middle] if "scene" in batch else frame * (told < 128)[..., None]
     zoom = -(-SMALLEST // frame.shape[1])
     return {title: upscale(picture.cpu().numpy(), zoom) for title, picture in row.items()}

@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 def task_of(pipe: Pipeline) -> str:
     """The kind of task that a model is made for."""
-    return SWAP if pipe.takes_scene else ANIMATION
+    return SWAP if pipe.system.reads_scene else ANIMATION
 
 
 def of_model(
@@ -71,7 +71,7 @@ def of_model(
         # What the feathered paste-back blended with black is the driving clip's again.
         return np.where((box_masks(mask, 0.0, 0) > 0)[..., None], made, driving.frames) if cut else made
 
-    return swap if pipe.takes_scene else animate
+    return swap if pipe.system.reads_scene else animate
 
 
 def of_codec(pipe: Pipeline) -> Method:

@@ -1,4 +1,4 @@
-"""Where models lie: those shipped with this package, ComfyUI's, and the parts of one in its folder."""
+"""Where models lie: those shipped with this package, and ComfyUI's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ EMBEDDED = {
     "embedded": _WEIGHTS / "embedded.safetensors",
     "embedded-animate": _WEIGHTS / "embedded_animate.safetensors",
 }
-NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
-# By these names a model's folder may hold its other parts; the first is the one we write.
-FOLDERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
 DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 
 

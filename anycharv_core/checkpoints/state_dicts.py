@@ -7,7 +7,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_path, write_error
 from ..foreign import check_file, read_header
-
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-SUFFIXES = (".safetensors", ".bin", ".pth")
-
-Weights = dict[str, Tensor]
-
-# Key fragments by which a file of another model is recognised.
-STRANGERS = {
-    "lora_": "a LoRA",
-    ".lora.": "a LoRA",
-    "double_blocks.": "a Flux or HunyuanVideo model",
-    "model.diffusion_model.input_blocks.": "a plain Stable Diffusion checkpoint",
-    "first_stage_model.": "a plain Stable Diffusion checkpoint",
-    "control_model.": "a ControlNet",
-    "motion_modules.": "a motion module on its own",
-}
-UNKNOWN = "another model's file"
-
-
-def weights_file(folder: Path) -> Path | None:
-    """The weights in a part's folder, safetensors first; None where there are none."""
-    candidates = (folder / (name + suffix) for suffix in SUFFIXES for name in WEIGHT_NAMES)
-    return next((path for path in candidates if path.is_file()), None)
+from .checkpoint import Weights
 
 
 def read_weights(path: Path) -> Weights:
@@ -70,27 +48,6 @@ def read_training_weights(path: Path) -> Weights:
         raise UserError(f"{path} holds no weights: it is no state dict.")
     _check_finite(path, weights)
     return weights
-
-
-def motion_weights(weights: Weights, path: Path) -> Weights:
-    """The motion modules of an AnimateDiff file, whose names are ours; whatever else it holds is left out.
-
-    Raises UserError naming `path` for a motion LoRA, for diffusers' MotionAdapter names, and for other models.
-    """
-    motion = {key: value for key, value in weights.items() if ".motion_modules." in key}
-    if any("lora" in key for key in motion):
-        raise UserError(f"{path} is a motion LoRA, not a motion module: give mm_sd_v15_v2 or one like it.")
-    if motion and not any(".temporal_transformer." in key for key in motion):
-        raise UserError(
-            f"{path} has diffusers' MotionAdapter names ('{next(iter(motion))}'): give the original AnimateDiff "
-            "file, such as mm_sd_v15_v2.ckpt."
-        )
-    if not motion:
-        raise UserError(
-            f"{path} is no AnimateDiff motion file: none of its keys has '.motion_modules.'; give Animate "
-            "Anyone's motion_module.pth or AnimateDiff's file for SD 1.5."
-        )
-    return motion
 
 
 # torch.load raises all of these for pickles that are damaged in one place or another.
@@ -130,14 +87,6 @@ def _check_finite(path: Path, weights: Weights) -> None:
             raise UserError(f"{path} does not hold all values of '{key}': save it again as plain tensors.")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{path} holds NaN or infinite values in '{key}': the file is damaged.")
-
-
-def identify(keys: Sequence[str]) -> str:
-    """What a file with these keys probably is: a name for the user, UNKNOWN where nothing gives it away."""
-    for fragment, name in STRANGERS.items():
-        if any(fragment in key for key in keys):
-            return name
-    return UNKNOWN
 
 
 def save_safetensors(tensors: Weights, path: Path, metadata: dict[str, str]) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..media.canvas import Canvas
 from ..media.frames import Frames, FrameStore, checked, together
 from ..media.imaging import Size
-from .canvas import Canvas
-from .recipes import Recipe
+from ..systems.recipes import Recipe
 
 CHUNK_PIXELS = 2**19  # pixels that go through the VAE at a time
 

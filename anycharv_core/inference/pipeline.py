@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,25 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.checkpoint import LIBRARY_PARTS, Networks, build_networks, read_checkpoint, read_library_part
+from ..checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS
+from ..checkpoints.folders import read_library_part
+from ..checkpoints.networks import Networks, build_networks
 from ..errors import UserError
 from ..media.chroma_key import key_colour, key_onto, on_colour
 from ..media.frames import Frames, Replay
 from ..media.imaging import Size, clip_input, to_unit
 from ..media.masks import composite, feather
-from ..models.schedule import NoiseSchedule
-from ..systems.animate_anyone import SCHEDULER
+from ..models.schedule import schedule_of
+from ..models.windows import Windows
+from ..systems import read_checkpoint, system_of
+from ..systems.recipes import Recipe
 from .encode import Clip, encode_clip, frames_at_a_time, place_poses, split_reference
-from .recipes import Recipe, get_recipe
 from .sampling import sample
-from .windows import Windows
 
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
-
-HUB_PARTS = {
-    "vae": "stabilityai/sd-vae-ft-mse",
-    "image_encoder": "lambdalabs/sd-image-variations-diffusers, subfolder image_encoder",
-}
 
 
 @dataclass
@@ -67,8 +64,7 @@ class Pipeline:
 
     Everything around the networks goes through `encode`, `decode`, `embed` and `sample_clip`, which a host
     that keeps the weights elsewhere overrides; `multiple` is the pixels a latent pixel is wide, which has
-    `latent_channels`. `takes_scene` tells AnyCharV, which replaces a person, from Animate Anyone, which animates
-    the reference where it stands.
+    `latent_channels`; `system` is the one the model is of.
     """
 
     def __init__(self, networks: Networks, settings: dict[str, Any] | None = None):
@@ -76,7 +72,7 @@ class Pipeline:
         self.settings = settings or {}
         self.multiple = 2 ** (len(networks.vae.config.block_out_channels) - 1)
         self.latent_channels = networks.denoising_unet.cfg.out_channels
-        self.takes_scene = networks.denoising_unet.cfg.takes_scene
+        self.system = system_of(networks.denoising_unet.cfg)
         self.schedule = schedule_of(self.settings)
         weight = networks.denoising_unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -116,8 +112,8 @@ class Pipeline:
         scene: Frames | None = None,
         mask: Frames | None = None,
         pose: Frames | None = None,
-        steps: int = 30,
-        guidance_scale: float = 3.0,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
         seed: int = 42,
         noise: Tensor | None = None,
         size: Size | None = None,
@@ -130,10 +126,10 @@ class Pipeline:
         reference: uint8 [H, W, 3], or [H, W, 4] whose alpha cuts the character out; reference_mask: uint8
         [H, W] that does the same. scene: uint8 [F, H, W, 3]; mask: uint8 [F, H, W], 255 = replace; pose:
         uint8 [F, H, W, 3] skeletons; each may be an iterable of frames instead, which is then read as a
-        stream. noise: float32 [F, c, h, w] to start from, instead of what `seed` draws. size: (width,
-        height) the networks work at; None = the scene's own (recipe "official": the pose frames'). The
-        default recipe returns frames of the scene's size whatever `size` is. progress(done, total) is
-        called after every denoising call; what it raises stops the run.
+        stream. steps, guidance_scale: None = the release's. noise: float32 [F, c, h, w] to start from,
+        instead of what `seed` draws. size: (width, height) the networks work at; None = the scene's own
+        (recipe "official": the pose frames'). The default recipe returns frames of the scene's size
+        whatever `size` is. progress(done, total) is called after every denoising call; what it raises stops it.
 
         A model of Animate Anyone needs only reference and pose, gives frames of the poses' size or `size`
         (divisible by `multiple`) and takes the background from the reference. Where a scene is given all the same,
@@ -142,9 +138,11 @@ class Pipeline:
 
         Raises UserError for input that does not fit together, or not to the model.
         """
+        # What a model's own settings recommend is for the caller to ask for, as the command line does.
+        steps, guidance_scale = self.system.sampling({}, steps, guidance_scale)
         if steps < 1 or steps > 1000:
             raise UserError(f"steps is {steps}; use 1 to 1000.")
-        chosen = get_recipe(recipe, self.takes_scene)
+        chosen = self.system.recipe(recipe)
         streamed = not isinstance(pose if scene is None else scene, np.ndarray)
         scene, mask = (None if frames is None else Replay(frames) for frames in (scene, mask))
         seconds: dict[str, float] = {}
@@ -165,7 +163,7 @@ class Pipeline:
         if chosen.paste_back:
             unseen = sorted(set(range(len(noise))).difference(*windows.indices))
             latents[unseen] = clip.scene[unseen]
-        put = _putting(scene, mask, made.key) if chosen.paste_back or not self.takes_scene else _as_it_is
+        put = _putting(scene, mask, made.key) if chosen.composites else _as_it_is
         frames = self._decode(chosen, latents, clip, put, seconds)
         return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), seconds)
 
@@ -183,8 +181,8 @@ class Pipeline:
 
         Raises UserError as `__call__` does.
         """
-        chosen = get_recipe(recipe, self.takes_scene)
-        self._check_scene(scene, mask, pose, recipe)
+        chosen = self.system.recipe(recipe)
+        self.system.check_inputs(scene, mask, pose, chosen)
         picture, alpha = split_reference(reference, reference_mask)
         key = None
         if scene is not None and mask is None:
@@ -196,21 +194,6 @@ class Pipeline:
         width, height = (side // self.multiple for side in clip.canvas.padded)
         shape = (len(clip.poses), self.latent_channels, height, width)
         return Prepared(clip, picture, self.embed(chosen.clip_view(picture)), shape, key)
-
-    def _check_scene(self, scene: Any, mask: Any, pose: Any, recipe: str) -> None:
-        if pose is None:
-            raise UserError("There is no pose; give the skeletons of the motion.")
-        if self.takes_scene and (scene is None or mask is None):
-            raise UserError(
-                "This model replaces a person in a scene: give scene and mask, or load a model of Animate Anyone, "
-                "which needs neither."
-            )
-        if self.takes_scene:
-            return
-        if scene is None and mask is not None:
-            raise UserError("There is a mask but no scene; give both, or neither.")
-        if scene is not None and recipe == "official":
-            raise UserError("Animate Anyone's release knows no scene; leave it out, or use the recipe 'default'.")
 
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
@@ -234,7 +217,7 @@ class Pipeline:
 
         Raises UserError where they do not fit together.
         """
-        if self.takes_scene:
+        if self.system.reads_scene:
             return encode_clip(self.encode, self.multiple, recipe, scene, mask, pose, size)
         return place_poses(self.multiple, recipe, scene, mask, pose, size)
 
@@ -278,9 +261,8 @@ class Pipeline:
         def denoise(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
             rows, frames = list(index), len(index)
             pose = nets.pose_guider(to_unit(clip.poses.take(rows)).to(self.device, self.dtype))
-            if clip.scene is not None:
-                x = torch.cat([x, clip.scene[rows], clip.mask[rows]], dim=1)
-            x = x.to(self.dtype)
+            around = (None, None) if clip.scene is None else (clip.scene[rows], clip.mask[rows])
+            x = self.system.unet_input(x, *around).to(self.dtype)
             at = torch.full((1,), t, device=self.device)
             if not guided:
                 return nets.denoising_unet(x, at, embeds, pose, bank, frames)
@@ -312,11 +294,6 @@ def paste_weights(mask: np.ndarray) -> np.ndarray:
     """The network's share of each pixel, float32 [H, W], for a mask uint8 [H, W]; 0 is the clip alone."""
     width = max(1, round(FEATHER * min(mask.shape)))
     return feather(mask, width, width)
-
-
-def schedule_of(settings: Mapping[str, Any]) -> NoiseSchedule:
-    """The schedule of a model with these settings; without one of their own, AnyCharV's."""
-    return NoiseSchedule.from_dict(settings[SCHEDULER]) if SCHEDULER in settings else NoiseSchedule()
 
 
 def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> tuple[int, int, int]:

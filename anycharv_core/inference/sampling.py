@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
-from .windows import Windows
+from ..models.windows import Windows
 
 Denoise = Callable[[Tensor, int, Sequence[int]], Tensor]
 """(latents [w, c, h, w], timestep, frame indices [w]) -> guided prediction of the same shape."""

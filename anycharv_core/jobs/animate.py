@@ -15,15 +15,14 @@ import numpy as np
 
 from ..device import device_name, peak_memory, pick_device
 from ..errors import UserError
-from ..inference.canvas import nearest_multiple
 from ..inference.pipeline import Pipeline
-from ..inference.recipes import get_recipe
+from ..media.canvas import nearest_multiple
 from ..media.frames import Reopened
 from ..media.imaging import Size
 from ..media.pose import Pose, read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
 from ..media.video_write import VideoWriter
-from ..systems.animate_anyone import SETTINGS
+from ..systems.animate_anyone import ANIMATE_ANYONE
 from .inputs import drawn_poses, holds_keypoints, mask_frames, pose_frames, read_reference, read_reference_mask
 from .replace import (
     DTYPES,
@@ -99,19 +98,15 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
     sources = (job.reference, job.reference_mask, job.reference_pose, job.pose, job.scene, job.mask)
     check_places(job.out, job.report, job.sheet, sources)
     device = pick_device(job.device)
-    recipe = get_recipe(job.recipe, scene=False)
+    recipe = ANIMATE_ANYONE.recipe(job.recipe)
     with phase(seconds, "check"):
         given = _read(job)
         recipe.canvas(given.scene_size, given.pose_size, job.size, 1)  # raises where proportions differ
     with explained_memory(), phase(seconds, "load"):
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
-    if pipe.takes_scene:
-        raise UserError(
-            f"{job.model} is a model of AnyCharV, which replaces a person of a video: use 'anycharv generate', or "
-            "give a model of Animate Anyone."
-        )
+    pipe.system.check_command("animate", job.model)
     size = _working_size(job, pipe, given)
-    sampling = job.sampling(pipe, SETTINGS["guidance_scale"])
+    sampling = job.sampling(pipe)
     canvas = recipe.canvas(given.scene_size, given.pose_size, size, pipe.multiple)
     drawn = given.pose(pose_canvas(canvas.inner, pipe.settings.get("pose_scale", 1) if size else 1))
     width, height = canvas.source

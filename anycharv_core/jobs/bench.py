@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
 from ..media.sheet import sheet
-from .replace import DTYPES, GUIDANCE, STEPS, versions
+from .replace import DTYPES, versions
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,7 @@ def _references(job: PuppetJob, task: str, scored: object) -> dict[str, Method]:
 
 
 def _model(job: PuppetJob, pipe: Pipeline) -> tuple[str, Method]:
-    steps, guidance = job.steps, job.guidance_scale
-    if steps is None:
-        steps = pipe.settings.get("steps", STEPS)
-    if guidance is None:
-        guidance = pipe.settings.get("guidance_scale", GUIDANCE)
+    steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     plural = "" if steps == 1 else "s"
     name = f"{Path(job.model).stem}, {steps} step{plural}, guidance {guidance:g}"
     return name, of_model(pipe, steps, guidance, job.seed)

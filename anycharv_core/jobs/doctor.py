@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from ..checkpoints.places import DEFAULT_MODELS, EMBEDDED, FOLDERS, NETWORKS, places
+from ..checkpoints.checkpoint import NETWORKS
+from ..checkpoints.folders import FOLDERS
+from ..checkpoints.places import DEFAULT_MODELS, EMBEDDED, places
 from ..errors import UserError
 from ..preprocess.models import pose_files, segmenter_name
 

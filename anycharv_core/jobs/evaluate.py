@@ -26,9 +26,9 @@ from ..bench.puppets import Progress
 from ..bench.report import NOT_MEASURED, make_folder, markdown, summarise, write_report
 from ..device import pick_device
 from ..errors import UserError
-from ..inference.recipes import get_recipe
 from ..media.frames import Reopened, batched, together
 from ..media.pose import Pose, read_poses
+from ..systems.anycharv import ANYCHARV
 from .inputs import mask_frames, read_reference
 from .replace import versions
 
@@ -193,7 +193,7 @@ def _ssim(made: np.ndarray, truth: np.ndarray) -> float:
 def _character(job: EvaluateJob, name: str) -> np.ndarray:
     picture = read_reference(partner(job.references, name, _PICTURES))
     alpha = picture[..., 3] if picture.shape[2] == 4 else None
-    return get_recipe("default").cut_out(picture[..., :3], alpha)
+    return ANYCHARV.recipe("default").cut_out(picture[..., :3], alpha)
 
 
 def _pck(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: Path) -> float:

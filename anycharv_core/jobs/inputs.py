@@ -11,13 +11,13 @@ import numpy as np
 
 from ..errors import UserError
 from ..foreign import read_picture
-from ..inference.recipes import Recipe
 from ..media.frames import Reopened
 from ..media.imaging import Size
 from ..media.masks import boxes_to_masks, read_boxes
 from ..media.pose import Pose, draw_pose, read_poses, scale_pose
 from ..media.video_read import VideoInfo, has_alpha, probe, read_alpha, read_frames
 from ..media.video_write import read_gray
+from ..systems.recipes import Recipe
 
 
 @dataclass(frozen=True)

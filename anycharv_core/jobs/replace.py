@@ -26,17 +26,16 @@ from ..device import device_name, peak_memory, pick_device
 from ..errors import UserError
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline, paste_weights
-from ..inference.recipes import get_recipe
 from ..media.frames import Reopened
 from ..media.imaging import Size, resize
 from ..media.sheet import sheet
 from ..media.video_read import read_frames
 from ..media.video_write import VideoWriter
+from ..systems.anycharv import ANYCHARV
 from .doctor import OPENCV
 from .inputs import Part, read_inputs
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-STEPS, GUIDANCE = 30, 3.0  # where neither the caller nor the model says otherwise
 REPORTED = ("torch", "diffusers", "transformers", "numpy", "av")
 SHEET_FRAMES, SHEET_CELL = 6, 290  # rows, and the longer side of a picture in pixels
 SHEET_TITLES = ("reference", "driving", "pose", "output")
@@ -70,11 +69,10 @@ class Making:
     def report(self) -> Path:
         return self.out.with_suffix(".report.json")
 
-    def sampling(self, pipe: Pipeline, guidance: float = GUIDANCE) -> dict[str, Any]:
-        """steps and guidance_scale as asked, or else as the model says, or else the paper's."""
-        last = {"steps": STEPS, "guidance_scale": guidance}
-        asked = {name: getattr(self, name) for name in last}
-        return {name: pipe.settings.get(name, last[name]) if v is None else v for name, v in asked.items()}
+    def sampling(self, pipe: Pipeline) -> dict[str, Any]:
+        """steps and guidance_scale as asked, or else as the model says, or else its system's."""
+        steps, guidance_scale = pipe.system.sampling(pipe.settings, self.steps, self.guidance_scale)
+        return {"steps": steps, "guidance_scale": guidance_scale}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +99,14 @@ def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     parts = (path for part in job.cast for path in (part.reference, part.reference_mask, part.mask, part.pose))
     check_places(job.out, job.report, job.sheet, (job.video, *parts))
     device = pick_device(job.device)
-    recipe = get_recipe(job.recipe)
+    recipe = ANYCHARV.recipe(job.recipe)
     if len(job.cast) > 1 and not recipe.paste_back:
         raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
     with phase(seconds, "check"):
         info, cast = read_inputs(job.video, job.cast, recipe, job.size)
     with explained_memory(), phase(seconds, "load"):
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
-    if not pipe.takes_scene:
-        raise UserError(
-            f"{job.model} is a model of Animate Anyone, which replaces nobody: use 'anycharv animate', or give a "
-            "model of AnyCharV."
-        )
+    pipe.system.check_command("generate", job.model)
     size = job.size or working_size(pipe.settings.get("size"), (info.width, info.height), pipe.multiple)
     sampling = job.sampling(pipe)
     canvas = recipe.canvas((info.width, info.height), cast[0].pose_size, size, pipe.multiple)

@@ -58,11 +58,6 @@ class UNetConfig:
     motion: MotionConfig | None = None
     joint_norm: bool = False  # resnets normalise all frames of a window together, not each on its own
 
-    @property
-    def takes_scene(self) -> bool:
-        """Whether the input is noisy latent, scene latent and mask (AnyCharV), not the noisy latent alone."""
-        return self.in_channels == 2 * self.out_channels + 1
-
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
         """Reads a diffusers-style UNet config.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
+SCHEDULER = "noise_scheduler_kwargs"  # where a model's settings hold its schedule
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012
 
@@ -73,6 +74,11 @@ class NoiseSchedule:
             "rescale_betas_zero_snr": self.zero_snr,
             "timestep_spacing": "leading" if self.leading else "trailing",
         }
+
+
+def schedule_of(settings: Mapping[str, Any]) -> NoiseSchedule:
+    """The schedule of a model with these settings; without one of their own, AnyCharV's."""
+    return NoiseSchedule.from_dict(settings[SCHEDULER]) if SCHEDULER in settings else NoiseSchedule()
 
 
 @lru_cache

@@ -1,1 +1,67 @@
-"""One file per system: its networks, its released layout, its recipes and defaults."""
+"""The systems, one file each: its networks, released layout, recipes and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.checkpoint import NETWORKS, Checkpoint
+from ..checkpoints.folders import read_library_parts
+from ..checkpoints.places import EMBEDDED
+from ..checkpoints.single_file import read_single
+from ..errors import UserError
+from ..models import UNetConfig
+from .animate_anyone import ANIMATE_ANYONE
+from .anycharv import ANYCHARV
+from .system import System
+
+__all__ = ["LAYOUT_FILES", "SYSTEMS", "System", "read_checkpoint", "system_of", "write_folder"]
+
+SYSTEMS = {system.name: system for system in (ANIMATE_ANYONE, ANYCHARV)}
+# Every name that `write_folder` may leave in a folder.
+LAYOUT_FILES = tuple(name for system in SYSTEMS.values() for name in system.layout.files)
+
+
+def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:
+    """The system whose denoising UNet has this config. Raises UserError where there is none."""
+    cfg = denoising_unet if isinstance(denoising_unet, UNetConfig) else UNetConfig.from_dict(denoising_unet)
+    latent = cfg.out_channels
+    for system in SYSTEMS.values():
+        if cfg.in_channels == system.in_channels(latent):
+            return system
+    raise UserError(
+        f"denoising_unet takes {cfg.in_channels} channels; AnyCharV's takes noisy latent, scene latent and mask, "
+        f"{2 * latent + 1} in all, and Animate Anyone's the noisy latent, {latent}."
+    )
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a name of `EMBEDDED`, a .safetensors file, or a folder in a system's layout.
+
+    Raises UserError naming the file when it is missing, torn, incomplete, holds NaN, or is another model's.
+    """
+    path = EMBEDDED.get(str(path), Path(path))
+    if path.is_dir():
+        system = next((system for system in SYSTEMS.values() if system.layout.recognises(path)), ANYCHARV)
+        checkpoint = system.layout.read(path)
+        read_library_parts(path, checkpoint)
+        return checkpoint
+    if path.is_file():
+        return read_single(path)
+    if path in EMBEDDED.values():
+        raise UserError(f"{path.name}, an embedded model's weights, is missing: install the package again.")
+    names = " or ".join(f"'{name}'" for name in EMBEDDED)
+    raise UserError(f"There is no model at {path}: give a folder, a .safetensors file, or {names}.")
+
+
+def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the layout of the model's system. dtype None keeps each weight's own.
+
+    Some parts on their own are written in AnyCharV's layout, which has a folder per part.
+    """
+    complete = checkpoint.configs.keys() >= set(NETWORKS)
+    system = system_of(checkpoint.configs["denoising_unet"]) if complete else ANYCHARV
+    system.layout.write(checkpoint, Path(folder), dtype)

@@ -1,5 +1,6 @@
-"""The published layout of Animate Anyone's weights (MooreThreads/Moore-AnimateAnyone): one file per network.
+"""Animate Anyone (arXiv 2311.17117): animates the character of a picture. Weights: Moore-AnimateAnyone's.
 
+Their layout on disk has one file per network.
 The denoising UNet is that of Stable Diffusion 1.5 with its motion modules in a file of their own, and the settings
 that tell the two published configurations apart lie outside the weights.
 """
@@ -8,25 +9,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoints.state_dicts import (
-    Weights,
-    identify,
-    motion_weights,
-    read_training_weights,
-    read_weights,
-    save_pickle,
-    stored,
-)
+from ..checkpoints.checkpoint import LIBRARY_PARTS, Checkpoint, Weights
+from ..checkpoints.folders import SETTINGS as SETTINGS_FILE
+from ..checkpoints.folders import write_parts, write_settings
+from ..checkpoints.recognise import identify, motion_weights
+from ..checkpoints.state_dicts import read_training_weights, read_weights, save_pickle, stored
 from ..errors import UserError
 from ..files import atomic_path
 from ..foreign import read_json
+from ..media.canvas import Canvas, nearest_multiple
+from ..media.imaging import Size
 from ..models import DenoisingUNet, UNetConfig
-from ..models.schedule import NoiseSchedule
+from ..models.schedule import SCHEDULER, NoiseSchedule
+from ..models.windows import closed_loop_windows
+from . import anycharv
+from .recipes import canvas_of_pose, canvas_of_scene, letterbox
+from .system import Layout, System
 
 FILES = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")
 SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
@@ -34,11 +38,10 @@ SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
 ANIMATEDIFF = ("mm_sd_v15_v2", "v3_sd15_mm", "mm_sd_v15", "mm_sd_v14")
 BASE = "stable-diffusion-v1-5"
 INFERENCE = "inference.json"
-WRITTEN = (*(f"{name}.pth" for name in FILES), BASE, INFERENCE)
-SCHEDULER = "noise_scheduler_kwargs"
 ADDITIONS = "unet_additional_kwargs"
-# What scripts/pose2vid.py runs with unless told otherwise.
-SETTINGS = {"size": [512, 784], "steps": 30, "guidance_scale": 3.5}
+# The defaults of the release's scripts/pose2vid.py.
+STEPS, GUIDANCE_SCALE, SIZE = 30, 3.5, (512, 784)
+SETTINGS = {"size": list(SIZE), "steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
 
 # What SD 1.5's unet/config.json says, for weights that come without it.
 SD15: dict[str, Any] = {
@@ -61,12 +64,12 @@ SD15: dict[str, Any] = {
 }
 
 
-def is_published(folder: Path) -> bool:
+def _recognises(folder: Path) -> bool:
     """Whether the folder holds one of the layout's files."""
     return any(_find(folder, name) for name in FILES)
 
 
-def read_published(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Weights], dict[str, Any]]:
+def _read(folder: Path) -> Checkpoint:
     """Configs, weights and settings of the three networks in a folder of the published layout.
 
     Settings come from inference.json; without one they are those of the configuration that the motion file is of.
@@ -101,22 +104,17 @@ def read_published(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, W
         "reference_unet": base,
         "pose_guider": _guider_config(weights["pose_guider"], paths["pose_guider"]),
     }
-    return configs, weights, {**SETTINGS, SCHEDULER: scheduler}
+    return Checkpoint(configs, weights, {**SETTINGS, SCHEDULER: scheduler})
 
 
-def write_published(
-    configs: Mapping[str, Mapping[str, Any]],
-    weights: Mapping[str, Weights],
-    settings: Mapping[str, Any],
-    folder: Path,
-    dtype: torch.dtype | None,
-) -> None:
-    """Writes what `read_published` reads; of the settings the scheduler alone."""
+def _write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
+    """Writes what `_read` reads; settings for which the layout has no place go into settings.json."""
+    configs, settings = checkpoint.configs, checkpoint.settings
     config = folder / BASE / "unet" / "config.json"
     config.parent.mkdir(parents=True, exist_ok=True)
     base, denoising = configs["reference_unet"], configs["denoising_unet"]
     files: dict[str, Weights] = {name: {} for name in FILES}
-    for part, tensors in weights.items():
+    for part, tensors in checkpoint.weights.items():
         for key, value in tensors.items():
             name = "motion_module" if ".motion_modules." in key else part
             if name in files:
@@ -134,13 +132,9 @@ def write_published(
     for path, content in ((config, base), (folder / INFERENCE, inference)):
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `write_published` leaves out of the settings, because the layout has no place for it, if it is not
-    the release's own anyway."""
+    write_parts(checkpoint, LIBRARY_PARTS, folder, dtype)
     rest = {name: value for name, value in settings.items() if name != SCHEDULER}
-    return {} if rest == SETTINGS else rest
+    write_settings({} if rest == SETTINGS else rest, folder)
 
 
 def _find(folder: Path, *names: str) -> Path | None:
@@ -171,7 +165,7 @@ def _inference(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None
         )
     additions, scheduler = found
     # Absent means joint normalisation, as in the release.
-    return additions and {"use_inflated_groupnorm": False, **additions}, scheduler
+    return None if additions is None else {"use_inflated_groupnorm": False, **additions}, scheduler
 
 
 def _fitting(additions: Mapping[str, Any] | None, motion: Weights, path: Path) -> dict[str, Any]:
@@ -249,3 +243,56 @@ def _guider_config(weights: Weights, path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a pose guider: it has no {missing}; put the pose_guider.pth of these weights there."
         ) from None
+
+
+def _official_canvas(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
+    # The release rounds down without a word, and then fails to put reference and video side by side.
+    _check_multiple(size or pose, multiple)
+    return canvas_of_pose(scene, pose, size, multiple)
+
+
+def _default_canvas(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
+    if size:
+        _check_multiple(size, multiple)
+    return canvas_of_scene(scene, pose, size, multiple)
+
+
+def _check_multiple(size: Size, multiple: int) -> None:
+    if any(side % multiple for side in size):
+        width, height = nearest_multiple(size, multiple)
+        raise UserError(f"The size {size[0]}x{size[1]} is not divisible by {multiple}; use {width}x{height}, say.")
+
+
+# The reference brings the background with it, so there is nothing to paste back into, and its edges go on where
+# its proportions leave the canvas open.
+RECIPES = {
+    "official": replace(
+        anycharv.RECIPES["official"],
+        canvas=_official_canvas,
+        windows=lambda frames, guidance: closed_loop_windows(frames, guidance > 1, overlap=4),
+    ),
+    "default": replace(
+        anycharv.RECIPES["default"],
+        canvas=_default_canvas,
+        reference=lambda picture, canvas: canvas.pad(letterbox(picture, canvas.inner, "edge"), "edge"),
+        clip_view=lambda picture: letterbox(picture, (max(picture.shape[:2]),) * 2, "edge"),
+        paste_back=False,
+    ),
+}
+
+ANIMATE_ANYONE = System(
+    name="animate_anyone",
+    title="Animate Anyone",
+    command="animate",
+    purpose="animates the character of a picture and replaces nobody",
+    reads_scene=False,
+    steps=STEPS,
+    guidance_scale=GUIDANCE_SCALE,
+    recipes=RECIPES,
+    layout=Layout(
+        (*(f"{name}.pth" for name in FILES), BASE, INFERENCE, *LIBRARY_PARTS, SETTINGS_FILE),
+        _recognises,
+        _read,
+        _write,
+    ),
+)

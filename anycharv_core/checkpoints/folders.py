@@ -1,0 +1,96 @@
+"""A model as a folder: one folder per part, each with its config.json and weights, as diffusers writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ..errors import UserError
+from ..files import atomic_path
+from ..foreign import read_json
+from .checkpoint import NETWORKS, Checkpoint, Weights
+from .state_dicts import read_weights, save_safetensors, stored
+
+SETTINGS = "settings.json"
+# By these names a model's folder may hold its library parts; the first is the one we write.
+FOLDERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+SUFFIXES = (".safetensors", ".bin", ".pth")
+
+
+def read_networks(folder: Path) -> Checkpoint:
+    """The three networks of a folder. Raises UserError naming what is missing."""
+    checkpoint = Checkpoint()
+    for part in NETWORKS:
+        config, weights = folder / part / "config.json", weights_file(folder / part)
+        if weights is None or not config.is_file():
+            lacking = "config.json" if weights else "weights (.safetensors, .bin or .pth)"
+            raise UserError(f"{folder / part} has no {lacking}: {folder} is not a complete AnyCharV folder.")
+        checkpoint.configs[part] = read_json(config)
+        checkpoint.weights[part] = read_weights(weights)
+    return checkpoint
+
+
+def read_library_parts(folder: Path, checkpoint: Checkpoint) -> None:
+    """Adds to `checkpoint` the vae and the image encoder that lie in the model's folder, and its settings."""
+    for part, names in FOLDERS.items():
+        place = next((folder / name for name in names if (folder / name).is_dir()), None)
+        if place is not None:
+            checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, place)
+    if (folder / SETTINGS).is_file():
+        checkpoint.settings |= read_json(folder / SETTINGS)
+
+
+def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]:
+    """Config and weights of a `vae` or `image_encoder` folder in their libraries' layout."""
+    config_file, path = folder / "config.json", weights_file(folder)
+    if path is None or not config_file.is_file():
+        lacking = "config.json" if path else "weights (.safetensors, .bin or .pth)"
+        raise UserError(f"{folder} has no {lacking}: give the folder of the {part.replace('_', ' ')}.")
+    config, weights = read_json(config_file), read_weights(path)
+    if part == "image_encoder" or config.get("_class_name") == "PatchCodec":
+        # Files of older transformers carry this index table, which newer ones rebuild.
+        return config, {key: value for key, value in weights.items() if not key.endswith("position_ids")}
+    from diffusers import AutoencoderKL
+
+    dtype = next((value.dtype for value in weights.values()), None)
+    try:
+        # The library renames the attention keys of older files, such as those of sd-vae-ft-mse, and
+        # without a dtype it widens all weights.
+        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} can't be read as the vae: {str(error).splitlines()[0]}") from None
+    kept = {k: v for k, v in vae.config.items() if not k.startswith("_") or k == "_class_name"}
+    return kept, vae.state_dict()
+
+
+def write_parts(checkpoint: Checkpoint, parts: Iterable[str], folder: Path, dtype: torch.dtype | None) -> None:
+    """Writes a folder for each of `parts` that the checkpoint has. dtype None keeps each weight's own."""
+    for part in parts:
+        if part not in checkpoint.weights:
+            continue
+        target = folder / part
+        target.mkdir(parents=True, exist_ok=True)
+        name = "model" if part == "image_encoder" else "diffusion_pytorch_model"
+        with atomic_path(target / "config.json") as tmp:
+            tmp.write_text(json.dumps(checkpoint.configs[part], indent=2) + "\n", encoding="utf-8")
+        weights = {key: stored(key, value, dtype) for key, value in checkpoint.weights[part].items()}
+        save_safetensors(weights, target / f"{name}.safetensors", {"format": "pt"})
+
+
+def write_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Writes settings.json, which no release has; nothing where there are no settings."""
+    if settings:
+        with atomic_path(folder / SETTINGS) as tmp:
+            tmp.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The weights in a part's folder, safetensors first; None where there are none."""
+    candidates = (folder / (name + suffix) for suffix in SUFFIXES for name in WEIGHT_NAMES)
+    return next((path for path in candidates if path.is_file()), None)

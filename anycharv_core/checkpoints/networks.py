@@ -1,0 +1,116 @@
+"""Modules from a checkpoint: built from its configs, checked against its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from .checkpoint import LIBRARY_PARTS, NETWORKS, Checkpoint
+from .recognise import UNKNOWN, identify
+
+
+@dataclass
+class Networks:
+    """The modules of one model; `vae` is a diffusers AutoencoderKL, `image_encoder` a transformers CLIP."""
+
+    denoising_unet: DenoisingUNet
+    reference_unet: ReferenceNet
+    pose_guider: PoseGuider
+    vae: nn.Module | None = None
+    image_encoder: nn.Module | None = None
+
+
+def build_networks(
+    checkpoint: Checkpoint,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations: Any = nn,
+) -> Networks:
+    """Builds every part the checkpoint has, in inference mode.
+
+    Raises UserError naming the part and the first offending key when weights and config disagree.
+    """
+    modules: dict[str, nn.Module] = {}
+    for part in NETWORKS:
+        with torch.device("meta"):
+            modules[part] = _network(part, checkpoint.configs[part], operations)
+        check_keys(part, modules[part], checkpoint.weights[part])
+    check_pairing(modules["denoising_unet"], modules["reference_unet"], modules["pose_guider"])
+    for part in LIBRARY_PARTS:
+        if part in checkpoint.weights:
+            modules[part] = library_part(part, checkpoint.configs[part])
+            check_keys(part, modules[part], checkpoint.weights[part])
+    for part, module in modules.items():
+        weights = {
+            key: value.to(device, dtype if value.is_floating_point() else None)
+            for key, value in checkpoint.weights[part].items()
+        }
+        module.load_state_dict(weights, assign=True)
+        module.to(device).requires_grad_(False).train(False)
+    return Networks(**modules)
+
+
+def untrained(configs: Mapping[str, Mapping[str, Any]], operations: Any = nn) -> Networks:
+    """Every part that `configs` describes, freshly initialised."""
+    networks = {part: _network(part, configs[part], operations) for part in NETWORKS}
+    others = {part: library_part(part, configs[part]) for part in LIBRARY_PARTS if part in configs}
+    return Networks(**networks, **others)
+
+
+def library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
+    """An untrained `vae` (diffusers AutoencoderKL, or our PatchCodec where the config names it) or
+    `image_encoder` (transformers CLIP vision model)."""
+    if config.get("_class_name") == "PatchCodec":
+        return PatchCodec.from_config(dict(config))
+    if part == "vae":
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_config(dict(config))
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(config)))
+
+
+def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises UserError naming the first key of `weights` that `module` lacks, misses or has in another shape."""
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in weights]
+    unexpected = [key for key in weights if key not in expected]
+    if missing or unexpected:
+        other = identify(list(weights))
+        if other != UNKNOWN and len(missing) == len(expected):
+            raise UserError(f"The {part} weights are {other}, not an AnyCharV {part}.")
+        kind, keys = ("lack", missing) if missing else ("have the unexpected", unexpected)
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        raise UserError(f"The {part} weights {kind} key '{keys[0]}'{more}: they don't fit its config.json.")
+    for key, value in weights.items():
+        if value.shape != expected[key].shape:
+            raise UserError(
+                f"The {part} weight '{key}' has shape {tuple(value.shape)}, but its config.json asks for "
+                f"{tuple(expected[key].shape)}."
+            )
+
+
+def check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuider) -> None:
+    """Raises UserError where the three networks are of different models."""
+    shapes = [[block.norm1.normalized_shape for block in net.spatial_blocks()] for net in (unet, reference)]
+    if shapes[0] != shapes[1]:
+        raise UserError("reference_unet and denoising_unet have different attention layers: they don't pair.")
+    width = unet.cfg.block_out_channels[0]
+    if guider.conv_out.out_channels != width:
+        raise UserError(
+            f"pose_guider gives {guider.conv_out.out_channels} channels, but denoising_unet takes {width}."
+        )
+
+
+def _network(part: str, config: Mapping[str, Any], operations: Any) -> nn.Module:
+    if part == "pose_guider":
+        return PoseGuider(PoseGuiderConfig.from_dict(config), operations)
+    kind = DenoisingUNet if part == "denoising_unet" else ReferenceNet
+    return kind(UNetConfig.from_dict(config), operations)

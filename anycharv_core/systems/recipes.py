@@ -1,0 +1,94 @@
+"""What surrounds the networks: a system's "official" recipe is its release's way, "default" mends the defects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..media.canvas import Canvas
+from ..media.imaging import Size, resize
+from ..models.windows import Windows
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices around the sampler.
+
+    canvas(scene size or None where there is no scene, pose size, asked size or None, multiple of the VAE);
+    cut_out(picture, alpha or None) -> the reference as it is shown to the networks, uint8 [H, W, 3], of
+    which reference(picture, canvas) is the VAE's view and clip_view(picture) what is squashed for CLIP;
+    mask(masks [F, H, W], canvas, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
+    noise(latents' shape (F, c, h, w), CPU generator) -> float32 of that shape;
+    bank_dtype: what the ReferenceNet's tokens are rounded to, None = not at all; composites: whether a scene, if
+    given, shows around the character in the output; paste_back: whether the output is the scene outside the mask,
+    which then must be of the scene's size; round: whether pixels are rounded or, as in the releases, truncated.
+    """
+
+    canvas: Callable[[Size | None, Size, Size | None, int], Canvas]
+    cut_out: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    reference: Callable[[np.ndarray, Canvas], np.ndarray]
+    clip_view: Callable[[np.ndarray], np.ndarray]
+    mask: Callable[[np.ndarray, Canvas, torch.Size], Tensor]
+    windows: Callable[[int, float], Windows]
+    noise: Callable[[Sequence[int], torch.Generator], Tensor]
+    bank_dtype: torch.dtype | None
+    composites: bool
+    paste_back: bool
+    round: bool
+
+
+def canvas_of_pose(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
+    """The releases' canvas: the size asked for or the poses', rounded down; all pictures are squashed to it."""
+    width, height = (side // multiple * multiple for side in size or pose)
+    if not (width and height):
+        raise UserError(f"The size {size or pose} is smaller than one latent pixel; use at least {multiple}.")
+    return Canvas((width, height), (width, height), (width, height))
+
+
+def channel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """The releases' noise (F, c, h, w): all frames of a channel are drawn before the next channel."""
+    frames, channels, height, width = shape
+    return torch.randn((channels, frames, height, width), generator=generator).movedim(0, 1)
+
+
+def frame_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Noise (F, c, h, w), drawn frame by frame."""
+    return torch.randn(shape, generator=generator)
+
+
+def canvas_of_scene(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
+    """The scene, or else the poses, fitted into the size asked for in its own proportions, then padded.
+
+    Raises UserError where poses and scene have different proportions.
+    """
+    source = scene or pose
+    # A skeleton drawn for another picture format would put the character elsewhere.
+    if abs(pose[0] * source[1] / (pose[1] * source[0]) - 1) > 0.05:
+        raise UserError(
+            f"The pose frames are {pose[0]}x{pose[1]} but the scene is {source[0]}x{source[1]}; give poses of "
+            "the scene's proportions."
+        )
+    scale = min(size[0] / source[0], size[1] / source[1]) if size else 1.0
+    inner = tuple(max(1, round(side * scale)) for side in source)
+    return Canvas(scene or inner, inner, tuple(-(-side // multiple) * multiple for side in inner))
+
+
+def on_black(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """The character alone, as in training (paper 3.2, "Reference Identity Preservation")."""
+    if alpha is None:
+        return picture
+    return np.rint(picture * (alpha[..., None] / 255.0)).astype(np.uint8)
+
+
+def letterbox(picture: np.ndarray, size: Size, mode: str = "constant") -> np.ndarray:
+    """The whole picture, its proportions kept, in the middle of one of `size`: black, or its edges repeated."""
+    scale = min(size[0] / picture.shape[1], size[1] / picture.shape[0])
+    width, height = (max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0]))
+    x, y = (size[0] - width) // 2, (size[1] - height) // 2
+    bands = [(y, size[1] - height - y), (x, size[0] - width - x), (0, 0)]
+    return np.pad(resize(picture, (width, height)), bands, mode)

@@ -1,0 +1,104 @@
+"""What a system is: the one place everything else asks when systems differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..errors import UserError
+from .recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a system's release lies on disk.
+
+    files: every name that `write` may leave in a folder; recognises(folder): whether it holds this layout;
+    read(folder) -> networks and settings, raising UserError for what is missing or does not belong together;
+    write(checkpoint, folder, dtype or None to keep each weight's own).
+    """
+
+    files: tuple[str, ...]
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Checkpoint]
+    write: Callable[[Checkpoint, Path, torch.dtype | None], None]
+
+
+@dataclass(frozen=True)
+class System:
+    """One of the published methods this package runs and trains.
+
+    title: its name for people; command: the command that runs it; purpose: what it does, as "... which <purpose>";
+    reads_scene: whether the denoising UNet is given the scene's latents and the mask beside the noisy latents;
+    steps, guidance_scale: the release's, where neither the caller nor the model's settings say otherwise.
+    """
+
+    name: str
+    title: str
+    command: str
+    purpose: str
+    reads_scene: bool
+    steps: int
+    guidance_scale: float
+    recipes: Mapping[str, Recipe]
+    layout: Layout
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name. Raises UserError for an unknown one."""
+        if name not in self.recipes:
+            known = ", ".join(map(repr, sorted(self.recipes)))
+            raise UserError(f"There is no recipe '{name}'; use one of {known}.")
+        return self.recipes[name]
+
+    def sampling(
+        self, settings: Mapping[str, Any], steps: int | None = None, guidance_scale: float | None = None
+    ) -> tuple[int, float]:
+        """Steps and guidance scale: those asked for, or else the model's `settings`, or else the release's."""
+        if steps is None:
+            steps = settings.get("steps", self.steps)
+        if guidance_scale is None:
+            guidance_scale = settings.get("guidance_scale", self.guidance_scale)
+        return steps, guidance_scale
+
+    def in_channels(self, latent_channels: int) -> int:
+        """Channels of the denoising UNet's input, for latents of so many."""
+        return 2 * latent_channels + 1 if self.reads_scene else latent_channels
+
+    def unet_input(self, noisy: Tensor, scene: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The denoising UNet's input [N, in_channels, h, w].
+
+        noisy: latents [N, c, h, w]; scene: latents of that shape, and mask [N, 1, h, w] in 0..1, both None for a
+        system that reads neither.
+        """
+        if not self.reads_scene:
+            return noisy
+        return torch.cat([noisy, scene.to(noisy), mask.to(noisy)], dim=1)
+
+    def check_inputs(self, scene: Any, mask: Any, pose: Any, recipe: Recipe) -> None:
+        """Raises UserError where an input (None = not given) is missing, or is one this system cannot use."""
+        if pose is None:
+            raise UserError("There is no pose; give the skeletons of the motion.")
+        if self.reads_scene:
+            if scene is None or mask is None:
+                raise UserError(
+                    "This model replaces a person in a scene: give scene and mask, or load a model of Animate "
+                    "Anyone, which needs neither."
+                )
+        elif scene is None and mask is not None:
+            raise UserError("There is a mask but no scene; give both, or neither.")
+        elif scene is not None and not recipe.composites:
+            raise UserError(f"{self.title}'s release knows no scene; leave it out, or use the recipe 'default'.")
+
+    def check_command(self, command: str, model: str) -> None:
+        """Raises UserError where `command` runs another system than this one, that of `model`."""
+        if command != self.command:
+            raise UserError(
+                f"{model} is a model of {self.title}, which {self.purpose}: use 'anycharv {self.command}', or "
+                f"give a model for 'anycharv {command}'."
+            )
