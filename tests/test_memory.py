@@ -21,7 +21,7 @@ REAL = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from conftest import CONFIGS
-from anycharv_core.checkpoints.checkpoint import untrained
+from anycharv_core.checkpoints.networks import untrained
 from training.memory import _step
 torch.set_num_threads(1)
 nets = untrained(CONFIGS)
