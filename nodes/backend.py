@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.encode import Clip
+from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.jobs.replace import working_size
 from ..anycharv_core.media.canvas import Canvas, nearest_multiple
@@ -77,7 +77,7 @@ class ComfyPipeline(Pipeline):
     def sample_clip(
         self,
         recipe: Recipe,
-        clip: Clip,
+        clip: EncodedVideo,
         picture: np.ndarray,
         embeds: Tensor,
         noise: Tensor,
@@ -94,7 +94,7 @@ class ComfyPipeline(Pipeline):
 
 
 def conditionings(
-    clip: Clip, shape: tuple[int, ...], tokens: list[Tensor], embeds: Tensor
+    clip: EncodedVideo, shape: tuple[int, ...], tokens: list[Tensor], embeds: Tensor
 ) -> tuple[list[Any], list[Any]]:
     """positive and negative CONDITIONING of the clip, whose latents have this shape, for the ReferenceNet's tokens
     and embedding [1, D]."""

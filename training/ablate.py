@@ -28,7 +28,7 @@ from anycharv_core import Pipeline
 from anycharv_core.bench.puppets import Method, Setup, measure, of_model, references, sheet_titles
 from anycharv_core.bench.report import NOT_MEASURED, markdown, summarise
 from anycharv_core.files import atomic_path
-from anycharv_core.inference.encode import Clip
+from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.media.sheet import sheet
 from training import commands, train
 from training.config import read_config
@@ -77,7 +77,7 @@ VARIANTS = {
 class Untold(Pipeline):
     """A pipeline whose networks are not told the mask."""
 
-    def read_clip(self, *args: Any, **kwargs: Any) -> Clip:
+    def read_clip(self, *args: Any, **kwargs: Any) -> EncodedVideo:
         clip = super().read_clip(*args, **kwargs)
         return replace(clip, mask=torch.zeros_like(clip.mask))
 

@@ -19,7 +19,7 @@ CHUNK_PIXELS = 2**19  # pixels that go through the VAE at a time
 
 
 @dataclass(frozen=True)
-class Clip:
+class EncodedVideo:
     """What one clip has become for the sampler.
 
     scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; both None where the network takes none; poses:
@@ -41,7 +41,7 @@ def encode_clip(
     mask: Frames,
     pose: Frames,
     size: Size | None,
-) -> Clip:
+) -> EncodedVideo:
     """Encodes scene, mask and pose, given and sized as in `Pipeline.__call__`; scene and mask are read once.
 
     encode: pictures uint8 [N, H, W, 3] -> latents [N, c, h, w]; multiple: pixels a latent pixel is wide.
@@ -80,7 +80,7 @@ def encode_clip(
         flush()
     if recipe.paste_back and not any(present):
         raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
-    return Clip(canvas, torch.cat(latents), torch.cat(masks).to(latents[0].device), poses, tuple(present))
+    return EncodedVideo(canvas, torch.cat(latents), torch.cat(masks).to(latents[0].device), poses, tuple(present))
 
 
 def place_poses(
@@ -90,7 +90,7 @@ def place_poses(
     mask: Frames | None,
     pose: Frames,
     size: Size | None,
-) -> Clip:
+) -> EncodedVideo:
     """As `encode_clip`, for a network that takes neither scene nor mask: they are only checked."""
     streams = {"pose": checked("pose", pose, 3)}
     if scene is not None:
@@ -110,7 +110,7 @@ def place_poses(
         poses.append(canvas.place(row[0]))
     if canvas is None:
         raise UserError("The pose has no frames; give at least one.")
-    return Clip(canvas, None, None, poses, (True,) * len(poses))
+    return EncodedVideo(canvas, None, None, poses, (True,) * len(poses))
 
 
 def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -25,7 +25,7 @@ from ..models.schedule import schedule_of
 from ..models.windows import Windows
 from ..systems import read_checkpoint, system_of
 from ..systems.recipes import Recipe
-from .encode import Clip, encode_clip, frames_at_a_time, place_poses, split_reference
+from .encode import EncodedVideo, encode_clip, frames_at_a_time, place_poses, split_reference
 from .sampling import sample
 
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
@@ -52,7 +52,7 @@ class Prepared:
     the latents, (F, c, h, w); key: the colour behind the character that is to be taken out again, or None.
     """
 
-    clip: Clip
+    clip: EncodedVideo
     picture: np.ndarray
     embeds: Tensor
     shape: tuple[int, ...]
@@ -212,7 +212,7 @@ class Pipeline:
 
     def read_clip(
         self, recipe: Recipe, scene: Frames | None, mask: Frames | None, pose: Frames, size: Size | None
-    ) -> Clip:
+    ) -> EncodedVideo:
         """What this network takes of scene, mask and pose, given and sized as in `__call__`.
 
         Raises UserError where they do not fit together.
@@ -231,7 +231,7 @@ class Pipeline:
     def sample_clip(
         self,
         recipe: Recipe,
-        clip: Clip,
+        clip: EncodedVideo,
         picture: np.ndarray,
         embeds: Tensor,
         noise: Tensor,
@@ -253,7 +253,7 @@ class Pipeline:
         return latents.clone()
 
     def _denoiser(
-        self, clip: Clip, bank: list[tuple[Tensor, Tensor]], embeds: Tensor, guidance: float
+        self, clip: EncodedVideo, bank: list[tuple[Tensor, Tensor]], embeds: Tensor, guidance: float
     ) -> Callable[[Tensor, int, Sequence[int]], Tensor]:
         nets = self.networks
         guided = guidance > 1
@@ -278,7 +278,7 @@ class Pipeline:
         self,
         recipe: Recipe,
         latents: Tensor,
-        clip: Clip,
+        clip: EncodedVideo,
         put: Callable[[np.ndarray], np.ndarray],
         seconds: dict[str, float],
     ) -> Iterator[np.ndarray]:

@@ -1,0 +1,181 @@
+"""Where the networks live: what a pipeline asks of them, and the answer in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoints.networks import Networks
+from ..media.frames import FrameStore
+from ..media.imaging import clip_input, to_unit
+from ..models.guidance import guide, is_guided
+from ..models.schedule import NoiseSchedule, schedule_of
+from ..models.windows import Windows
+from ..systems import System, system_of
+from .encode import EncodedVideo, frames_at_a_time
+from .sampling import sample
+
+Progress = Callable[[int, int], None]
+"""(denoising calls done, in all); what it raises stops the sampling."""
+
+
+class Backend(Protocol):
+    """The networks of one model, wherever they are kept.
+
+    system: the method they are of; settings: the model's recommended ones; multiple: the pixels a latent pixel is
+    wide; latent_channels: c below.
+    """
+
+    @property
+    def system(self) -> System: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def latent_channels(self) -> int: ...
+
+    def encode(self, pictures: np.ndarray) -> Tensor:
+        """Pictures uint8 [N, H, W, 3] -> scaled mean latents float32 [N, c, h, w]."""
+        ...
+
+    def decode(self, latents: Tensor, rounded: bool = True) -> np.ndarray:
+        """Scaled latents [N, c, h, w] -> uint8 [N, H, W, 3], rounded or (as the releases do) truncated."""
+        ...
+
+    def embed(self, picture: np.ndarray) -> Tensor:
+        """A reference uint8 [H, W, 3], squashed to CLIP's square -> image_embed [1, D]."""
+        ...
+
+    def reference_tokens(self, latents: Tensor, image_embed: Tensor) -> list[Tensor]:
+        """The reference's latents [1, c, h, w] and image_embed [1, D] -> tokens [1, T, C] per spatial block."""
+        ...
+
+    def denoise(
+        self,
+        video: EncodedVideo,
+        tokens: Sequence[Tensor],
+        image_embed: Tensor,
+        noise: Tensor,
+        steps: int,
+        guidance_scale: float,
+        windows: Windows,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Noise float32 [F, c, h, w] -> the video's latents float32 [F, c, h, w] with the reference in it.
+
+        tokens, image_embed: of the reference, as `reference_tokens` and `embed` give them.
+        """
+        ...
+
+
+class TorchBackend:
+    """A `Backend` whose networks lie in memory, on the device and in the number format of the denoising UNet."""
+
+    def __init__(self, networks: Networks, settings: Mapping[str, Any] | None = None):
+        cfg = networks.denoising_unet.cfg
+        self.networks = networks
+        self.settings: Mapping[str, Any] = settings or {}
+        self.system = system_of(cfg)
+        self.schedule = schedule_of(self.settings)
+        self.multiple = 2 ** (len(networks.vae.config.block_out_channels) - 1)
+        self.latent_channels: int = cfg.out_channels
+        weight = networks.denoising_unet.conv_in.weight
+        self.device, self.dtype = weight.device, weight.dtype
+
+    @torch.inference_mode()
+    def encode(self, pictures: np.ndarray) -> Tensor:
+        vae = self.networks.vae
+        pixels = (2.0 * to_unit(pictures) - 1.0).to(self.device, self.dtype)
+        latents: Tensor = vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor
+        return latents
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, rounded: bool = True) -> np.ndarray:
+        vae = self.networks.vae
+        decoded: Tensor = vae.decode((latents / vae.config.scaling_factor).to(self.dtype)).sample.float()
+        levels = (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1) * 255
+        return (levels.round() if rounded else levels).byte().cpu().numpy()
+
+    @torch.inference_mode()
+    def embed(self, picture: np.ndarray) -> Tensor:
+        encoder = self.networks.image_encoder
+        pixels = clip_input(picture, encoder.config.image_size)
+        image_embed: Tensor = encoder(pixels.to(self.device, self.dtype)).image_embeds
+        return image_embed
+
+    @torch.inference_mode()
+    def reference_tokens(self, latents: Tensor, image_embed: Tensor) -> list[Tensor]:
+        return self.networks.reference_unet(latents.to(self.dtype), image_embed)
+
+    def denoise(
+        self,
+        video: EncodedVideo,
+        tokens: Sequence[Tensor],
+        image_embed: Tensor,
+        noise: Tensor,
+        steps: int,
+        guidance_scale: float,
+        windows: Windows,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        unet = self.networks.denoising_unet
+        guided = is_guided(guidance_scale)
+        with torch.inference_mode():
+            bank = unet.project_bank(tokens)
+            poses = self._pose_features(video, sorted(set().union(*windows.indices)))
+            both = torch.cat([torch.zeros_like(image_embed), image_embed])
+
+            def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
+                rows, frames = list(index), len(index)
+                scene = None if video.scene is None else video.scene[rows]
+                mask = None if video.mask is None else video.mask[rows]
+                x = self.system.unet_input(x, scene, mask).to(self.dtype)
+                pose, at = poses.take(rows), torch.full((1,), t, device=self.device)
+                if not guided:
+                    return unet(x, at, image_embed, pose, bank, frames)
+                x, pose = x.repeat(2, 1, 1, 1), pose.repeat(2, 1, 1, 1)
+                image = both.repeat_interleave(frames, dim=0)
+                v = unet(x, at, image, pose, bank, frames, plain_rows=frames).float()
+                return guide(v, guidance_scale)
+
+            latents = sample(predict, noise.to(self.device), steps, windows, self.schedule, progress)
+        # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
+        return latents.clone()
+
+    def _pose_features(self, video: EncodedVideo, frames: Sequence[int]) -> _Features:
+        """What the pose guider makes of these frames' skeletons: it depends on no step and no window."""
+        features = _Features(self.device)
+        batch = frames_at_a_time(video.canvas.padded)
+        for start in range(0, len(frames), batch):
+            rows = frames[start : start + batch]
+            skeletons = to_unit(video.poses.take(rows)).to(self.device, self.dtype)
+            features.add(rows, self.networks.pose_guider(skeletons))
+        return features
+
+
+class _Features:
+    """Tensors of one shape by frame, kept off the device: for a long video they take gigabytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._store = FrameStore()
+        self._places: dict[int, int] = {}
+        self._device = device
+        self._dtype = torch.float32
+
+    def add(self, frames: Iterable[int], features: Tensor) -> None:
+        self._dtype = features.dtype
+        for frame, feature in zip(frames, features.cpu().contiguous(), strict=True):
+            self._places[frame] = len(self._store)
+            self._store.append(feature.view(torch.uint8).numpy())
+
+    def take(self, frames: Iterable[int]) -> Tensor:
+        """[frames, C, h, w] on the device."""
+        found = torch.from_numpy(self._store.take([self._places[frame] for frame in frames]))
+        return found.view(self._dtype).to(self._device)
