@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -33,10 +34,9 @@ from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE, SD15
 from anycharv_core.systems.animate_anyone import RECIPES as ANIMATE_RECIPES
 from anycharv_core.systems.anycharv import ANYCHARV
 
-PARITY = Path(__file__).parents[2] / "shared" / "parity" / "moore"
-DWPOSE = PARITY.parent / "pose_drawing" / "real_dwpose.mp4"
-recorded = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded outputs beside this checkout")
-CASES = sorted(path.name for path in (PARITY / "public" / "cases").glob("*"))
+MOORE = needs.PARITY / "moore"
+recorded = needs.recorded(MOORE)
+CASES = sorted(path.name for path in (MOORE / "public" / "cases").glob("*"))
 
 SIZE, FRAMES = 32, 5
 V1 = NoiseSchedule(epsilon=True, zero_snr=False, leading=True)
@@ -95,15 +95,15 @@ def inputs() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def release() -> Pipeline:
-    return Pipeline.from_pretrained(PARITY / "public" / "models" / "m0")
+    return Pipeline.from_pretrained(MOORE / "public" / "models" / "m0")
 
 
 @recorded
 @pytest.mark.parametrize("name", CASES)
 def test_latents_equal_the_release(release: Pipeline, name: str) -> None:
-    case = json.loads((PARITY / "public" / "cases" / name / "case.json").read_text())
-    golden = load_file(PARITY / "public" / "cases" / name / "golden.safetensors")
-    given = np.load(PARITY / "public" / case["inputs"])
+    case = json.loads((MOORE / "public" / "cases" / name / "case.json").read_text())
+    golden = load_file(MOORE / "public" / "cases" / name / "golden.safetensors")
+    given = np.load(MOORE / "public" / case["inputs"])
     out = release(
         given["ref"],
         pose=given["pose"],
@@ -121,7 +121,7 @@ def test_latents_equal_the_release(release: Pipeline, name: str) -> None:
 @recorded
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_schedules_are_those_of_the_release(version: str) -> None:
-    table = json.loads((PARITY / "scheduler.json").read_text())[version]
+    table = json.loads((MOORE / "scheduler.json").read_text())[version]
     schedule = NoiseSchedule.from_dict(table["kwargs"])
     assert schedule == (V1 if version == "v1" else NoiseSchedule())
     np.testing.assert_allclose(alphas_cumprod(schedule.zero_snr), table["alphas_cumprod"], atol=1e-6)
@@ -132,7 +132,7 @@ def test_schedules_are_those_of_the_release(version: str) -> None:
 
 @recorded
 def test_windows_are_those_of_the_release() -> None:
-    for case in json.loads((PARITY / "context_windows.json").read_text()):
+    for case in json.loads((MOORE / "context_windows.json").read_text()):
         if (case["context_stride"], case["step"]) == (1, 0):
             sizes = case["context_size"], case["context_overlap"]
             windows = closed_loop_windows(case["num_frames"], True, *sizes)
@@ -521,12 +521,13 @@ def test_a_skeleton_video_gives_its_times(model: Path, files: dict, tmp_path: Pa
     assert len(list(read_frames(tmp_path / "out.mp4"))) == FRAMES
 
 
-@pytest.fixture(params=["drawn", "of a real clip"])
+DWPOSE = needs.PARITY / "pose_drawing" / "real_dwpose.mp4"
+
+
+@pytest.fixture(params=["drawn", pytest.param("of a real clip", marks=needs.recorded(DWPOSE))])
 def skeletons(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A video of skeletons: ours, or what DWPose found in a filmed clip."""
     if request.param != "drawn":
-        if not DWPOSE.is_file():
-            pytest.skip("no recorded DWPose clip beside this checkout")
         return DWPOSE
     with VideoWriter(tmp_path / "drawn.mp4", 94, 142, rate=Fraction(25)) as writer:
         for step in range(FRAMES):

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_flicker_raises_the_warp_error_alone(task) -> None:
 
 
 def test_our_ssim_is_that_of_torchmetrics_on_floats() -> None:
-    functional = pytest.importorskip("torchmetrics.functional.image")
+    functional = needs.installed("torchmetrics", module="torchmetrics.functional.image")
     rng = np.random.default_rng(0)
     a = rng.integers(256, size=(40, 37), dtype=np.uint8)
     b = np.clip(a + rng.normal(0, 30, a.shape), 0, 255).astype(np.uint8)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
+import needs
 import numpy as np
 import pytest
 import torch
@@ -435,7 +436,7 @@ def test_bad_options_are_named(
     refused(run(*command(files, tiny_model, tmp_path / "a.mp4", **{option: value})), words)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@needs.no_gpu
 def test_a_missing_gpu_is_named(files: Files, tiny_model: Path, tmp_path: Path, run: Run) -> None:
     refused(run(*command(files, tiny_model, tmp_path / "a.mp4", device="cuda")), "no CUDA device")
 

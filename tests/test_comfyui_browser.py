@@ -34,13 +34,13 @@ RESOLVE = (
 def lacking() -> str | None:
     """What is missing for these tests on this machine."""
     if COMFYUI is None:
-        return "no ComfyUI at COMFYUI_PATH or in the home folder"
+        return "needs a ComfyUI (COMFYUI_PATH)"
     if CHROMIUM is None:
-        return "no Chromium in the PATH or named by CHROMIUM"
+        return "needs Chromium (CHROMIUM, or in the PATH)"
     if shutil.which("node") is None:
-        return "no node in the PATH"
+        return "needs node in the PATH"
     if subprocess.run(["node", "-e", RESOLVE], capture_output=True, check=False).returncode:
-        return "no playwright-core: npm install it in a folder and name that in PLAYWRIGHT_CORE"
+        return "needs playwright-core: npm install it in a folder and name that in PLAYWRIGHT_CORE"
     return None
 
 

@@ -8,11 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import torch
 from comfyui_server import (
-    COMFYUI,
     ExecutionFailed,
     PromptRefused,
     Server,
@@ -29,10 +29,7 @@ from anycharv_core.systems import read_checkpoint, write_folder
 FRAMES, OTHER = 8, 5
 Prompt = dict[str, Any]
 
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.skipif(COMFYUI is None, reason="no ComfyUI at COMFYUI_PATH or in the home folder"),
-]
+pytestmark = [pytest.mark.comfyui, needs.comfyui]
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
-from comfyui_server import COMFYUI, ExecutionFailed, Server, shared_server
+from comfyui_server import ExecutionFailed, Server, shared_server
 from PIL import Image
 from tiny_onnx import write_detector, write_pose
 from tiny_sam2 import save_tiny
@@ -29,10 +30,7 @@ EMBEDDED = [
 ]
 Prompt = dict[str, Any]
 
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.skipif(COMFYUI is None, reason="no ComfyUI at COMFYUI_PATH or in the home folder"),
-]
+pytestmark = [pytest.mark.comfyui, needs.comfyui]
 
 
 def clip(*people: tuple[int, range, bool]) -> list[np.ndarray]:
@@ -376,7 +374,7 @@ def test_interrupt_stops_finding_poses(server: Server) -> None:
 
 def test_embedded_models_cut_a_puppet_out(server: Server) -> None:
     if not all(path.exists() for path in EMBEDDED):
-        pytest.skip("the embedded preprocessors' weights are not in this checkout")
+        pytest.skip("needs the embedded preprocessors' weights")
     swap = sample_swap(3, 8, 256)
     with VideoWriter(server.base / "input" / "puppet.mp4", 256, 256, rate=Fraction(24)) as writer:
         for frame in swap.driving.frames:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import needs
 import numpy as np
 import pytest
 from comfyui_server import (
     BYPASSED,
-    COMFYUI,
     MUTED,
     PACK,
     PYTHON,
@@ -39,10 +39,7 @@ NO_DOWNLOAD = {"quick_start": 24, "long_video": 72, "animate_anyone": 24}
 BARE_VIDEO = "preprocess_video"  # needs no download either, but a clip
 SIZE, FRAMES = 64, 8
 
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.skipif(COMFYUI is None, reason="no ComfyUI at COMFYUI_PATH or in the home folder"),
-]
+pytestmark = [pytest.mark.comfyui, needs.comfyui]
 
 
 def load(name: str) -> dict[str, Any]:
@@ -264,5 +261,5 @@ def pictures(*arguments: str) -> np.ndarray:
 
 def test_novram_gives_the_same_pictures() -> None:
     if not has_cuda():
-        pytest.skip("ComfyUI takes --novram only without --cpu, and there is no GPU here")
+        pytest.skip("needs a GPU: ComfyUI takes --novram only without --cpu")
     assert np.abs(pictures("--novram") - pictures()).max() <= 1

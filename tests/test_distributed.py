@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import torch
 import yaml
@@ -85,7 +86,7 @@ def test_two_processes_log_the_losses_of_one(config: Path, tmp_path: Path) -> No
             assert shared[key] == pytest.approx(alone[key], rel=1e-4), (alone["step"], key)
 
 
-@pytest.mark.skipif(not os.environ.get("ANYCHARV_SLOW"), reason="half a minute; ANYCHARV_SLOW=1 runs it")
+@needs.patience
 def test_two_processes_that_share_the_weights_log_the_losses_of_one(tmp_path: Path) -> None:
     config = write(tmp_path / "config", dropping(ema=0, motion=True))
     alone = train(config, tmp_path / "alone", 1)
@@ -101,7 +102,7 @@ def no_card(config: Path, out: Path, said: Path) -> None:
     os._exit(main([str(config), "--out", str(out)]))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a card")
+@needs.no_gpu
 def test_processes_that_do_not_find_each_other_stop(config: Path, tmp_path: Path) -> None:
     alone = FORK.Process(target=no_card, args=(config, tmp_path / "out", tmp_path / "said"))
     alone.start()

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import needs
 import numpy as np
 import onnxruntime
 import pytest
@@ -21,8 +21,8 @@ from anycharv_core.media.pose import clean_pose, draw_pose
 from anycharv_core.preprocess import sessions, simcc, yolox
 from anycharv_core.preprocess.dwpose import DWPose, to_pose
 
-PARITY = Path(__file__).parents[2] / "shared" / "parity" / "dwpose"
-RECORDED = sorted(PARITY.glob("*.npz"))
+OFFICIAL = needs.PARITY / "dwpose"
+RECORDED = sorted(OFFICIAL.glob("*.npz"))
 SIDE = 64
 CROP = (288, 384)
 # DWPose's order of a person by COCO-WholeBody numbers (-1: neck), written out from the two definitions.
@@ -61,10 +61,10 @@ def noise(seed, *shape):
 # --- the official results
 
 
-@pytest.mark.skipif(not RECORDED, reason="no recorded DWPose results beside this checkout")
+@needs.recorded(OFFICIAL)
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_recorded_results(path):
-    net = DWPose(PARITY / "yolox_l.onnx", PARITY / "dw-ll_ucoco_384.onnx", device="cpu")
+    net = DWPose(OFFICIAL / "yolox_l.onnx", OFFICIAL / "dw-ll_ucoco_384.onnx", device="cpu")
     recorded = np.load(path)
     frames = recorded["frame_rgb"][None]
     (boxes,) = net.detect(frames)
@@ -107,7 +107,7 @@ def test_suppression_by_definition(count):
 
 @pytest.mark.parametrize("limit", [0.2, 0.45, 0.7])
 def test_suppression_equals_torchvision(limit):
-    ops = pytest.importorskip("torchvision.ops")
+    ops = needs.installed("torchvision", module="torchvision.ops")
     import torch
 
     boxes, scores = crowd(7, 400)
@@ -115,7 +115,7 @@ def test_suppression_equals_torchvision(limit):
     try:
         expected = ops.nms(torch.from_numpy(wider), torch.from_numpy(scores), limit)
     except RuntimeError as error:
-        pytest.skip(f"torchvision does not fit torch: {error}")
+        pytest.skip(f"needs torchvision: it does not fit torch ({error})")
     assert yolox.suppress(boxes, scores, limit).tolist() == expected.tolist()
 
 

@@ -24,7 +24,7 @@ from anycharv_core.media.pose import clean_pose, write_poses
 from anycharv_core.media.video_write import VideoWriter, write_masks
 
 FRAMES, HEIGHT, WIDTH = 4, 24, 32
-SSIM = pytest.mark.skipif(find_spec("torchmetrics") is None, reason="torchmetrics is not installed")
+SSIM = pytest.mark.skipif(find_spec("torchmetrics") is None, reason="needs torchmetrics")
 
 
 def write_clip(folder: Path, frames: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import needs
 import pytest
 import torch
 from comfyui_server import COMFYUI, PYTHON
@@ -31,7 +32,7 @@ from training.lora import (
     write_lora,
 )
 
-pytest.importorskip("peft")
+needs.installed("peft")
 REPO = Path(__file__).parents[1]
 
 
@@ -187,7 +188,7 @@ print(json.dumps({"patches": len(loaded.patches), "changed": float((plain - besi
 
 
 @pytest.mark.comfyui
-@pytest.mark.skipif(COMFYUI is None, reason="no ComfyUI at COMFYUI_PATH or in the home folder")
+@needs.comfyui
 def test_comfyui_reads_the_file_and_samples_as_with_the_merged_model(tmp_path: Path) -> None:
     checkpoint = read_checkpoint("embedded")
     unet = DenoisingUNet(UNetConfig.from_dict(checkpoint.configs["denoising_unet"]))

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_all_backends_give_the_same_results(monkeypatch) -> None:
 
 
 def test_ray_gives_the_same_pairs(job: Job, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", minversion="2.9")
+    ray = needs.installed("ray", (2, 9))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         far = replace(job, out=tmp_path / "far")

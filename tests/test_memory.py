@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 import torch
 from conftest import CONFIGS
@@ -51,7 +52,7 @@ def choose(checkpointing: bool):
     return chosen
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's memory there")
+@needs.proc
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_takes_what_was_reckoned(checkpointing: bool) -> None:
     reckoned = phase_memory(CONFIGS, (64, 64), 4, 2, choose(checkpointing), precision="fp32")

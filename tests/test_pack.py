@@ -343,7 +343,7 @@ def test_the_registry_gets_what_the_nodes_need_and_nothing_else(ignored: Any) ->
 
 
 def test_registry_metadata() -> None:
-    tomllib = pytest.importorskip("tomllib")  # the standard library's since Python 3.11
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11: no tomllib")
     project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
     comfy, metadata = project["tool"]["comfy"], project["project"]
     assert metadata["name"] == "anycharv"

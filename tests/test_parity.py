@@ -1,8 +1,8 @@
 """The official recipe against outputs recorded from the official release."""
 
 import json
-from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -10,21 +10,21 @@ from safetensors.torch import load_file
 
 from anycharv_core import Pipeline
 
-PARITY = Path(__file__).parents[2] / "shared" / "parity" / "public"
-pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded outputs beside this checkout")
-CASES = sorted(path.name for path in (PARITY / "cases").glob("*")) if PARITY.is_dir() else []
+RECORDED = needs.PARITY / "public"
+pytestmark = needs.recorded(RECORDED)
+CASES = sorted(path.name for path in (RECORDED / "cases").glob("*"))
 
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    return Pipeline.from_pretrained(PARITY / "models" / "m0")
+    return Pipeline.from_pretrained(RECORDED / "models" / "m0")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_latents_equal_the_release(pipe: Pipeline, name: str) -> None:
-    case = json.loads((PARITY / "cases" / name / "case.json").read_text())
-    golden = load_file(PARITY / "cases" / name / "golden.safetensors")
-    inputs = np.load(PARITY / case["inputs"])
+    case = json.loads((RECORDED / "cases" / name / "case.json").read_text())
+    golden = load_file(RECORDED / "cases" / name / "golden.safetensors")
+    inputs = np.load(RECORDED / case["inputs"])
     out = pipe(
         inputs["ref"],
         inputs["tgt"],

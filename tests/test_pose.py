@@ -3,9 +3,9 @@
 import hashlib
 import json
 import random
-from pathlib import Path
 
 import cv2
+import needs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ from anycharv_core.media.pose import (
     write_poses,
 )
 
-PARITY = Path(__file__).parents[2] / "shared" / "parity" / "pose_drawing"
+RECORDED = needs.PARITY / "pose_drawing"
 COUNTS = {
     "pose_keypoints_2d": 18,
     "face_keypoints_2d": 68,
@@ -61,10 +61,10 @@ def body_only(points, width=64, height=64):
     return {"canvas_width": width, "canvas_height": height, "people": [person]}
 
 
-@pytest.mark.skipif(not PARITY.is_dir(), reason="the recorded official drawings are not beside the repository")
+@needs.recorded(RECORDED)
 def test_drawing_equals_the_recorded_official_ones():
-    for index, frame in enumerate(json.loads((PARITY / "poses.json").read_text())):
-        recorded = cv2.imread(str(PARITY / f"{index:02d}.png"))[..., ::-1]
+    for index, frame in enumerate(json.loads((RECORDED / "poses.json").read_text())):
+        recorded = cv2.imread(str(RECORDED / f"{index:02d}.png"))[..., ::-1]
         assert np.array_equal(draw_pose(frame), recorded), index
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 
@@ -278,7 +279,7 @@ def test_the_embedded_networks_find_a_puppet(tmp_path: Path) -> None:
 
 
 def test_ray_makes_the_same(material, prepared, tmp_path: Path, monkeypatch) -> None:
-    ray = pytest.importorskip("ray", minversion="2.9")
+    ray = needs.installed("ray", (2, 9))
     folder, _ = material
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)

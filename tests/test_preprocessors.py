@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import needs
 import numpy as np
 import onnxruntime
 import pytest
@@ -116,7 +117,7 @@ def test_the_nets_are_called_as_the_released_ones(path, inputs, outputs, limit):
 
 @pytest.mark.parametrize("path", [DETECTOR, POSE])
 def test_the_nets_have_the_released_opset(path):
-    onnx = pytest.importorskip("onnx")
+    onnx = needs.installed("onnx")
     assert [(entry.domain, entry.version) for entry in onnx.load(path).opset_import] == [("", 13)]
 
 

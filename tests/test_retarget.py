@@ -1,8 +1,8 @@
 """The reference's proportions on the driving skeleton: lengths, angles, the ground, and what is missing."""
 
 import json
-from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 
@@ -12,7 +12,6 @@ from anycharv_core.preprocess.retarget import retarget
 from anycharv_core.puppets.character import sample_character
 from anycharv_core.puppets.motion import sample_motion
 
-CLIPS = Path(__file__).parents[2] / "shared" / "clips"
 pytestmark = pytest.mark.filterwarnings("error")
 
 # neck, shoulder, upper arm, forearm, trunk, pelvis, thigh, shin, head
@@ -309,10 +308,10 @@ def test_puppets_in_three_dimensions_take_on_each_others_build():
     assert np.isfinite([part(new) for new in result]).all()
 
 
-@pytest.mark.skipif(not CLIPS.is_dir(), reason="the recorded clips are not beside the repository")
+@needs.recorded(needs.CLIPS)
 @pytest.mark.parametrize("name", ["dance_indoor_1", "ski", "surf"])
 def test_recorded_clips_keep_their_ground(name):
-    poses = read_poses(CLIPS / name / "pose.json")
+    poses = read_poses(needs.CLIPS / name / "pose.json")
     result = retarget(poses, pose(figure(CARTOON)))
     for old, new in zip(poses, result, strict=True):
         feet = part(old)[[10, 13]]

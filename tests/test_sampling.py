@@ -2,8 +2,8 @@
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -14,8 +14,7 @@ from anycharv_core.inference.sampling import sample
 from anycharv_core.models.schedule import NoiseSchedule, add_noise, alphas_cumprod, ddim_step, ddim_timesteps
 from anycharv_core.models.windows import Windows, closed_loop_windows, linear_windows
 
-PARITY = Path(__file__).parents[2] / "shared" / "parity"
-needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="no recorded tables beside this checkout")
+recorded = needs.recorded(needs.PARITY)
 
 
 def test_schedule_is_the_rescaled_linear_one() -> None:
@@ -31,14 +30,14 @@ def test_trailing_timesteps_keep_the_offset_of_the_release() -> None:
     assert ddim_timesteps(48)[3] == (936, 916)
 
 
-@needs_parity
+@recorded
 def test_tables_equal_the_recorded_ones() -> None:
-    table = json.loads((PARITY / "scheduler.json").read_text())
+    table = json.loads((needs.PARITY / "scheduler.json").read_text())
     np.testing.assert_allclose(alphas_cumprod().numpy(), table["alphas_cumprod"], atol=1e-6)
     for steps, row in table["steps"].items():
         pairs = list(zip(row["timesteps"], row["prev_timestep"], strict=True))
         assert ddim_timesteps(int(steps)) == pairs
-    for case in json.loads((PARITY / "context_windows.json").read_text()):
+    for case in json.loads((needs.PARITY / "context_windows.json").read_text()):
         if (case["context_stride"], case["step"], case["closed_loop"]) == (1, 0, True):
             sizes = case["context_size"], case["context_overlap"]
             windows = closed_loop_windows(case["num_frames"], True, *sizes)

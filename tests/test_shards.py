@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -378,7 +379,7 @@ def test_missing_and_torn_shards_are_named(tmp_path: Path) -> None:
 
 
 def test_webdataset_reads_the_shards(shards: tuple[Path, list[np.ndarray]]) -> None:
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = needs.installed("webdataset")
     samples = list(webdataset.WebDataset(str(shards[0] / "000000.tar"), shardshuffle=False))
     clips = open_shards(shards[0])
     assert [sample["__key__"] for sample in samples] == [clip.key for clip in clips]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -309,7 +310,7 @@ def test_the_learning_rate() -> None:
 
 
 def test_a_lora_phase(tmp_path: Path) -> None:
-    pytest.importorskip("peft")
+    needs.installed("peft")
     config = recipe(steps=2)
     config["phases"]["lora"] = config["phases"]["compose"] | {"train": [], "lora": {"rank": 2}}
     out = tmp_path / "run"
@@ -354,7 +355,7 @@ def fails(capsys, *arguments: str) -> str:
 )
 def test_a_bad_config_is_named(tmp_path: Path, capsys, change: str, said: str) -> None:
     if "bitsandbytes" in said and "bitsandbytes" in sys.modules:
-        pytest.skip("bitsandbytes is installed")
+        pytest.skip("needs a machine without bitsandbytes")
     config = write(tmp_path, recipe())
     assert said in fails(capsys, str(config), "--out", str(tmp_path / "run"), "--cpu", "--set", change)
 
