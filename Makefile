@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-animate test test-comfyui lint clean
+.PHONY: demo demo-animate test tests test-comfyui lint clean
 
 demo: .venv/installed
 	$(BIN)/anycharv demo --out out/demo
@@ -9,7 +9,9 @@ demo: .venv/installed
 demo-animate: .venv/installed
 	$(BIN)/anycharv demo-animate --out out/demo-animate
 
-test: lint
+test: lint tests
+
+tests: .venv/installed
 	$(BIN)/python -m pytest -m "not comfyui"
 
 # Against the ComfyUI at COMFYUI_PATH, or else ~/comfy/ComfyUI.
@@ -26,7 +28,7 @@ lint: .venv/installed
 	$(PYTHON) -m venv .venv
 	sed -e 's/^opencv-python$$/opencv-python-headless/' -e 's/^onnxruntime-gpu.*/onnxruntime/' \
 		requirements.txt > .venv/requirements.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -r .venv/requirements.txt -r requirements-dev.txt -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -r .venv/requirements.txt -r requirements-dev.txt -e '.[train,eval]'
 	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/pack
 	touch $@
 
