@@ -14,9 +14,14 @@ test: lint tests
 tests: .venv/installed
 	$(BIN)/python -m pytest -m "not comfyui"
 
-# Against the ComfyUI at COMFYUI_PATH, or else ~/comfy/ComfyUI.
-test-comfyui: .venv/installed
+# Against the ComfyUI at COMFYUI_PATH, or else ~/comfy/ComfyUI, with the Python COMFYUI_PYTHON. Some tests run in
+# that Python, which this leaves as it is: it gets pytest from a folder of its own.
+test-comfyui: .venv/pytest-for-comfyui
 	$(BIN)/python -m pytest -m comfyui
+
+.venv/pytest-for-comfyui: .venv/installed
+	$(BIN)/python -m pip install -q --upgrade --target $@ -c constraints.txt pytest
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+# These run in ComfyUI's Python, by test_comfyui_nodes.py.
+collect_ignore = ["in_comfyui"]
+
 UNET: dict[str, Any] = {
     "in_channels": 9,
     "out_channels": 4,
