@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,35 @@ def resize(picture: np.ndarray, size: Size, method: Image.Resampling = Image.Res
     if (picture.shape[1], picture.shape[0]) == size:
         return picture
     return np.array(Image.fromarray(picture).resize(size, method))
+
+
+def resample(picture: np.ndarray, part: tuple[float, float, float, float], size: Size) -> np.ndarray:
+    """The part (x0, y0, x1, y1) of a picture uint8 [H, W] or [H, W, 3] -> the same at `size` (width, height).
+
+    The part is in pixels, of which pixel i covers i to i + 1. It must overlap the picture and may reach past it;
+    edges are repeated there. Antialiased; all of a picture gives what `resize` does.
+    """
+    (left, right), (top, bottom) = (
+        _filtered(low, high, out, side)
+        for low, high, out, side in zip(part[:2], part[2:], size, picture.shape[1::-1], strict=True)
+    )
+    height, width = picture.shape[:2]
+    seen = picture[max(0, top) : bottom, max(0, left) : right]
+    past = [(max(0, -top), max(0, bottom - height)), (max(0, -left), max(0, right - width))]
+    if np.any(past):
+        seen = np.pad(seen, past + [(0, 0)] * (picture.ndim - 2), "edge")
+    x0, y0, x1, y1 = part
+    box = (x0 - left, y0 - top, x1 - left, y1 - top)
+    if size == (seen.shape[1], seen.shape[0]) and box == (0, 0, *size):
+        return seen
+    return np.array(Image.fromarray(seen).resize(size, Image.Resampling.LANCZOS, box))
+
+
+def _filtered(low: float, high: float, out: int, side: int) -> tuple[int, int]:
+    """The pixels, first and one past the last, that scaling low..high of `side` pixels to `out` of them takes."""
+    reach = math.ceil(3 * max(1.0, (high - low) / out)) + 1
+    first, last = math.floor(low), math.ceil(high)
+    return min(first, max(0, first - reach)), max(last, min(side, last + reach))
 
 
 def to_unit(pictures: np.ndarray | Tensor) -> Tensor:
