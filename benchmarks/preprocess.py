@@ -143,7 +143,7 @@ def _score_points(
             continue
         limit = REACH * np.ptp(truth[inside, :2], axis=0).max()
         index = -1 if own is None else int(findings.tracks[own].people[t])
-        made = body_points(findings.poses[t], index) if index >= 0 else np.zeros((18, 3), np.float32)
+        made = body_points(findings.poses.people[t][index]) if index >= 0 else np.zeros((18, 3), np.float32)
         near = np.linalg.norm(made[:, :2] - truth[:, :2], axis=1) <= limit
         right = near & (made[:, 2] > MIN_SCORE)
         x, y = truth[:, :2].astype(int).T

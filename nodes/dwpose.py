@@ -9,7 +9,8 @@ import folder_paths
 import numpy as np
 from comfy_api.latest import io
 
-from ..anycharv_core.media.pose import draw_pose
+from ..anycharv_core.media.pose import Poses
+from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.preprocess.dwpose import DWPose
 from ..anycharv_core.preprocess.find import BATCH, batched, find_people
 from ..anycharv_core.preprocess.models import DETECTOR, EMBEDDED, WHOLE_BODY, pose_files
@@ -112,10 +113,11 @@ class AnyCharVDWPose(io.ComfyNode):
             tracks = [track.people for track in findings.tracks]
             openness = 10 ** (1 - 2 * smoothing)
             cutoffs = [openness * middle for middle in _SMOOTHING]
-            poses = smooth_poses(list(findings.poses), tracks, fps, findings.cuts, *cutoffs)
+            poses = smooth_poses(findings.poses, tracks, fps, findings.cuts, *cutoffs)
         else:
-            poses = []
+            people: list[np.ndarray] = []
             for batch in batched(frames, BATCH):
-                poses += poser(np.stack(batch))
-                progress(len(poses))
-        return io.NodeOutput(poses, image_tensor(np.stack([draw_pose(pose) for pose in poses])))
+                people += poser(np.stack(batch)).people
+                progress(len(people))
+            poses = Poses(images.shape[2], images.shape[1], people)
+        return io.NodeOutput(list(poses.keypoints()), image_tensor(np.stack(list(draw_poses(poses)))))

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.media.pose import scale_pose
-from ..anycharv_core.preprocess.find import find_people
+from ..anycharv_core.preprocess.find import find_people, in_order
 from ..anycharv_core.preprocess.people import (
     by_box,
     by_click,
     by_likeness,
     by_number,
     chosen_boxes,
-    chosen_poses,
     contact_sheet,
     sheet_frames,
 )
 from ..anycharv_core.preprocess.tracking import Track
 from .pictures import frame_progress, image_tensor, image_uint8, rgb_frames
-from .pose import pose_frames
+from .pose import parsed_poses
 from .types import CATEGORY, PoseKeypoint
 
 
@@ -121,13 +118,12 @@ class AnyCharVFindPeople(io.ComfyNode):
     def execute(cls, images, keypoints: Any, choose: dict[str, Any]) -> io.NodeOutput:
         frames = rgb_frames(images, "images")
         height, width = images.shape[1:3]
-        given = pose_frames(keypoints)
+        given = parsed_poses(keypoints)
         if len(given) != len(images):
             raise UserError(
                 f"images has {len(images)} frames but keypoints has {len(given)}; find the poses in these images."
             )
-        stream = (scale_pose(pose, width, height) for pose in given)
-        findings = find_people(frames, lambda batch: list(islice(stream, len(batch))), frame_progress(len(images)))
+        findings = find_people(frames, in_order(given.scaled(width, height)), frame_progress(len(images)))
         tracks = findings.tracks
         if not tracks:
             raise UserError(
@@ -137,14 +133,16 @@ class AnyCharVFindPeople(io.ComfyNode):
         numbers = _chosen(tracks, choose)
         pictures = {i: image_uint8(images[i : i + 1], "images")[0, ..., :3] for i in sheet_frames(tracks)}
         sheet = contact_sheet(tracks, pictures)
-        poses = chosen_poses(findings.poses, [tracks[number] for number in numbers])
+        poses = findings.poses.only(*(tracks[number].people for number in numbers))
         of_each = [(str(number + 1), chosen_boxes(tracks[number])) for number in numbers]
         boxes = [
             [_as_dict(places[frame], label) for label, places in of_each if places[frame] is not None]
             for frame in range(len(images))
         ]
         shown = image_tensor(sheet)
-        return io.NodeOutput(list(poses), boxes, shown, len(tracks), ui=ui.PreviewImage(shown, cls=cls))
+        return io.NodeOutput(
+            list(poses.keypoints()), boxes, shown, len(tracks), ui=ui.PreviewImage(shown, cls=cls)
+        )
 
 
 def _chosen(tracks: list[Track], choose: dict[str, Any]) -> list[int]:

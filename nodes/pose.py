@@ -3,16 +3,16 @@ was trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.media.pose import clean_pose, draw_pose, only_person, scale_pose
+from ..anycharv_core.media.pose import Poses, parse_poses, person_in_mask
+from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.preprocess.rescale import rescale
 from ..anycharv_core.preprocess.retarget import retarget
 from .pictures import image_tensor, masks_uint8, same_length
@@ -62,7 +62,12 @@ class AnyCharVPoseDraw(io.ComfyNode):
     @classmethod
     def execute(cls, keypoints, width: int, height: int, person=None) -> io.NodeOutput:
 
-        return io.NodeOutput(torch.cat([image_tensor(p) for p in drawn_poses(keypoints, person, width, height)]))
+        poses = parsed_poses(keypoints)
+        if person is not None:
+            (masks,) = same_length(len(poses), person=masks_uint8(person, "person"))
+            poses = poses.only(np.array([person_in_mask(poses, frame, mask) for frame, mask in enumerate(masks)]))
+        drawn = draw_poses(poses.scaled(width or poses.width, height or poses.height))
+        return io.NodeOutput(torch.cat([image_tensor(picture) for picture in drawn]))
 
 
 class AnyCharVPoseRetarget(io.ComfyNode):
@@ -98,33 +103,17 @@ class AnyCharVPoseRetarget(io.ComfyNode):
 
     @classmethod
     def execute(cls, keypoints: Any, reference: Any, place: str = PLACES[0]) -> io.NodeOutput:
-        first = clean_pose(pose_frames(reference)[0])
-        character, poses = {**first, "people": first["people"][:1]}, pose_frames(keypoints)
+        poses, shown = parsed_poses(keypoints), parsed_poses(reference)
+        character = replace(shown, people=[shown.people[0][:1]])
         if place == PLACES[0]:
-            return io.NodeOutput(retarget(poses, character))
-        return io.NodeOutput(rescale(poses, character, keep_aspect=place == PLACES[1]))
+            moved = retarget(poses, character)
+        else:
+            moved = rescale(poses, character, keep_aspect=place == PLACES[1])
+        return io.NodeOutput(list(moved.keypoints()))
 
 
-def drawn_poses(keypoints: Any, person: Tensor | None, width: int, height: int) -> Iterator[np.ndarray]:
-    """Skeletons uint8 [H, W, 3], one per frame of POSE_KEYPOINT.
-
-    person: MASK of whom to draw, or None for everybody; width, height: of the pictures, 0 = the canvas's.
-    Raises UserError where keypoints or mask are not what they should be.
-    """
-    frames = pose_frames(keypoints)
-    masks: Any = [None] * len(frames)
-    if person is not None:
-        (masks,) = same_length(len(frames), person=masks_uint8(person, "person"))
-    for frame, mask in zip(frames, masks, strict=True):
-        pose = clean_pose(frame)
-        if mask is not None:
-            pose = only_person(pose, mask)
-        yield draw_pose(scale_pose(pose, width or pose["canvas_width"], height or pose["canvas_height"]))
-
-
-def pose_frames(keypoints: Any) -> list[Any]:
-    """POSE_KEYPOINT as a list of frames. Raises UserError where there are none."""
-    frames = keypoints if isinstance(keypoints, list) else [keypoints]
-    if not frames or frames == [None]:
+def parsed_poses(keypoints: Any) -> Poses:
+    """POSE_KEYPOINT of one or more frames. Raises UserError where there are none, or see `parse_poses`."""
+    if keypoints is None or keypoints in ([], [None]):
         raise UserError("keypoints has no frames; wire in what DWPose or SDPose found.")
-    return frames
+    return parse_poses(keypoints, name="keypoints")

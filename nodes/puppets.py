@@ -68,7 +68,7 @@ class AnyCharVPuppetClip(io.ComfyNode):
             InputImpl.VideoFromComponents(Types.VideoComponents(images=pictures, frame_rate=RATE)),
             pictures,
             mask_tensor(shown.mask),
-            shown.poses(),
+            list(shown.poses().keypoints()),
             image_tensor(sample.reference[..., :3]),
             mask_tensor([cutout]),
             image_tensor(sample.truth.frames),

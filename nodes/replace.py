@@ -21,12 +21,13 @@ from ..anycharv_core.jobs.replace import pose_canvas
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks
-from ..anycharv_core.media.pose import clean_pose
+from ..anycharv_core.media.pose import Poses
+from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
 from ..anycharv_core.media.video_write import VideoWriter
 from .backend import ComfyPipeline, node_size
 from .pictures import frame_boxes, image_uint8, masks_uint8, reference_mask_uint8, rgb_frames
-from .pose import drawn_poses, pose_frames
+from .pose import parsed_poses
 from .types import (
     CATEGORY,
     PoseKeypoint,
@@ -109,7 +110,8 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             info = probe(source)
             scene = Reopened(partial(read_frames, source))
             size = node_size(pipe, recipe, (info.width, info.height), (width, height))
-            pose_size = _pose_size(pose)
+            given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
+            pose_size = _pose_size(given)
             canvas = chosen.canvas((info.width, info.height), pose_size, size, pipe.multiple)
             # Keypoints are drawn at the size the networks work at, or as much larger as the model asks for.
             drawn = pose_canvas(
@@ -131,7 +133,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     picture,
                     scene,
                     _masks(mask, info),
-                    _poses(pose, info, drawn),
+                    _poses(given, info, drawn),
                     steps=steps,
                     guidance_scale=cfg,
                     seed=seed,
@@ -171,18 +173,14 @@ def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
     )
 
 
-def _poses(pose: Any, info: VideoInfo, drawn: Size) -> Iterable[np.ndarray]:
-    count = len(pose) if isinstance(pose, Tensor) else len(pose_frames(pose))
-    if count != info.frames:
-        raise UserError(f"The video has {info.frames} frames but pose has {count}; give as many of both.")
+def _poses(pose: Tensor | Poses, info: VideoInfo, drawn: Size) -> Iterable[np.ndarray]:
+    if len(pose) != info.frames:
+        raise UserError(f"The video has {info.frames} frames but pose has {len(pose)}; give as many of both.")
     if isinstance(pose, Tensor):
         return rgb_frames(pose, "pose")
-    return Reopened(lambda: drawn_poses(pose, None, *drawn))
+    return Reopened(lambda: draw_poses(pose.scaled(*drawn)))
 
 
-def _pose_size(pose: Any) -> Size:
+def _pose_size(pose: Tensor | Poses) -> Size:
     """(width, height) in pixels that the skeletons were made for."""
-    if isinstance(pose, Tensor):
-        return image_uint8(pose[:1], "pose").shape[2:0:-1]
-    first = clean_pose(pose_frames(pose)[0])
-    return first["canvas_width"], first["canvas_height"]
+    return image_uint8(pose[:1], "pose").shape[2:0:-1] if isinstance(pose, Tensor) else pose.size

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, UNET
+from keypoint_files import draw_pose, people_of
+from keypoint_files import write_frames as write_poses
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,7 +24,7 @@ from anycharv_core.checkpoints.networks import build_networks, untrained
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.media.chroma_key import key_colour, key_onto, on_colour
-from anycharv_core.media.pose import BODY, body_points, draw_pose, write_poses
+from anycharv_core.media.pose import BODY, body_points, parse_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
@@ -460,15 +462,15 @@ def figure(size: tuple[int, int], scale: float, shift: tuple[float, float]) -> d
 
 
 def test_rescaling_takes_the_characters_length_and_place() -> None:
-    clip = [figure((200, 100), 0.5, (100 + step, 20)) for step in range(5)]
-    reference = figure((100, 100), 0.8, (5, 5))
-    frames = rescale(clip, reference)
+    clip = parse_poses([figure((200, 100), 0.5, (100 + step, 20)) for step in range(5)])
+    reference = parse_poses(figure((100, 100), 0.8, (5, 5)))
+    frames = rescale(clip, reference).people
     # The picture lies in the middle of the clip's canvas, 50 pixels from its left.
-    wanted = body_points(figure((200, 100), 0.8, (55, 5)))
-    np.testing.assert_allclose(body_points(frames[2])[:, :2], wanted[:, :2], atol=1e-3)
-    np.testing.assert_allclose(body_points(frames[3])[1] - body_points(frames[2])[1], (1.6, 0, 0), atol=1e-3)
-    stretched = rescale(clip, reference, keep_aspect=False)
-    assert body_points(stretched[2])[1, 0] == pytest.approx(2 * (0.8 * 50 + 5), abs=1e-3)
+    wanted = body_points(people_of(figure((200, 100), 0.8, (55, 5)))[0])
+    np.testing.assert_allclose(body_points(frames[2][0])[:, :2], wanted[:, :2], atol=1e-3)
+    np.testing.assert_allclose(body_points(frames[3][0])[1] - body_points(frames[2][0])[1], (1.6, 0, 0), atol=1e-3)
+    stretched = rescale(clip, reference, keep_aspect=False).people
+    assert body_points(stretched[2][0])[1, 0] == pytest.approx(2 * (0.8 * 50 + 5), abs=1e-3)
 
 
 # The command line.

@@ -19,6 +19,7 @@ import needs
 import numpy as np
 import pytest
 import torch
+from keypoint_files import write_frames as write_poses
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +29,6 @@ from anycharv_core.cli import main
 from anycharv_core.jobs.doctor import examine, find_models
 from anycharv_core.jobs.inputs import read_reference
 from anycharv_core.jobs.replace import pose_canvas, sheet_frames, working_size
-from anycharv_core.media.pose import write_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.systems import read_checkpoint, write_folder

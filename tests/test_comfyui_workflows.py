@@ -28,7 +28,7 @@ from comfyui_server import (
 )
 from PIL import Image
 
-from anycharv_core.media.pose import draw_pose
+from anycharv_core.media.pose_drawing import draw_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.puppets.task import sample_swap
@@ -62,7 +62,7 @@ def write_inputs(folder: Path) -> None:
         tone.sample_rate, tone.pts, tone.time_base = 44100, 0, Fraction(1, 44100)
         container.mux([*sound.encode(tone), *sound.encode()])
     masks = (np.repeat(mask[..., None], 3, axis=-1) for mask in swap.driving.mask)
-    skeletons = (draw_pose(pose) for pose in swap.driving.poses())
+    skeletons = draw_poses(swap.driving.poses())
     for name, frames in (("person_mask.mp4", masks), ("skeletons.mp4", skeletons)):
         with VideoWriter(folder / name, SIZE, SIZE, rate=Fraction(12)) as writer:
             for frame in frames:

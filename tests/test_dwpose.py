@@ -14,12 +14,13 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keypoint_files import clean_pose, draw_pose
 from tiny_onnx import BOX, GAINS, write_detector, write_pose
 
 from anycharv_core.errors import UserError
-from anycharv_core.media.pose import clean_pose, draw_pose
+from anycharv_core.media.pose import Poses
 from anycharv_core.preprocess import sessions, simcc, yolox
-from anycharv_core.preprocess.dwpose import DWPose, to_pose
+from anycharv_core.preprocess.dwpose import DWPose, pack_people
 
 OFFICIAL = needs.PARITY / "dwpose"
 RECORDED = sorted(OFFICIAL.glob("*.npz"))
@@ -321,7 +322,7 @@ def test_no_box_is_the_whole_frame_for_estimate_and_nobody_for_poses(tiny):
     whole = tiny.estimate(frames[:1], [np.float32([[0, 0, 70, 50]])])[0]
     assert np.array_equal(first[0], whole[0]) and np.array_equal(first[1], whole[1])
     assert second[0].shape == (1, 134, 2)
-    assert [pose["people"] for pose in tiny.poses(frames)] == [[], []]
+    assert [len(people) for people in tiny.poses(frames).people] == [0, 0]
 
 
 def test_batched_equals_one_by_one(tiny, monkeypatch):
@@ -377,8 +378,7 @@ def test_odd_sizes(tiny, size):
     for boxes, (keypoints, scores) in zip(tiny.detect(frames), tiny.estimate(frames, [[], []]), strict=True):
         assert boxes.shape[1] == 4 and np.isfinite(boxes).all()
         assert np.isfinite(keypoints).all() and np.isfinite(scores).all()
-    for pose in tiny.poses(frames):
-        assert (pose["canvas_width"], pose["canvas_height"]) == size
+    assert tiny.poses(frames).size == size
 
 
 def test_many_people(tiny):
@@ -386,8 +386,8 @@ def test_many_people(tiny):
     for row in range(2):
         for column in range(2):
             frame[row * 256 + 128 : row * 256 + 192, column * 256 + 128 : column * 256 + 192, 0] = 250
-    (pose,) = tiny.poses(frame[None])
-    assert len(pose["people"]) == 4
+    (people,) = tiny.poses(frame[None]).people
+    assert len(people) == 4
     boxes = np.tile(np.float32([[0, 0, 100, 100]]), (150, 1)) + np.arange(150, dtype=np.float32)[:, None]
     ((keypoints, _),) = tiny.estimate(frame[None], [boxes])
     assert keypoints.shape == (150, 134, 2)
@@ -396,7 +396,7 @@ def test_many_people(tiny):
 def test_poses_of_a_stream(tiny):
     red = [[(2, 2, 200), (6, 6, 250)], [], [(5, 2, 240)]] * 7
     frames = [black(red=squares) for squares in red]
-    poses = tiny.poses(iter(frames))
+    poses = list(tiny.poses(iter(frames)).keypoints())
     assert [len(pose["people"]) for pose in poses] == [2, 0, 1] * 7
     for pose, frame in zip(poses, frames, strict=True):
         assert clean_pose(pose) == pose and json.loads(json.dumps(pose)) == pose
@@ -412,18 +412,18 @@ def test_poses_of_a_stream(tiny):
 def test_people_limit_keeps_the_most_certain(tiny):
     frame = black(red=[(1, 1, 180), (6, 6, 250), (1, 6, 220)])
     for limit in (1, 2, 3, 9):
-        (pose,) = tiny.poses(frame[None], people_limit=limit)
+        (pose,) = tiny.poses(frame[None], people_limit=limit).keypoints()
         kept = [person["box_keypoints_2d"][:2] for person in pose["people"]]
         assert np.allclose(kept, [box_of(*c)[:2] for c in [(6, 6), (1, 6), (1, 1)]][:limit], atol=1e-3)
     with pytest.raises(UserError, match="limit is 0"):
         tiny.poses(frame[None], people_limit=0)
 
 
-def test_to_pose_loses_nothing():
+def test_packing_people_loses_nothing():
     rng = np.random.default_rng(8)
     keypoints, scores = rng.normal(40, 30, (2, 134, 2)), rng.uniform(0, 1, (2, 134))
     boxes = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
-    pose = to_pose(keypoints, scores, boxes, 90, 80)
+    (pose,) = Poses(90, 80, [pack_people(keypoints, scores, boxes, np.ones(2))]).keypoints()
     assert clean_pose(pose) == pose
     for k, person in enumerate(pose["people"]):
         parts = [
@@ -443,8 +443,9 @@ def test_to_pose_loses_nothing():
         assert person["box_keypoints_2d"] == [x0, y0, 1.0, x1, y1, 1.0]
 
 
-def test_to_pose_of_nobody():
-    pose = to_pose(np.zeros((0, 134, 2)), np.zeros((0, 134)), np.zeros((0, 4)), 9, 8)
+def test_packing_nobody():
+    people = pack_people(np.zeros((0, 134, 2)), np.zeros((0, 134)), np.zeros((0, 4)), np.zeros(0))
+    (pose,) = Poses(9, 8, [people]).keypoints()
     assert pose == {"canvas_width": 9, "canvas_height": 8, "people": []}
 
 
@@ -522,7 +523,9 @@ def test_wrong_frames_and_boxes(tiny, frames, boxes, sentence):
 
 def test_no_frames(tiny):
     frames = np.zeros((0, 8, 8, 3), np.uint8)
-    assert tiny.detect(frames) == tiny.estimate(frames, []) == tiny.poses(frames) == []
+    assert tiny.detect(frames) == tiny.estimate(frames, []) == []
+    with pytest.raises(UserError, match="no frames"):
+        tiny.poses(frames)
 
 
 def test_cuda_where_there_is_none_is_said_once(files, tiny, caplog, monkeypatch):
@@ -531,7 +534,8 @@ def test_cuda_where_there_is_none_is_said_once(files, tiny, caplog, monkeypatch)
     frame = black(red=[(2, 2, 250)])[None]
     with caplog.at_level(logging.INFO, "anycharv_core"):
         for _ in range(2):
-            assert DWPose(*files, device="cuda").poses(frame) == tiny.poses(frame)
+            (found,) = DWPose(*files, device="cuda").poses(frame).people
+            assert np.array_equal(found, tiny.poses(frame).people[0], equal_nan=True)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "onnxruntime-gpu" in record.message
 

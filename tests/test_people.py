@@ -6,15 +6,16 @@ import re
 
 import numpy as np
 import pytest
+from keypoint_files import people_of
 
 from anycharv_core.errors import UserError
+from anycharv_core.media.pose import POINTS, Poses
 from anycharv_core.preprocess.people import (
     by_box,
     by_click,
     by_likeness,
     by_number,
     chosen_boxes,
-    chosen_poses,
     contact_sheet,
     sheet_frames,
 )
@@ -101,21 +102,19 @@ def test_by_box():
 
 
 def test_chosen_poses_and_boxes():
-    poses = [
-        {"canvas_width": 99, "canvas_height": 99, "people": [{"who": 1}, {"who": 2}][:count]}
-        for count in (2, 1, 0, 2)
-    ]
-    both = chosen_poses(poses, [PAIR[1], PAIR[0]])
-    assert [[p["who"] for p in pose["people"]] for pose in both] == [[2, 1], [1], [], [2, 1]]
-    assert [[p["who"] for p in pose["people"]] for pose in chosen_poses(poses, PAIR[1:])] == [[2], [], [], [2]]
-    assert all(pose["canvas_width"] == 99 for pose in both) and len(poses[0]["people"]) == 2
+    two = np.stack([np.full((POINTS, 3), number) for number in (1.0, 2.0)])
+    poses = Poses(99, 99, [two[:count] for count in (2, 1, 0, 2)])
+    both = poses.only(PAIR[1].people, PAIR[0].people)
+    assert [people[:, 0, 0].tolist() for people in both.people] == [[2, 1], [1], [], [2, 1]]
+    assert [people[:, 0, 0].tolist() for people in poses.only(PAIR[1].people).people] == [[2], [], [], [2]]
+    assert both.size == (99, 99) and len(poses.people[0]) == 2
     assert chosen_boxes(PAIR[1]) == [(25, 20, 55, 90), None, None, (40, 20, 70, 90)]
 
 
 @pytest.fixture(scope="module")
 def crowd():
     made = sample_crowd(4, "cuts", 24, 128)
-    tracks = track([observe(*pair) for pair in zip(made.frames, made.poses(), strict=True)], made.cuts)
+    tracks = track([observe(*pair) for pair in zip(made.frames, made.poses().people, strict=True)], made.cuts)
     return made, tracks
 
 
@@ -123,7 +122,7 @@ def test_by_likeness_finds_the_character_of_a_picture():
     hits = []
     for seed in range(6):
         made = sample_crowd(seed, "plain", 4, 128)
-        tracks = track([observe(*pair) for pair in zip(made.frames, made.poses(), strict=True)])
+        tracks = track([observe(*pair) for pair in zip(made.frames, made.poses().people, strict=True)])
         for one in tracks:
             # The person cut out of a frame of the clip, as somebody would who has no other picture.
             place = np.flatnonzero(made.present[0])[one.people[0]]
@@ -144,8 +143,8 @@ def test_likeness_tells_strangers():
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     box = [float(columns[0]), float(rows[0]), 1.0, float(columns[-1]), float(rows[-1]), 1.0]
     body = {"pose_keypoints_2d": points.ravel().tolist(), "box_keypoints_2d": box}
-    (same,) = track([observe(rgb, {**pose, "people": [body]})])
-    (stranger,) = track([observe(255 - rgb, {**pose, "people": [body]})])
+    (same,) = track([observe(rgb, people_of({**pose, "people": [body]}))])
+    (stranger,) = track([observe(255 - rgb, people_of({**pose, "people": [body]}))])
     index, likeness = by_likeness([stranger, same], picture)
     assert index == 1 and likeness > 0.7
     assert by_likeness([stranger], picture)[1] < 0.5

@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keypoint_files import clean_pose, draw_pose, read_frames, scale_pose, write_frames
 
 from anycharv_core.errors import UserError
-from anycharv_core.media.pose import (
-    PARTS,
-    body_points,
-    clean_pose,
-    draw_pose,
-    only_person,
-    read_poses,
-    scale_pose,
-    write_poses,
-)
+from anycharv_core.media import pose
+from anycharv_core.media.pose import PARTS, Poses, parse_poses, person_in_mask, read_poses, write_poses
+from anycharv_core.media.pose_drawing import draw_poses
 
 RECORDED = needs.PARITY / "pose_drawing"
 COUNTS = {
@@ -54,6 +48,15 @@ def make_frame(seed, width=320, height=256, people=1, step=0.0, face=68):
         "canvas_height": height,
         "people": [{part: points(count) for part, count in counts.items()} for _ in range(people)],
     }
+
+
+def body_points(frame, person=0):
+    return pose.body_points(parse_poses(frame).people[0][person])
+
+
+def only_person(frame, mask):
+    poses = parse_poses(frame)
+    return next(poses.only(np.array([person_in_mask(poses, 0, mask)])).keypoints())
 
 
 def body_only(points, width=64, height=64):
@@ -146,8 +149,13 @@ def test_scaled_pose_scales_back(seed, width, height):
 def test_body_points_are_zero_for_a_missing_body():
     points = body_points(make_frame(7, people=2), person=1)
     assert points.shape == (18, 3) and points.dtype == np.float32 and points.any()
-    assert not body_points(make_frame(7), person=1).any()
-    assert not body_points({"canvas_width": 8, "canvas_height": 8, "people": [{}]}).any()
+    hand = {"hand_left_keypoints_2d": [1.0] * 63}
+    assert not body_points({"canvas_width": 8, "canvas_height": 8, "people": [hand]}).any()
+
+
+def test_people_without_a_single_list_are_left_out():
+    frame = make_frame(7)
+    assert clean_pose({**frame, "people": [{}, *frame["people"], {"face_keypoints_2d": []}]}) == clean_pose(frame)
 
 
 def test_only_the_person_with_most_joints_in_the_mask_is_kept():
@@ -166,8 +174,8 @@ def test_only_the_person_with_most_joints_in_the_mask_is_kept():
 
 def test_poses_survive_writing_and_reading(tmp_path):
     frames = [clean_pose(make_frame(seed, people=seed)) for seed in range(4)]
-    write_poses(tmp_path / "poses.json", frames)
-    assert read_poses(tmp_path / "poses.json") == frames
+    write_frames(tmp_path / "poses.json", frames)
+    assert read_frames(tmp_path / "poses.json") == frames
     assert [path.name for path in tmp_path.iterdir()] == ["poses.json"]
 
 
@@ -235,16 +243,16 @@ def flat_points(count, x=1.0, y=1.0):
 def test_nothing_is_lost_of_what_detectors_write(tmp_path, sample):
     content, expected = sample()
     (tmp_path / "theirs_000_keypoints.json").write_text(json.dumps(content))
-    single = read_poses(tmp_path / "theirs_000_keypoints.json", (320, 256))
-    poses = read_poses(tmp_path, (320, 256))
+    single = read_frames(tmp_path / "theirs_000_keypoints.json", (320, 256))
+    poses = read_frames(tmp_path, (320, 256))
     assert poses == single and len(poses) == 1
     for person in poses[0]["people"]:
         assert set(person) == set(PARTS)
         for part, flat in person.items():
             assert flat == (pytest.approx(expected[part], abs=1e-9) if part in expected else None), part
     assert len(poses[0]["people"]) == len(content["people"])
-    write_poses(tmp_path / "ours.json", poses)
-    assert read_poses(tmp_path / "ours.json") == poses
+    write_frames(tmp_path / "ours.json", poses)
+    assert read_frames(tmp_path / "ours.json") == poses
 
 
 def test_feet_of_their_own_come_before_those_of_body_25():
@@ -271,7 +279,7 @@ def test_feet_mid_hip_and_box_are_kept_scaled_and_not_drawn():
 
 def test_a_single_frame_is_a_clip_of_one(tmp_path):
     (tmp_path / "one.json").write_text("\ufeff" + json.dumps(make_frame(8)), encoding="utf-8")
-    assert read_poses(tmp_path / "one.json") == [clean_pose(make_frame(8))]
+    assert read_frames(tmp_path / "one.json") == [clean_pose(make_frame(8))]
 
 
 def test_a_folder_of_openpose_files_needs_the_canvas(tmp_path):
@@ -284,7 +292,7 @@ def test_a_folder_of_openpose_files_needs_the_canvas(tmp_path):
     }
     for index, content in enumerate([openpose, {"people": []}]):
         (tmp_path / f"clip_{index:012d}_keypoints.json").write_text(json.dumps(content))
-    first, second = read_poses(tmp_path, canvas=(320, 256))
+    first, second = read_frames(tmp_path, canvas=(320, 256))
     frame["people"][0] |= {"mid_hip_keypoints_2d": [7.0, 7.0, 1.0], "foot_keypoints_2d": [9.0] * 18}
     assert first == clean_pose(frame) and second == {**first, "people": []}
     with pytest.raises(UserError, match="canvas size"):
@@ -316,6 +324,12 @@ def body_of(*values):
         (json.dumps(body_of([1.0], *[[1.0, 1.0, 1.0]] * 17)), "flat list of numbers"),
         (json.dumps(body_of(*[1.0] * 53, float("nan"))), "finite"),
         (json.dumps(body_of(*[1.0] * 53, 1e9)), "finite"),
+        (json.dumps(body_of(*[1.0] * 53, 10**400)), "too large"),
+        (json.dumps(body_of(*["1"] * 54)), "flat list of numbers"),
+        ('[{"canvas_width": true, "canvas_height": 8}]', "canvas size"),
+        ('[{"canvas_width": "8", "canvas_height": 8}]', "canvas size"),
+        ('[{"canvas_width": 1e999, "canvas_height": 8}]', "finite"),
+        (json.dumps([{**make_frame(0), "people": make_frame(0)["people"] * 101}]), "100 people, .* has 101"),
     ],
 )
 def test_a_broken_file_is_refused_in_one_sentence(tmp_path, content, message):
@@ -335,8 +349,36 @@ def test_nothing_to_read_is_said(tmp_path):
 
 def test_a_bad_pose_leaves_the_old_file(tmp_path):
     path = tmp_path / "poses.json"
-    write_poses(path, [make_frame(1)])
+    write_frames(path, [make_frame(1)])
     old = path.read_bytes()
-    with pytest.raises(UserError, match="Frame 1"):
-        write_poses(path, [make_frame(1), {"people": 3}])
+    with pytest.raises(UserError, match="frame 1"):
+        write_frames(path, [make_frame(1), {"people": 3}])
+    with pytest.raises(IndexError):
+        write_poses(path, Poses(8, 8, [parse_poses(make_frame(1)).people[0], np.zeros((1, 2))]))
     assert path.read_bytes() == old
+
+
+def test_frames_of_one_shape_are_scaled_to_the_first_canvas():
+    frame = make_frame(3)
+    half = scale_pose(frame, 160, 128)
+    poses = parse_poses([frame, half])
+    assert poses.size == (320, 256)
+    np.testing.assert_allclose(poses.people[1], poses.people[0])
+
+
+def test_a_few_kilobytes_a_frame():
+    poses = parse_poses([our_sample()[0]] * 3)
+    assert sum(people.nbytes for people in poses.people) <= 3 * 4096
+
+
+def test_poses_survive_packing_to_the_bit():
+    frames = [clean_pose(make_frame(seed, people=seed, face=68 + seed % 2 * 2)) for seed in (2, 0, 1)]
+    poses = parse_poses(frames)
+    assert list(Poses.unpack(poses.pack()).keypoints()) == list(poses.keypoints()) == frames
+
+
+def test_points_flung_far_away_by_scaling_are_drawn():
+    person = {"pose_keypoints_2d": [1e6, -1e6, 1.0] * 9 + [4.0, 4.0, 1.0] * 9}
+    poses = parse_poses({"canvas_width": 8, "canvas_height": 8, "people": [person]})
+    (picture,) = draw_poses(poses.scaled(16000, 8))
+    assert picture.shape == (8, 16000, 3)

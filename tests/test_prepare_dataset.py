@@ -16,10 +16,11 @@ from pathlib import Path
 import needs
 import numpy as np
 import pytest
+from keypoint_files import write_frames as write_poses
 
 from anycharv_core.errors import UserError
 from anycharv_core.media.masks import mask_box
-from anycharv_core.media.pose import BODY, write_poses
+from anycharv_core.media.pose import BODY
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.puppets import Clip, render, sample_character, sample_motion, sample_scene
 from training import prepare_dataset as module
@@ -46,7 +47,7 @@ def write_video(folder: Path, name: str, shots: list[Clip]) -> None:
         for shot in shots:
             for frame in shot.frames:
                 writer.write(frame)
-    write_poses(folder / "poses" / f"{name}.json", [pose for shot in shots for pose in shot.poses()])
+    write_poses(folder / "poses" / f"{name}.json", [pose for shot in shots for pose in shot.poses().keypoints()])
     write_masks(folder / "masks" / f"{name}.mkv", (mask for shot in shots for mask in shot.mask))
 
 
@@ -118,7 +119,7 @@ def test_clips_show_what_the_videos_do(material, prepared) -> None:
     assert facts["source_size"] == [SIDE, SIDE] and facts["fps"] == 24 and facts["size"] == [64, 64]
     scale = 64 / (x1 - x0)
     for number, (mask, pose, box) in enumerate(
-        zip(clip.masks(range(8)), clip.poses(range(8)), facts["boxes"], strict=True)
+        zip(clip.masks(range(8)), clip.poses(range(8)).keypoints(), facts["boxes"], strict=True)
     ):
         assert mask_box(mask) == tuple(box)
         expected = np.array(mask_box(truth.mask[number][y0:y1, x0:x1])) * scale
@@ -275,7 +276,7 @@ def test_the_embedded_networks_find_a_puppet(tmp_path: Path) -> None:
     x0, y0, x1, y1 = found.facts()["window"]
     masks = found.masks(range(found.frames)) > 0
     true = clip.mask[found.start : found.start + found.frames, y0:y1, x0:x1] > 0
-    assert abs(masks.mean() / true.mean() - 1) < 0.25 and found.poses([0])[0]["people"]
+    assert abs(masks.mean() / true.mean() - 1) < 0.25 and len(found.poses([0]).people[0])
 
 
 def test_ray_makes_the_same(material, prepared, tmp_path: Path, monkeypatch) -> None:

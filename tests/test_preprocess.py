@@ -6,15 +6,16 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from clip_files import make_clip
+from keypoint_files import read_frames as read_poses
+from keypoint_files import write_frames as write_poses
 from PIL import Image
 
 from anycharv_core.cli import main
 from anycharv_core.media.masks import mask_box
-from anycharv_core.media.pose import read_poses, write_poses
+from anycharv_core.media.pose import parse_poses
 from anycharv_core.media.video_read import probe
 from anycharv_core.media.video_write import VideoWriter, read_gray, write_masks
 from anycharv_core.preprocess import cache, look
-from anycharv_core.preprocess.pose_stack import PoseStack
 from anycharv_core.puppets import render, render_reference, sample_character, sample_motion, sample_scene
 
 FRAMES, SIDE = 6, 128
@@ -180,7 +181,7 @@ def test_retargeting_widens_the_box_to_the_taller_skeleton(stage, tmp_path, monk
     points = np.reshape(tall["people"][0]["pose_keypoints_2d"], (-1, 3))
     points[[3, 4, 6, 7], 0] += np.array([-60, -90, 60, 90])
     tall["people"][0]["pose_keypoints_2d"] = points.ravel().tolist()
-    monkeypatch.setattr("anycharv_core.jobs.preprocess.figure", lambda *_: tall)
+    monkeypatch.setattr("anycharv_core.jobs.preprocess.figure", lambda *_: parse_poses(tall))
     assert prepare(stage, tmp_path / "plain", "--people", "1") == 0
     assert prepare(stage, tmp_path / "long", "--people", "1", "--retarget", stage / "left.png") == 0
     plain, wide = (read(tmp_path / name / "box.mkv") for name in ("plain", "long"))
@@ -289,17 +290,6 @@ def test_generate_says_what_a_prepared_folder_lacks(stage, tmp_path, capsys, arg
     filled = [argument.format(out=out, tmp=tmp_path) for argument in arguments]
     assert run("generate", *filled, "--out", tmp_path / "x.mp4") == 2
     assert words in capsys.readouterr().err
-
-
-def test_poses_pack_and_unpack_to_the_bit(tmp_path, stage):
-    poses = read_poses(stage / "poses.json")
-    poses[1]["people"][0]["face_keypoints_2d"] = np.random.default_rng(0).random(68 * 3).tolist()
-    poses[2]["people"] = []
-    stack = PoseStack(2 * SIDE, SIDE)
-    for pose in poses:
-        stack.append(pose)
-    stack.save(tmp_path / "stack.safetensors")
-    assert list(PoseStack.load(tmp_path / "stack.safetensors")) == list(stack) == poses
 
 
 def test_keys_follow_content_not_names(tmp_path):

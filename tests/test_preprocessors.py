@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from anycharv_core.media.pose import MIN_SCORE, body_points
+from anycharv_core.media.pose import BOX, MIN_SCORE, PLACES, body_points
 from anycharv_core.preprocess.dwpose import DWPose
 from anycharv_core.preprocess.models import EMBEDDED, pose_files, segmenter_name
 from anycharv_core.preprocess.segment import Segmenter, to_pixels
@@ -51,7 +51,7 @@ def test_a_crowds_truth_is_consistent(named):
         inside = mask[y0:y1, x0:x1] > 0
         assert inside.sum() == (mask > 0).sum()
         assert not inside.size or (inside[[0, -1]].any(1).all() and inside[:, [0, -1]].any(0).all())
-    assert [len(frame["people"]) for frame in crowd.poses()] == crowd.present.sum(1).tolist()
+    assert [len(people) for people in crowd.poses().people] == crowd.present.sum(1).tolist()
 
 
 def test_points_in_sight_lie_on_their_person():
@@ -125,19 +125,18 @@ def test_skeletons_of_unseen_puppets():
     dwpose, right, missing = DWPose(DETECTOR, POSE, "cpu"), [], 0
     for seed in range(50, 54):
         crowd = sample_crowd(seed, "plain", 2, 256)
-        (made,) = dwpose.poses(crowd.frames[-1:])
-        boxes = np.array([np.reshape(p["box_keypoints_2d"], (2, 3))[:, :2].ravel() for p in made["people"]])
+        (made,) = dwpose.poses(crowd.frames[-1:]).people
+        boxes = made[:, PLACES[BOX], :2].reshape(-1, 4)
         for box, truth in zip(crowd.boxes[-1], crowd.keypoints[-1], strict=True):
             apart = np.abs(boxes - box).max(axis=1) if len(boxes) else np.array([np.inf])
             if apart.min() > 0.35 * (box[3] - box[1]):
                 missing += 1
                 continue
-            points = body_points(made, int(apart.argmin()))
+            points = body_points(made[apart.argmin()])
             away = np.linalg.norm(points[:, :2] - truth[:, :2], axis=1)[truth[:, 2] > 0]
             right += (away <= 0.1 * (box[3] - box[1])).tolist()
-        for person in made["people"]:
-            for part in ("face_keypoints_2d", "hand_left_keypoints_2d", "foot_keypoints_2d"):
-                assert np.reshape(person[part], (-1, 3))[:, 2].max() <= MIN_SCORE
+        for part in ("face_keypoints_2d", "hand_left_keypoints_2d", "foot_keypoints_2d"):
+            assert np.nanmax(made[:, PLACES[part], 2]) <= MIN_SCORE
     assert missing == 0 and np.mean(right) > 0.85
 
 

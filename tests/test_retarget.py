@@ -5,10 +5,11 @@ import json
 import needs
 import numpy as np
 import pytest
+from keypoint_files import clean_pose, draw_pose, read_frames
 
 from anycharv_core.errors import UserError
-from anycharv_core.media.pose import PARTS, clean_pose, draw_pose, read_poses
-from anycharv_core.preprocess.retarget import retarget
+from anycharv_core.media.pose import PARTS, Poses, parse_poses
+from anycharv_core.preprocess import retarget as retargeting
 from anycharv_core.puppets.character import sample_character
 from anycharv_core.puppets.motion import sample_motion
 
@@ -49,6 +50,11 @@ def figure(build, neck=(300.0, 200.0), arms=(ARM, ARM), legs=(LEG, LEG), size=1.
         points[eye] = points[0] + [side * head, -head]
         points[ear] = points[eye] + [side * head, head / 2]
     return points
+
+
+def retarget(frames, reference):
+    poses = parse_poses(frames) if frames else Poses(600, 800, [])
+    return list(retargeting.retarget(poses, parse_poses(reference)).keypoints())
 
 
 def pose(*bodies, scores=1.0, **parts):
@@ -266,7 +272,8 @@ def test_a_reference_without_legs_leaves_the_legs_as_they_are():
 def test_frames_with_nobody_stay_empty_and_the_input_is_left_alone():
     bodies = list(dance(10))
     driving = [pose(body) if t % 3 else pose() for t, body in enumerate(bodies)]
-    driving[1] = {**driving[1], "people": [{**driving[1]["people"][0], "pose_keypoints_2d": None}]}
+    hand = {"pose_keypoints_2d": None, "hand_left_keypoints_2d": [9.0, 9.0, 1.0] * 21}
+    driving[1] = {**driving[1], "people": [{**driving[1]["people"][0], **hand}]}
     before = json.dumps(driving)
     result = retarget(driving, pose(figure(CARTOON)))
     assert json.dumps(driving) == before
@@ -311,7 +318,7 @@ def test_puppets_in_three_dimensions_take_on_each_others_build():
 @needs.recorded(needs.CLIPS)
 @pytest.mark.parametrize("name", ["dance_indoor_1", "ski", "surf"])
 def test_recorded_clips_keep_their_ground(name):
-    poses = read_poses(needs.CLIPS / name / "pose.json")
+    poses = read_frames(needs.CLIPS / name / "pose.json")
     result = retarget(poses, pose(figure(CARTOON)))
     for old, new in zip(poses, result, strict=True):
         feet = part(old)[[10, 13]]

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
 from anycharv_core.media.masks import mask_box
-from anycharv_core.media.pose import BODY, BOX, HANDS
+from anycharv_core.media.pose import BODY, BOX, HANDS, parse_poses
 from anycharv_core.puppets import render, sample_character, sample_motion, sample_scene
-from training.crops import cut, cut_pose, figure_window, mirror_pose, nearest_bucket, person_window
+from training.crops import cut, cut_poses, figure_window, mirror_poses, nearest_bucket, person_window
 from training.data import Data, open_dataset
 from training.samples import batches, loader, positions
 from training.shards import ClipWriter, join_tars, open_shards, write_lines, write_tar
@@ -195,20 +195,20 @@ def test_windows_keep_the_person_and_the_proportions() -> None:
 def test_poses_follow_crop_and_mirror_as_the_pictures_do() -> None:
     character = sample_character(1)
     clip = render(character, sample_motion(1, 1, character.proportions), sample_scene(1), (96, 96))
-    pose = clip.pose(0)
+    pose = next(clip.poses().keypoints())
     pose["people"][0][BOX] = [10.0, 20.0, 1.0, 40.0, 80.0, 1.0]
     pose["people"][0][HANDS[0]] = [30.0, 40.0, 1.0] * 21
     window = (8, 16, 72, 80)
-    small = cut_pose(pose, window, (32, 32))
+    (small,) = cut_poses(parse_poses(pose), window, (32, 32)).keypoints()
     assert (small["canvas_width"], small["canvas_height"]) == (32, 32)
     points, before = (np.reshape(p["people"][0][BODY], (18, 3)) for p in (small, pose))
     assert np.allclose(points[:, :2], (before[:, :2] - (8, 16)) / 2) and (points[:, 2] == before[:, 2]).all()
-    flipped = mirror_pose(pose)
+    (flipped,) = mirror_poses(parse_poses(pose)).keypoints()
     body = np.reshape(flipped["people"][0][BODY], (18, 3))
     assert np.allclose(body[4, 0], 96 - before[7, 0]) and np.allclose(body[4, 1], before[7, 1])
     assert flipped["people"][0][BOX] == [56.0, 20.0, 1.0, 86.0, 80.0, 1.0]
     assert flipped["people"][0][HANDS[0]] is None and flipped["people"][0][HANDS[1]][0] == 66.0
-    again = mirror_pose(flipped)
+    (again,) = mirror_poses(parse_poses(flipped)).keypoints()
     assert all(np.allclose(again["people"][0][k] or 0, pose["people"][0].get(k) or 0) for k in again["people"][0])
 
 
@@ -228,7 +228,7 @@ def write_folder(folder: Path, lengths: dict[str, list[int]]) -> list[np.ndarray
                 for frame, mask in zip(clip.frames[start:stop], clip.mask[start:stop], strict=True):
                     writer.write(frame, mask)
             boxes = [list(mask_box(mask)) for mask in clip.mask[start:stop]]
-            poses = "".join(json.dumps(pose) + "\n" for pose in clip.poses()[start:stop])
+            poses = "".join(json.dumps(pose) + "\n" for pose in clip.poses().take(range(start, stop)).keypoints())
             members += [
                 (f"{key}.mp4", writer.frames),
                 (f"{key}.mask.mkv", writer.masks),
@@ -277,7 +277,7 @@ def test_any_frame_is_read_by_itself(shards: tuple[Path, list[np.ndarray]]) -> N
         assert set(np.unique(masks)) == {0, 255}
         for chosen in ([0], [clip.frames - 1], [3, 5], [1, 2, 4]):
             assert (clip.pictures(chosen) == every[chosen]).all() and (clip.masks(chosen) == masks[chosen]).all()
-            assert [pose["canvas_width"] for pose in clip.poses(chosen)] == [64] * len(chosen)
+            assert clip.poses(chosen).size == (64, 64) and len(clip.poses(chosen)) == len(chosen)
 
 
 def test_shard_clips_are_samples(shards: tuple[Path, list[np.ndarray]]) -> None:

@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
+from keypoint_files import clean_pose
 
-from anycharv_core.media.pose import PARTS, clean_pose
-from anycharv_core.preprocess.smoothing import one_euro, smooth_poses
+from anycharv_core.media.pose import PARTS, Poses, parse_poses
+from anycharv_core.preprocess import smoothing
+from anycharv_core.preprocess.smoothing import one_euro
 
 RATE = 30
+
+
+def smooth_poses(frames, tracks, rate, **options):
+    poses = parse_poses(frames) if frames else Poses(800, 800, [])
+    return list(smoothing.smooth_poses(poses, tracks, rate, **options).keypoints())
+
+
 HEIGHT = 400.0
 
 

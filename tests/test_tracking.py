@@ -7,7 +7,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from keypoint_files import people_of
 
+from anycharv_core.media.pose import BOX, PLACES, Poses
 from anycharv_core.preprocess.looks import SIZE, body_looks, looks_distance, mean_looks
 from anycharv_core.preprocess.tracking import Observation, Track, absent_spans, observe, present_spans, track
 from anycharv_core.puppets.crowd import sample_crowd
@@ -211,15 +213,17 @@ def rendered(situation: str, seed: int, boxes: bool) -> tuple[list[Observation],
     """A rendered clip as a detector would see it: people who show no more than a sliver are not found."""
     crowd = sample_crowd(seed, situation, 36, 112)
     observations, truth = [], []
-    for frame, pose, masks, sides in zip(crowd.frames, crowd.poses(), crowd.masks, crowd.boxes, strict=True):
+    for frame, people, masks, sides in zip(
+        crowd.frames, crowd.poses().people, crowd.masks, crowd.boxes, strict=True
+    ):
         area = (masks > 0).sum(axis=(1, 2))
         shown = np.flatnonzero(area > 0)
-        kept = [(int(p), person) for p, person in zip(shown, pose["people"], strict=True) if area[p] > 80]
-        for p, person in kept:
-            x0, y0, x1, y1 = map(float, sides[p])
-            person["box_keypoints_2d"] = [x0, y0, 0.9, x1, y1, 0.9] if boxes else None
-        observations.append(observe(frame, {**pose, "people": [person for _, person in kept]}))
-        truth.append([p for p, _ in kept])
+        kept = area[shown] > 80
+        people = people[kept]
+        corners = np.insert(sides[shown[kept]].reshape(-1, 2, 2).astype(float), 2, 0.9, axis=-1)
+        people[:, PLACES[BOX]] = corners if boxes else np.nan
+        observations.append(observe(frame, people))
+        truth.append(shown[kept].tolist())
     return observations, truth, crowd.cuts
 
 
@@ -237,26 +241,23 @@ def test_rendered_people_are_never_taken_for_each_other(situation, boxes):
 
 def test_observation_covers_the_frame_at_its_own_size():
     crowd = sample_crowd(0, "plain", 2, 128)
-    frame, pose = crowd.frames[0], crowd.poses()[0]
-    for person in pose["people"]:
-        person["box_keypoints_2d"] = None
-    seen = observe(frame, pose)
+    frame, people = crowd.frames[0], crowd.poses().people[0].copy()
+    people[:, PLACES[BOX]] = np.nan
+    seen = observe(frame, people)
     assert seen.boxes.dtype == seen.scores.dtype == seen.looks.dtype == np.float32
-    assert seen.looks.shape == (len(pose["people"]), SIZE)
+    assert seen.looks.shape == (len(people), SIZE)
     for box, truth in zip(seen.boxes, crowd.boxes[0][crowd.present[0]], strict=True):
         inner = np.minimum(box[2:], truth[2:]) - np.maximum(box[:2], truth[:2])
         assert inner.prod() > 0.6 * (truth[2:] - truth[:2]).prod()
-    doubled = {**pose, "canvas_width": 256, "canvas_height": 256}
-    for person in doubled["people"]:
-        points = np.array(person["pose_keypoints_2d"]).reshape(-1, 3) * (2, 2, 1)
-        person["pose_keypoints_2d"] = points.ravel().tolist()
-    np.testing.assert_allclose(observe(frame, doubled).boxes, seen.boxes, atol=1e-3)
+    doubled = Poses(128, 128, [people]).scaled(256, 256)
+    np.testing.assert_allclose(observe(frame, doubled.scaled(128, 128).people[0]).boxes, seen.boxes, atol=1e-3)
 
 
 def test_person_without_points_has_no_box():
     person = {"pose_keypoints_2d": [5.0, 5.0, 0.1] * 18}
-    pose = {"canvas_width": 64, "canvas_height": 64, "people": [person, {}]}
-    seen = observe(np.zeros((64, 64, 3), np.uint8), pose)
+    hand = {"hand_left_keypoints_2d": [9.0, 9.0, 1.0] * 21}
+    people = people_of({"canvas_width": 64, "canvas_height": 64, "people": [person, hand]})
+    seen = observe(np.zeros((64, 64, 3), np.uint8), people)
     assert np.isnan(seen.boxes).all() and not seen.scores.any() and not seen.looks.any()
 
 

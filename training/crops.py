@@ -6,18 +6,18 @@ A window is (x0, y0, x1, y1) in whole pixels, ends exclusive; it may reach over 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
 from anycharv_core.media.imaging import resize
-from anycharv_core.media.pose import BODY, BOX, FEET, HANDS, PARTS, Pose, scale_pose
+from anycharv_core.media.pose import BODY, BOX, FEET, HANDS, PLACES, POINTS, Poses
 
 Size = tuple[int, int]
 """(width, height) in pixels"""
 Window = tuple[int, int, int, int]
-Person = dict[str, list[float] | None]
 
 # How much larger than the person's way through the clip a window is at most, so that distant people are not lost
 # in their scene, and by how much of their size it surrounds them at least, where the picture allows it.
@@ -81,32 +81,28 @@ def cut(picture: np.ndarray, window: Window, size: Size) -> np.ndarray:
     return np.where(resize(inside, size, Image.Resampling.BOX) > 127, np.uint8(255), np.uint8(0))
 
 
-def cut_pose(pose: Pose, window: Window, size: Size) -> Pose:
-    """The pose as seen in the window at `size`; points outside it stay, outside the canvas."""
+def cut_poses(poses: Poses, window: Window, size: Size) -> Poses:
+    """The poses as seen in the window at `size`; points outside it stay, outside the canvas."""
     x0, y0, x1, y1 = window
-    shift = np.array([x0, y0, 0.0])
-    moved = [_mapped(person, lambda part, points: points - shift) for person in pose["people"]]
-    return scale_pose({"canvas_width": x1 - x0, "canvas_height": y1 - y0, "people": moved}, *size)
+    moved = [people - (x0, y0, 0.0) for people in poses.people]
+    return Poses(x1 - x0, y1 - y0, moved).scaled(*size)
 
 
-def mirror_pose(pose: Pose) -> Pose:
-    """The pose in a mirror: left and right change sides, and so the colours they are drawn with."""
-    width = pose["canvas_width"]
-
-    def mirrored(part: str, points: np.ndarray) -> np.ndarray:
-        points = points * (-1, 1, 1) + (width, 0, 0)
-        if part == BOX:  # its corners stay upper left and lower right
-            points[:, 0] = points[::-1, 0]
-        order = {BODY: _MIRRORED_BODY, FEET: _MIRRORED_FEET}.get(part)
-        return points if order is None else points[order]
-
-    people = [_mapped(person, mirrored) for person in pose["people"]]
-    left, right = HANDS
-    return {**pose, "people": [person | {left: person[right], right: person[left]} for person in people]}
+def mirror_poses(poses: Poses) -> Poses:
+    """The poses in a mirror: left and right change sides, and so the colours they are drawn with."""
+    mirrored = [people[:, _MIRRORED] * (-1, 1, 1) + (poses.width, 0, 0) for people in poses.people]
+    for people in mirrored:
+        corners = people[:, PLACES[BOX]]  # they stay upper left and lower right
+        corners[..., 0] = corners[:, ::-1, 0].copy()
+    return replace(poses, people=mirrored)
 
 
-def _mapped(person: Person, change: Callable[[str, np.ndarray], np.ndarray]) -> Person:
-    return {
-        part: change(part, np.reshape(person[part], (-1, 3))).ravel().tolist() if person.get(part) else None
-        for part in PARTS
-    }
+def _mirrored_points() -> np.ndarray:
+    order = np.arange(POINTS)
+    for part, source in (*zip(HANDS, HANDS[::-1], strict=True), (BODY, BODY), (FEET, FEET)):
+        inner = {BODY: _MIRRORED_BODY, FEET: _MIRRORED_FEET}.get(part, slice(None))
+        order[PLACES[part]] = np.arange(POINTS)[PLACES[source]][inner]
+    return order
+
+
+_MIRRORED = _mirrored_points()

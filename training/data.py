@@ -12,7 +12,6 @@ A sample is one clip, a dict of uint8 tensors, and a pure function of (seed, epo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -24,7 +23,8 @@ from torch.utils.data import Dataset
 from anycharv_core.errors import UserError
 from anycharv_core.media.imaging import resize
 from anycharv_core.media.masks import augment_mask, block_masks, box_masks
-from anycharv_core.media.pose import Pose, draw_pose, scale_pose
+from anycharv_core.media.pose import Poses
+from anycharv_core.media.pose_drawing import draw_poses
 from anycharv_core.puppets import (
     Character,
     Motion,
@@ -121,10 +121,10 @@ def told_masks(masks: np.ndarray, data: Data, rng: np.random.Generator, smooth: 
     return np.stack([augment_mask(mask, rng, strength) for mask in masks])
 
 
-def drawn_poses(poses: Sequence[Pose], size: Size, scale: int) -> np.ndarray:
+def drawn_poses(poses: Poses, size: Size, scale: int) -> np.ndarray:
     """Skeletons uint8 [F, H, W, 3], drawn `scale` times as large as `size` and brought down."""
-    canvas = scale * size[0], scale * size[1]
-    return np.stack([resize(draw_pose(scale_pose(pose, *canvas)), size) for pose in poses])
+    drawn = draw_poses(poses.scaled(scale * size[0], scale * size[1]))
+    return np.stack([resize(picture, size) for picture in drawn])
 
 
 class PuppetClips(Dataset):

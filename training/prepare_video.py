@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from anycharv_core.jobs.inputs import mask_frames
 from anycharv_core.media.masks import mask_box
-from anycharv_core.media.pose import Pose, only_person, read_poses, scale_pose
+from anycharv_core.media.pose import Poses, person_in_mask, read_poses
 from anycharv_core.media.video_read import VideoInfo, probe, read_frames
 from anycharv_core.preprocess.cache import content_key
-from anycharv_core.preprocess.find import Findings, Poser, find_people
+from anycharv_core.preprocess.find import Findings, Poser, find_people, in_order
 from anycharv_core.preprocess.models import pose_files, segmenter_name
-from anycharv_core.preprocess.people import chosen_boxes, chosen_poses
+from anycharv_core.preprocess.people import chosen_boxes
 from anycharv_core.preprocess.tracklets import spans
-from training.crops import Size, Window, cut, cut_pose, nearest_bucket, person_window
+from training.crops import Size, Window, cut, cut_poses, nearest_bucket, person_window
 from training.shards import FACTS, FRAMES, MASKS, POSES, ClipWriter, write_tar
 
 Box = tuple[float, float, float, float]
@@ -116,7 +116,7 @@ class _Person:
     """Whom the clips follow. boxes: in every frame of the video, or None; poses: of nobody else."""
 
     boxes: list[Box | None]
-    poses: list[Pose]
+    poses: Poses
 
 
 @dataclass
@@ -127,7 +127,6 @@ class _Draft:
     stop: int
     window: Window
     size: Size
-    poses: list[Pose] = field(default_factory=list)
     boxes: list[list[int] | None] = field(default_factory=list)
     areas: list[int] = field(default_factory=list)
 
@@ -149,7 +148,7 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
         masks = _segmenter(settings).masks(read_frames(source), person.boxes, findings.cuts)
     members: list[tuple[str, bytes | Path]] = []
     clips: list[Row] = []
-    for draft, writer in _written(drafts, read_frames(source), masks, person.poses, scratch):
+    for draft, writer in _written(drafts, read_frames(source), masks, scratch):
         clip = _described(draft, row["video"])
         if clip is None:
             continue
@@ -162,7 +161,8 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
             "video": row["video"],
             "source_size": [info.width, info.height],
         }
-        lines = "".join(json.dumps(_rounded(pose)) + "\n" for pose in draft.poses)
+        poses = cut_poses(person.poses.take(range(draft.start, draft.stop)), draft.window, draft.size)
+        lines = "".join(json.dumps(_rounded(frame)) + "\n" for frame in poses.keypoints())
         members += [
             (f"{clip['key']}.{FRAMES}", writer.frames),
             (f"{clip['key']}.{MASKS}", writer.masks),
@@ -190,8 +190,7 @@ def _poser(settings: Settings, ready: Path, info: VideoInfo) -> Poser:
     poses = read_poses(path, (info.width, info.height))
     if len(poses) != info.frames:
         raise UserError(f"{path} holds {len(poses)} poses but the video has {info.frames} frames.")
-    stream = (scale_pose(pose, info.width, info.height) for pose in poses)
-    return lambda frames: list(islice(stream, len(frames)))
+    return in_order(poses.scaled(info.width, info.height))
 
 
 def _mask_file(stem: Path) -> Path:
@@ -208,18 +207,18 @@ def _person(source: Path, findings: Findings, masks: Path | None, info: VideoInf
     if masks is None:
         if not findings.tracks:
             raise UserError(f"Nobody was found in {source.name}.")
-        return _Person(chosen_boxes(findings.tracks[0]), chosen_poses(findings.poses, findings.tracks[:1]))
+        return _Person(chosen_boxes(findings.tracks[0]), findings.poses.only(findings.tracks[0].people))
     boxes: list[Box | None] = []
-    poses: list[Pose] = []
-    for pose, mask in zip(findings.poses, mask_frames(masks, (info.width, info.height)), strict=False):
+    people: list[int] = []
+    frames = range(len(findings.poses))
+    for frame, mask in zip(frames, mask_frames(masks, (info.width, info.height)), strict=False):
         if mask.shape != (info.height, info.width):
             raise UserError(f"{masks} is {mask.shape[1]}x{mask.shape[0]}, not of its video's size.")
-        alone = only_person(pose, mask)
-        poses.append(alone)
-        boxes.append(mask_box(mask) if alone["people"] else None)
-    if len(poses) != info.frames:
-        raise UserError(f"{masks} holds {len(poses)} masks but the video has {info.frames} frames.")
-    return _Person(boxes, poses)
+        people.append(person_in_mask(findings.poses, frame, mask))
+        boxes.append(mask_box(mask) if people[-1] >= 0 else None)
+    if len(people) != info.frames:
+        raise UserError(f"{masks} holds {len(people)} masks but the video has {info.frames} frames.")
+    return _Person(boxes, findings.poses.only(np.array(people)))
 
 
 def _drafts(
@@ -246,7 +245,6 @@ def _written(
     drafts: Sequence[_Draft],
     frames: Iterator[np.ndarray],
     masks: Iterator[np.ndarray],
-    poses: Sequence[Pose],
     scratch: Path,
 ) -> Iterator[tuple[_Draft, ClipWriter]]:
     """Writes one clip after another into a folder of its own while the video passes once."""
@@ -259,7 +257,6 @@ def _written(
                 if number >= draft.start:
                     small = cut(mask, draft.window, draft.size)
                     writer.write(cut(frame, draft.window, draft.size), small)
-                    draft.poses.append(cut_pose(poses[number], draft.window, draft.size))
                     box = mask_box(small)
                     draft.boxes.append(None if box is None else list(box))
                     draft.areas.append(int((small > 0).sum()))
@@ -288,13 +285,13 @@ def _described(draft: _Draft, video: str) -> Row | None:
     }
 
 
-def _rounded(pose: Pose) -> Pose:
-    """Hundredths of a pixel, which nothing drawn can tell, at a third of the size."""
+def _rounded(frame: Row) -> Row:
+    """A POSE_KEYPOINT frame in hundredths of a pixel, which nothing drawn can tell, at a third of the size."""
     people = [
         {part: flat and [round(value, 2) for value in flat] for part, flat in person.items()}
-        for person in pose["people"]
+        for person in frame["people"]
     ]
-    return {**pose, "people": people}
+    return {**frame, "people": people}
 
 
 def _of_the_machine(error: BaseException | None) -> bool:

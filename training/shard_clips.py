@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
 from anycharv_core.media.masks import mask_box
-from training.crops import Window, cut, cut_pose, figure_window, mirror_pose, person_window
+from training.crops import Window, cut, cut_poses, figure_window, mirror_poses, person_window
 from training.data import STEADY, Data, drawn_poses, told_masks
 from training.shards import Clip, open_shards
 
@@ -85,10 +85,10 @@ class ShardClips(Dataset):
                 reference = cut(reference, window, size)
             pictures = np.stack([cut(picture, window, size) for picture in pictures])
             masks = np.stack([cut(mask, window, size) for mask in masks])
-            poses = [cut_pose(pose, window, size) for pose in poses]
+            poses = cut_poses(poses, window, size)
         if rng.random() < self.data.flip:
             pictures, masks = pictures[:, :, ::-1].copy(), masks[:, :, ::-1].copy()
-            poses = [mirror_pose(pose) for pose in poses]
+            poses = mirror_poses(poses)
             if whole:
                 reference = reference[:, ::-1].copy()
         arrays = {

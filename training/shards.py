@@ -33,7 +33,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
-from anycharv_core.media.pose import Pose
+from anycharv_core.media.pose import Poses, parse_poses
 from anycharv_core.media.video_read import EXACT
 
 MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
@@ -142,9 +142,9 @@ class Clip:
     def facts(self) -> dict[str, Any]:
         return json.loads(self.read(FACTS))
 
-    def poses(self, numbers: Sequence[int]) -> list[Pose]:
+    def poses(self, numbers: Sequence[int]) -> Poses:
         lines = self.read(POSES).splitlines()
-        return [json.loads(lines[number]) for number in numbers]
+        return parse_poses([json.loads(lines[number]) for number in numbers], name=f"{self.key}.{POSES}")
 
     def pictures(self, numbers: Sequence[int]) -> np.ndarray:
         """Frames uint8 [len(numbers), H, W, 3], RGB; `numbers` rise."""

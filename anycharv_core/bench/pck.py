@@ -5,24 +5,22 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ..media.pose import MIN_SCORE, Pose, body_points, scale_pose
+from ..media.pose import MIN_SCORE, body_points
 
 ALPHA = 0.1
 
 
-def pck(real: Pose, generated: Pose, alpha: float = ALPHA) -> tuple[int, int]:
+def pck(real: np.ndarray, generated: np.ndarray, alpha: float = ALPHA) -> tuple[int, int]:
     """Counts one frame's body points.
 
     A point seen (score > 0.3) in `real` is right if its namesake is seen in `generated`, at most `alpha` times
     the longer side of the box around the real person's seen points away. People are paired so that most points
-    are right. Frames are `clean_pose`d; the generated one is scaled to the real canvas.
+    are right. Both are the people [n, POINTS, 3] of a frame of `pose.Poses`, on one canvas.
 
     Returns:
         Points that are right, and points seen in `real`.
     """
-    generated = scale_pose(generated, real["canvas_width"], real["canvas_height"])
-    wanted = [body_points(real, i) for i in range(len(real["people"]))]
-    found = [body_points(generated, i) for i in range(len(generated["people"]))]
+    wanted, found = ([body_points(person) for person in people] for people in (real, generated))
     seen = [points[:, 2] > MIN_SCORE for points in wanted]
     right = np.zeros((len(wanted), len(found)), int)
     for row, (points, known) in enumerate(zip(wanted, seen, strict=True)):

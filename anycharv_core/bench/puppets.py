@@ -12,7 +12,7 @@ import numpy as np
 
 from ..inference.pipeline import Pipeline
 from ..media.masks import box_masks
-from ..media.pose import draw_pose, scale_pose
+from ..media.pose_drawing import draw_poses
 from ..media.sheet import upscale
 from ..preprocess.looks import body_looks, looks_distance
 from ..puppets import Clip
@@ -56,7 +56,7 @@ def of_model(
 
     def run(given: Swap | Animation, side: int, *scene: np.ndarray) -> np.ndarray:
         drawn = round(side * pipe.settings.get("pose_scale", 1))
-        pose = np.stack([draw_pose(scale_pose(each, drawn, drawn)) for each in given.poses()])
+        pose = np.stack(list(draw_poses(given.poses().scaled(drawn, drawn))))
         settings = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": (side, side)}
         return pipe(given.reference, *scene, pose=pose, **settings).frames
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -19,7 +19,7 @@ from ..inference.pipeline import Pipeline
 from ..media.canvas import nearest_multiple
 from ..media.frames import Reopened
 from ..media.imaging import Size
-from ..media.pose import Pose, read_poses
+from ..media.pose import Poses, read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
 from ..media.video_write import VideoWriter
 from ..systems.animate_anyone import ANIMATE_ANYONE
@@ -218,9 +218,9 @@ def _read(job: AnimateJob) -> _Inputs:
     )
 
 
-def _rescaled(job: AnimateJob, poses: Sequence[Pose]) -> Sequence[Pose]:
+def _rescaled(job: AnimateJob, poses: Poses) -> Poses:
     if job.reference_pose:
-        character = read_poses(job.reference_pose)[0]
+        character = read_poses(job.reference_pose)
     elif job.rescale:
         from .preprocess import figure
 

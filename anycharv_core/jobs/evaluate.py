@@ -27,7 +27,7 @@ from ..bench.report import NOT_MEASURED, make_folder, markdown, summarise, write
 from ..device import pick_device
 from ..errors import UserError
 from ..media.frames import Reopened, batched, together
-from ..media.pose import Pose, read_poses
+from ..media.pose import Poses, read_poses
 from ..systems.anycharv import ANYCHARV
 from .inputs import mask_frames, read_reference
 from .replace import versions
@@ -205,13 +205,14 @@ def _pck(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: Path
             f"There are {len(poses[0])} real and {len(poses[1])} generated poses of '{name}'; give one for every "
             "frame."
         )
-    for one, other in zip(*poses, strict=True):
+    real_poses, generated_poses = poses[0], poses[1].scaled(*poses[0].size)
+    for one, other in zip(real_poses.people, generated_poses.people, strict=True):
         counted = pck(one, other)
         right, total = right + counted[0], total + counted[1]
     return right / total if total else math.nan
 
 
-def _poses(tools: _Tools, name: str, clip: Path, folder: Path | None) -> list[Pose]:
+def _poses(tools: _Tools, name: str, clip: Path, folder: Path | None) -> Poses:
     if tools.detector is not None:
         return tools.detector.poses(Reopened(lambda: clip_frames(clip)))
     first = next(clip_frames(clip))

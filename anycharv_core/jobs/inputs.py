@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,8 @@ from ..foreign import read_picture
 from ..media.frames import Reopened
 from ..media.imaging import Size
 from ..media.masks import boxes_to_masks, read_boxes
-from ..media.pose import Pose, draw_pose, read_poses, scale_pose
+from ..media.pose import Poses, read_poses
+from ..media.pose_drawing import draw_poses
 from ..media.video_read import VideoInfo, has_alpha, probe, read_alpha, read_frames
 from ..media.video_write import read_gray
 from ..systems.recipes import Recipe
@@ -125,13 +126,13 @@ def holds_keypoints(path: Path) -> bool:
     return path.suffix.lower() == ".json" or path.is_dir()
 
 
-def drawn_poses(poses: Sequence[Pose]) -> tuple[Callable[[Size], Reopened], int, Size]:
-    """What `pose_frames` gives, for one or more POSE_KEYPOINT frames."""
+def drawn_poses(poses: Poses) -> tuple[Callable[[Size], Reopened], int, Size]:
+    """What `pose_frames` gives, for poses at hand."""
 
     def drawn(canvas: Size) -> Reopened:
-        return Reopened(lambda: (draw_pose(scale_pose(pose, *canvas)) for pose in poses))
+        return Reopened(lambda: draw_poses(poses.scaled(*canvas)))
 
-    return drawn, len(poses), _canvas_size(poses[0])
+    return drawn, len(poses), poses.size
 
 
 def _check_mask(path: Path, masks: Iterable[np.ndarray], video: Path, info: VideoInfo, same_size: bool) -> None:
@@ -154,7 +155,3 @@ def _check_count(path: Path, what: str, count: int, video: Path, info: VideoInfo
         raise UserError(
             f"{path} holds {count} {what} but {video} has {info.frames} frames; give one for every frame."
         )
-
-
-def _canvas_size(pose: Pose) -> Size:
-    return pose["canvas_width"], pose["canvas_height"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,13 @@ import numpy as np
 from ..errors import UserError
 from ..files import atomic_folder, write_error
 from ..foreign import read_json
-from ..media.pose import Pose, only_person, read_poses, write_poses
+from ..media.pose import Poses, person_in_mask, read_poses, write_poses
 from ..media.video_read import read_frames
 from ..preprocess.cache import content_key, kept, weights_key
 from ..preprocess.dwpose import DWPose
 from ..preprocess.look import SHEET, Look, look_at
 from ..preprocess.models import pose_files, segmenter_name
-from ..preprocess.people import by_box, by_click, by_likeness, by_number, chosen_boxes, chosen_poses
+from ..preprocess.people import by_box, by_click, by_likeness, by_number, chosen_boxes
 from ..preprocess.person import BOXES, MASKS, pose_extent, write_person
 from ..preprocess.retarget import retarget
 from ..preprocess.segment import Segmenter
@@ -82,7 +82,7 @@ class _Person:
     with nobody else in them, the folder of the masks, and what to report of them."""
 
     number: int | None
-    poses: list[Pose]
+    poses: Poses
     masks: Path
     counts: dict[str, int]
 
@@ -189,15 +189,15 @@ def _prepare(job: Preparation, look: Look, number: int | None, place: int, progr
         boxes = [None] * count
     else:
         track = findings.tracks[number - 1]
-        poses, boxes = chosen_poses(findings.poses, [track]), chosen_boxes(track)
+        poses, boxes = findings.poses.only(track.people), chosen_boxes(track)
     if job.smooth:
-        present = np.array([0 if pose["people"] else -1 for pose in poses])
+        present = np.array([0 if len(people) else -1 for people in poses.people])
         poses = smooth_poses(poses, [present], look.rate, findings.cuts)
     extents: list[Any] = [None] * count
     if job.retarget:
         poses = retarget(poses, figure(job.retarget[place], job.pose_model, job.device))
         # A taller character leaves the box of the person whose place it takes.
-        extents = [pose_extent(pose) for pose in poses]
+        extents = [pose_extent(people) for people in poses.people]
     segmenter = None if job.masks else segmenter_name(job.segmenter)
     key = content_key(look.key, *_sources(job.masks or Path(segmenter)), segmenter, boxes, extents)
 
@@ -238,12 +238,12 @@ def _described(number: int, track: Track) -> dict[str, Any]:
     }
 
 
-def _inside(poses: Sequence[Pose], masks: Iterable[np.ndarray]) -> list[Pose]:
+def _inside(poses: Poses, masks: Iterable[np.ndarray]) -> Poses:
     """In every frame only the person in the mask."""
-    found = [only_person(pose, mask) for pose, mask in zip(poses, masks, strict=False)]
+    found = [person_in_mask(poses, frame, mask) for frame, mask in zip(range(len(poses)), masks, strict=False)]
     if len(found) < len(poses):
         raise UserError(f"There are {len(found)} masks but the clip has {len(poses)} frames; give one for each.")
-    return found
+    return poses.only(np.array(found))
 
 
 def _sized(masks: Iterable[np.ndarray], size: tuple[int, int], path: Path) -> Iterator[np.ndarray]:
@@ -262,7 +262,7 @@ def _counted(frames: Iterable[np.ndarray], progress: Callable[[int], None]) -> I
         progress(done)
 
 
-def figure(picture: Path, pose_model: str | None, device: str | None) -> Pose:
+def figure(picture: Path, pose_model: str | None, device: str | None) -> Poses:
     """The pose of the character in a picture, found by the model that `Preparation` would take.
 
     Raises UserError where nobody is found, or the model or the picture cannot be read.
@@ -272,8 +272,8 @@ def figure(picture: Path, pose_model: str | None, device: str | None) -> Pose:
     def make(folder: Path) -> None:
         reference = read_reference(picture)[..., :3]
         poses = DWPose(*files, device).poses(reference[None], people_limit=1)
-        if not poses[0]["people"]:
+        if not len(poses.people[0]):
             raise UserError(f"Nobody was found in {picture}; retarget to a picture of the whole character.")
         write_poses(folder / POSES, poses)
 
-    return read_poses(kept("figure", content_key(picture, *map(weights_key, files)), make) / POSES)[0]
+    return read_poses(kept("figure", content_key(picture, *map(weights_key, files)), make) / POSES)

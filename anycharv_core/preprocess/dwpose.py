@@ -12,7 +12,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..media.frames import Frames, batched, checked
-from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, Pose
+from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MIN_SCORE, PLACES, Poses
+from ..media.pose import POINTS as POSE_POINTS
 from . import simcc, yolox
 from .sessions import BATCH, OnnxNet
 
@@ -90,30 +91,31 @@ class DWPose:
                 raise UserError(f"The boxes of frame {index} must be [n, 4] and finite: x0, y0, x1, y1 in pixels.")
         return self._estimate(frames, given)
 
-    def poses(self, frames: Frames, people_limit: int | None = None) -> list[Pose]:
-        """The skeletons of a clip, which is read as a stream.
+    def poses(self, frames: Frames, people_limit: int | None = None) -> Poses:
+        """The skeletons of a video, which is read as a stream.
 
         Args:
             frames: uint8 [F, H, W, 3] RGB, or anything that yields uint8 [H, W, 3] of one size.
             people_limit: keep this many of the most certain people in every frame; None keeps all.
 
         Returns:
-            For each frame its people as `to_pose` writes them. Unlike in `estimate`, a frame in which nobody is
-            found has no people.
+            Poses on a canvas of the frames' size, with everything but a mid hip. Unlike in `estimate`, a frame in
+            which nobody is found has no people.
 
         Raises:
-            UserError: frames or a limit that are not as above, or see `DWPose`.
+            UserError: no frame, frames or a limit that are not as above, or see `DWPose`.
         """
         if people_limit is not None and people_limit < 1:
             raise UserError(f"The people limit is {people_limit}; give 1 or more, or none to keep everybody.")
-        source, poses = checked("frames", frames, 3), []
-        for chunk in batched(source, BATCH):
+        people: list[np.ndarray] = []
+        for chunk in batched(checked("frames", frames, 3), BATCH):
             found = [(boxes[:people_limit], scores[:people_limit]) for boxes, scores in self._detect(chunk)]
             points = self._estimate(chunk, [boxes for boxes, _ in found])
-            for frame, (boxes, certainty), (keypoints, scores) in zip(chunk, found, points, strict=True):
-                height, width = frame.shape[:2]
-                poses.append(to_pose(keypoints, scores, boxes, width, height, certainty))
-        return poses
+            people += [pack_people(*one, *other) for one, other in zip(points, found, strict=True)]
+            height, width = chunk[0].shape[:2]
+        if not people:
+            raise UserError("The video has no frames; give at least one.")
+        return Poses(width, height, people)
 
     def _detect(self, frames: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each frame boxes float32 [n, 4] and their scores float32 [n]."""
@@ -144,34 +146,28 @@ class DWPose:
         return found
 
 
-def to_pose(
-    keypoints: np.ndarray,
-    scores: np.ndarray,
-    boxes: np.ndarray,
-    width: int,
-    height: int,
-    box_scores: np.ndarray | None = None,
-) -> Pose:
-    """One frame's people as POSE_KEYPOINT, every score kept.
+def pack_people(
+    keypoints: np.ndarray, scores: np.ndarray, boxes: np.ndarray, box_scores: np.ndarray
+) -> np.ndarray:
+    """One frame's people as `Poses` holds them, every score kept.
 
     Args:
         keypoints, scores: [n, 134, 2] and [n, 134], as `DWPose.estimate` returns them.
         boxes: [n, 4], x0, y0, x1, y1 in pixels.
-        width, height: of the frame in pixels.
-        box_scores: [n], how certain the detector is of each box; None = 1.
+        box_scores: [n], how certain the detector is of each box.
 
     Returns:
-        A frame in the form of `pose.clean_pose`: body, 68 face, hand and foot points and the box; no mid hip.
+        float64 [n, pose.POINTS, 3]: body, 68 face, hand and foot points and the box; no mid hip.
     """
-    box_scores = np.ones(len(boxes)) if box_scores is None else box_scores
-    people = []
-    for points, box, score in zip(
-        np.concatenate([keypoints, scores[..., None]], axis=-1), boxes, box_scores, strict=True
-    ):
-        person = {part: _flat(points[place]) for part, place in _PARTS.items()}
-        corners = np.column_stack([np.reshape(box, (2, 2)), [score, score]])
-        people.append(person | {MID_HIP: None, BOX: _flat(corners)})
-    return {"canvas_width": width, "canvas_height": height, "people": people}
+    people = np.full((len(boxes), POSE_POINTS, 3), np.nan)
+    points = np.concatenate([keypoints, scores[..., None]], axis=-1)
+    for part, place in _PARTS.items():
+        found = points[:, place]
+        people[:, PLACES[part]][:, : found.shape[1]] = found
+    corners = people[:, PLACES[BOX]]
+    corners[..., :2] = boxes.reshape(-1, 2, 2)
+    corners[..., 2] = box_scores[:, None]
+    return people
 
 
 def _person(
@@ -182,7 +178,3 @@ def _person(
     neck = body[_SHOULDERS].mean(axis=0)
     neck[2] = (scores[_SHOULDERS] > MIN_SCORE).all()
     return np.insert(body, 17, neck, axis=0)[_ORDER]
-
-
-def _flat(points: np.ndarray) -> list[float]:
-    return points.ravel().astype(float).tolist()

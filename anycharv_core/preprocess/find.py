@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +12,28 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import UserError
 from ..media.frames import batched
-from ..media.pose import Pose
-from .pose_stack import PoseStack
+from ..media.pose import Poses
 from .shots import ShotDetector
 from .tracking import Observation, Track, observe, track
 
 BATCH = 8  # frames the networks see at once
 _TRACK = ("boxes", "people", "looks")
 
-Poser = Callable[[np.ndarray], list[Pose]]
-"""Frames uint8 [F, H, W, 3] -> the poses of everybody in each, all of the frames' size."""
+Poser = Callable[[np.ndarray], Poses]
+"""Frames uint8 [F, H, W, 3] -> the poses of everybody in each, on a canvas of the frames' size."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a clip shows. poses: one POSE_KEYPOINT frame per frame of the clip; tracks: the people, most
+    """What a clip shows. poses: of every frame; tracks: the people, most
     prominent first; cuts: the first frame of every shot but the first."""
 
-    poses: PoseStack
+    poses: Poses
     tracks: list[Track]
     cuts: list[int]
 
     def save(self, folder: Path) -> None:
-        self.poses.save(folder / "poses.safetensors")
+        save_file(self.poses.pack(), folder / "poses.safetensors")
         held = {"cuts": np.array(self.cuts, np.int64)}
         for number, person in enumerate(self.tracks):
             held |= {f"{number}.{name}": getattr(person, name) for name in _TRACK}
@@ -44,7 +44,7 @@ class Findings:
         held = load_file(folder / "tracks.safetensors")
         count = sum(name.endswith(".boxes") for name in held)
         tracks = [Track(**{name: held[f"{number}.{name}"] for name in _TRACK}) for number in range(count)]
-        return cls(PoseStack.load(folder / "poses.safetensors"), tracks, held["cuts"].tolist())
+        return cls(Poses.unpack(load_file(folder / "poses.safetensors")), tracks, held["cuts"].tolist())
 
 
 def find_people(
@@ -54,18 +54,24 @@ def find_people(
 
     Raises UserError where there is no frame, and what `poser` raises.
     """
-    poses: PoseStack | None = None
+    poses: list[Poses] = []
     observations: list[Observation] = []
     shots = ShotDetector()
     for batch in batched(frames, BATCH):
-        for frame, pose in zip(batch, poser(np.stack(batch)), strict=True):
-            poses = poses or PoseStack(frame.shape[1], frame.shape[0])
+        poses.append(poser(np.stack(batch)))
+        for frame, people in zip(batch, poses[-1].people, strict=True):
             shots.feed(frame)
-            poses.append(pose)
-            observations.append(observe(frame, pose))
+            observations.append(observe(frame, people))
         if progress:
             progress(len(observations))
-    if poses is None:
-        raise UserError("The clip has no frames; give at least one.")
+    if not poses:
+        raise UserError("The video has no frames; give at least one.")
     cuts = shots.finish()
-    return Findings(poses, track(observations, cuts), cuts)
+    whole = replace(poses[0], people=[people for batch in poses for people in batch.people])
+    return Findings(whole, track(observations, cuts), cuts)
+
+
+def in_order(poses: Poses) -> Poser:
+    """Hands out poses found before, for frames that come in the same order."""
+    rest = iter(range(len(poses)))
+    return lambda frames: poses.take(islice(rest, len(frames)))

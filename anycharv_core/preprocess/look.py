@@ -6,19 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from ..errors import UserError
 from ..foreign import read_json
-from ..media.pose import Pose, read_poses, scale_pose
+from ..media.pose import read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
 from .cache import content_key, kept, weights_key
 from .dwpose import DWPose
-from .find import Findings, Poser, find_people
+from .find import Findings, Poser, find_people, in_order
 from .models import pose_files
 from .people import contact_sheet, sheet_frames
 
@@ -55,7 +53,7 @@ def look_at(
 
     def make(folder: Path) -> None:
         info = probe(clip)
-        poser = _handed_out(poses, info) if poses else DWPose(*files, device).poses
+        poser = _poses_of(poses, info) if poses else DWPose(*files, device).poses
         count = progress and (lambda done: progress(done, info.frames))
         findings = find_people(read_frames(clip), poser, count)
         if not findings.tracks:
@@ -71,26 +69,21 @@ def look_at(
         key,
         findings,
         folder / SHEET,
-        (findings.poses.width, findings.poses.height),
+        findings.poses.size,
         timing["rate"],
         timing["timestamps"],
         Fraction(timing["time_base"]),
     )
 
 
-def _handed_out(path: Path, info: VideoInfo) -> Poser:
-    """Gives the poses of a file in the clip's order, whatever the frames show."""
+def _poses_of(path: Path, info: VideoInfo) -> Poser:
+    """The poses of a file in place of a network."""
     poses = read_poses(path, (info.width, info.height))
     if len(poses) != info.frames:
         raise UserError(
             f"{path} holds {len(poses)} poses but the clip has {info.frames} frames; give one for every frame."
         )
-    stream = (scale_pose(pose, info.width, info.height) for pose in poses)
-
-    def poser(frames: np.ndarray) -> list[Pose]:
-        return list(islice(stream, len(frames)))
-
-    return poser
+    return in_order(poses.scaled(info.width, info.height))
 
 
 def _write_sheet(path: Path, clip: Path, findings: Findings) -> None:

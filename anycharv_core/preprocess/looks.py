@@ -36,6 +36,8 @@ _BANDS = ((0.02, 0.14, 0.36, 0.64), (0.2, 0.5, 0.28, 0.72), (0.55, 0.9, 0.3, 0.7
 UNKNOWN = 0.5
 # Below this many pixels a part is taken as not seen.
 _MIN_PIXELS = 4
+# Pixels, wider than any crop: OpenCV refuses strokes of points far outside the picture.
+_WIDEST = 10_000
 
 
 def body_looks(
@@ -95,6 +97,7 @@ def _limb_masks(size: tuple[int, int], points: np.ndarray, seen: np.ndarray) -> 
     else:
         # The part of a skeleton's extent that the torso takes in a bust or a whole figure alike, roughly.
         torso = float(np.ptp(points[seen], axis=0).max()) / 2.5
+    torso = min(torso, _WIDEST)
     head, upper, lower = (np.zeros(size[::-1], np.uint8) for _ in range(PARTS))
     face = [i for i in _HEAD_POINTS if seen[i]]
     if face:

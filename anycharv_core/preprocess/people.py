@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import UserError
 from ..media.imaging import resize
 from ..media.masks import mask_box
-from ..media.pose import Pose
 from ..media.sheet import INK, PAPER, sheet
 from .looks import body_looks, looks_distance
 from .tracking import Track, present_spans
@@ -107,15 +106,6 @@ def by_likeness(tracks: Sequence[Track], picture: np.ndarray) -> tuple[int, floa
     likeness = 1 - looks_distance(looks[None], np.stack([track.looks for track in tracks]))[0]
     best = int(np.argmax(likeness))
     return best, float(likeness[best])
-
-
-def chosen_poses(poses: Iterable[Pose], tracks: Sequence[Track]) -> list[Pose]:
-    """The poses of the whole clip with nobody but the people of `tracks`, in their order."""
-    chosen = zip(*(track.people for track in tracks), strict=True)
-    return [
-        {**pose, "people": [pose["people"][place] for place in places if place >= 0]}
-        for pose, places in zip(poses, chosen, strict=True)
-    ]
 
 
 def chosen_boxes(track: Track) -> list[Box | None]:

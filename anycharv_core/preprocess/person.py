@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..media.masks import boxes_to_masks, mask_box, steady_boxes
-from ..media.pose import BOX, MIN_SCORE, PARTS, Pose
+from ..media.pose import BOX, MIN_SCORE, PLACES
 from ..media.video_write import write_masks
 
 Box = tuple[float, float, float, float]
@@ -77,12 +77,10 @@ def write_person(
     }
 
 
-def pose_extent(pose: Pose) -> Box | None:
-    """The box around all points seen of a POSE_KEYPOINT frame; None where there are none."""
-    parts = [person[part] for person in pose["people"] for part in PARTS if part != BOX and person[part]]
-    points = [np.reshape(flat, (-1, 3)) for flat in parts]
-    seen = np.concatenate([np.empty((0, 3)), *points])
-    seen = seen[seen[:, 2] > MIN_SCORE, :2]
+def pose_extent(people: np.ndarray) -> Box | None:
+    """The box around all points seen of a frame's people [n, POINTS, 3]; None where there are none."""
+    points = people[:, : PLACES[BOX].start]
+    seen = points[points[..., 2] > MIN_SCORE, :2]
     return (*seen.min(axis=0).tolist(), *seen.max(axis=0).tolist()) if len(seen) else None
 
 

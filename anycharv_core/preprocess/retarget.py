@@ -1,7 +1,7 @@
 """A driving skeleton given the proportions of the reference character.
 
 Animate Anyone (section 4.1) brings the driving skeleton's length close to that of the character's. Here every
-bone gets one factor for the whole clip, so nothing swells and shrinks from frame to frame, and the factors are
+bone gets one factor for the whole video, so nothing swells and shrinks from frame to frame, and the factors are
 chosen so that the person stays as tall as they were: the scale is the scene's, the build the character's.
 Bones keep their directions, and the ankles, the lowest points that the drawing has, keep to the ground.
 """
@@ -9,13 +9,12 @@ Bones keep their directions, and the ankles, the lowest points that the drawing 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from ..errors import UserError
-from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, Pose, clean_pose
+from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, PLACES, POINTS, Poses
 
 # Of the 18 body points; pairs are left, right, as the hands and the feet are.
 _NOSE, _NECK, _WRISTS, _ANKLES = 0, 1, (7, 4), (13, 10)
@@ -49,7 +48,7 @@ _BONES = (
     *((5, _NECK, "shoulder"), (6, 5, "upper arm"), (7, 6, "forearm")),
     *((_NOSE, _NECK, "neck"), *((joint, _NOSE, "head") for joint in (14, 15, 16, 17))),
 )
-# What stands on the ground, or is nearest to it of a person whom the clip never shows whole.
+# What stands on the ground, or is nearest to it of a person whom the video never shows whole.
 _STANDS = (_ANKLES, (12, 9), (11, 8), (_NECK,), tuple(range(18)))
 # Lengths are taken at this percentile, not the largest, which is a mistake of the detector's.
 _LONG = 90
@@ -61,52 +60,46 @@ _LIFT = 0.02
 _STEADY = 3
 
 
-def retarget(poses: Sequence[Pose], reference: Pose) -> list[Pose]:
-    """The clip's poses with the reference character's proportions.
+def retarget(poses: Poses, reference: Poses) -> Poses:
+    """The video's poses with the reference character's proportions.
 
-    A limb's length in the clip is a high percentile over time of what shows of it, relative to the person's
+    A limb's length in the video is a high percentile over time of what shows of it, relative to the person's
     size in that frame, because projection only shortens; in the reference it is the longer of left and right.
     A limb that either of the two never shows keeps its length. Hands, feet and face are carried whole, with
     the factors of forearm, shin and head. In every frame the lower ankle stays at its height, and sideways
     the foot that carries stays, or the point between two that do.
 
     Args:
-        poses: F frames as `clean_pose` takes them, each with one person or nobody.
-        reference: the character; of several people the tallest in pixels.
+        poses: of F frames, each with one person or nobody.
+        reference: the character, in its first frame; of several people the tallest in pixels.
 
     Returns:
-        F new frames in `clean_pose` form. Scores are kept, and unseen points (score <= 0.3) stay where they
+        F frames. Scores are kept, and unseen points (score <= 0.3) stay where they
         were; a box keeps its margins around the points.
 
     Raises:
-        UserError: a frame has several people, the reference has no body, or see `clean_pose`.
+        UserError: a frame has several people, or the reference has no body.
     """
-    frames = [clean_pose(pose) for pose in poses]
-    for index, frame in enumerate(frames):
-        if len(frame["people"]) > 1:
-            raise UserError(
-                f"Frame {index} of the poses to retarget has {len(frame['people'])} people; choose one first."
-            )
-    people = [(frame["people"] or [None])[0] for frame in frames]
-    joints = np.array([_joints(person) for person in people]).reshape(-1, _MIDDLE + 1, 2)
+    for index, people in enumerate(poses.people):
+        if len(people) > 1:
+            raise UserError(f"Frame {index} of the poses to retarget has {len(people)} people; choose one first.")
+    persons = _first_people(poses)
+    joints = _joints(persons)
     known, wanted = _lengths(joints), _reference_lengths(reference)
     factors = _factors(known, wanted)
     moves = _moves(joints, factors, np.nansum(known[_UPRIGHT]))
-    wrists = _wrists_of_hands(people, joints)
-    for frame, person, *where in zip(frames, people, joints, moves, strict=True):
-        if person is not None:
-            frame["people"] = [_carried(person, *where, factors, wrists)]
-    return frames
+    wrists = _wrists_of_hands(persons, joints)
+    carried = [_carried(*one, factors, wrists) for one in zip(persons, joints, moves, strict=True)]
+    present = [person[None][: len(people)] for person, people in zip(carried, poses.people, strict=True)]
+    return replace(poses, people=present)
 
 
-def size_ratio(poses: Sequence[Pose], reference: Pose) -> float:
-    """How long the reference's skeleton is in pixels, compared with that of the clip in a usual frame.
+def size_ratio(poses: Poses, reference: Poses) -> float:
+    """How long the reference's skeleton is in pixels, compared with that of the video in a usual frame.
 
-    Takes and raises what `retarget` does; 1 where clip and reference show no limb in common.
+    Takes and raises what `retarget` does; 1 where video and reference show no limb in common.
     """
-    people = [(clean_pose(pose)["people"] or [None])[0] for pose in poses]
-    joints = np.array([_joints(person) for person in people]).reshape(-1, _MIDDLE + 1, 2)
-    return _ratio(_lengths(joints), _reference_lengths(reference))
+    return _ratio(_lengths(_joints(_first_people(poses))), _reference_lengths(reference))
 
 
 def _ratio(known: np.ndarray, wanted: np.ndarray) -> float:
@@ -115,18 +108,25 @@ def _ratio(known: np.ndarray, wanted: np.ndarray) -> float:
     return float(wanted[upright].sum() / known[upright].sum()) if both.any() else 1.0
 
 
-def _joints(person: dict[str, Any] | None) -> np.ndarray:
-    """float64 [19, 2]: body points and the middle of the hips, or the hip that shows; NaN where unseen."""
-    points = np.reshape(person[BODY] if person and person[BODY] else np.zeros(54), (-1, 3))
-    seen = np.where(points[:, 2:] > MIN_SCORE, points[:, :2], np.nan)
-    right, left = seen[8], seen[11]
+def _first_people(poses: Poses) -> np.ndarray:
+    """float64 [F, POINTS, 3]: in each frame the first person, all NaN where nobody is."""
+    nobody = np.full((1, POINTS, 3), np.nan)
+    persons = [people[:1] if len(people) else nobody for people in poses.people]
+    return np.concatenate([np.empty((0, POINTS, 3)), *persons])
+
+
+def _joints(persons: np.ndarray) -> np.ndarray:
+    """Of persons [n, POINTS, 3] float64 [n, 19, 2]: body points and the middle of the hips, or the hip that shows;
+    NaN where unseen."""
+    points = persons[:, PLACES[BODY]]
+    seen = np.where(points[..., 2:] > MIN_SCORE, points[..., :2], np.nan)
+    right, left = seen[:, 8], seen[:, 11]
     middle = np.where(np.isnan(right), left, np.where(np.isnan(left), right, (left + right) / 2))
-    return np.concatenate([seen, middle[None]])
+    return np.concatenate([seen, middle[:, None]], axis=1)
 
 
-def _reference_lengths(reference: Pose) -> np.ndarray:
-    bodies = [_joints(person) for person in clean_pose(reference)["people"]]
-    bodies = [body for body in bodies if not np.isnan(_lengths(body[None])).all()]
+def _reference_lengths(reference: Poses) -> np.ndarray:
+    bodies = [body for body in _joints(reference.people[0]) if not np.isnan(_lengths(body[None])).all()]
     if not bodies:
         raise UserError("The reference pose has no body to take proportions from; use a picture that shows one.")
     tallest = max(bodies, key=lambda body: np.nanmax(body[:, 1]) - np.nanmin(body[:, 1]))
@@ -156,7 +156,7 @@ def _percentile(values: np.ndarray, percent: float, axes: tuple[int, int]) -> np
 
 
 def _factors(known: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """What to multiply each limb's length by, from the lengths in the clip and in the reference."""
+    """What to multiply each limb's length by, from the lengths in the video and in the reference."""
     both = ~np.isnan(known * wanted)
     same_height = 1 / _ratio(known, wanted)
     factors = {}
@@ -210,12 +210,12 @@ def _steadied(values: np.ndarray) -> np.ndarray:
     return np.array([values[t - r : t + r + 1].mean() for t, r in enumerate(reach)])
 
 
-def _wrists_of_hands(people: list[dict[str, Any] | None], joints: np.ndarray) -> tuple[int, ...]:
+def _wrists_of_hands(persons: np.ndarray, joints: np.ndarray) -> tuple[int, ...]:
     """The wrist that each of the two hand lists hangs on: ComfyUI's SDPose has left and right swapped."""
     distance = np.zeros(2)
-    for person, body in zip(people, joints, strict=True):
+    for person, body in zip(persons, joints, strict=True):
         for side, part in enumerate(HANDS):
-            root = np.array(person[part][:3]) if person and person[part] else np.zeros(3)
+            root = person[PLACES[part]][0]
             if root[2] > MIN_SCORE and not np.isnan(body[list(_WRISTS)]).any():
                 away = np.linalg.norm(body[list(_WRISTS)] - root[:2], axis=-1)
                 distance += away[[side, 1 - side]]
@@ -223,14 +223,13 @@ def _wrists_of_hands(people: list[dict[str, Any] | None], joints: np.ndarray) ->
 
 
 def _carried(
-    person: dict[str, Any],
+    person: np.ndarray,
     body: np.ndarray,
     moves: np.ndarray,
     factors: dict[str, float],
     wrists: tuple[int, ...],
-) -> dict[str, Any]:
-    old = {part: np.reshape(flat, (-1, 3)) for part, flat in person.items() if flat}
-    new = {part: points.copy() for part, points in old.items()}
+) -> np.ndarray:
+    new = person.copy()
 
     def carry(points: np.ndarray, joint: int, limb: str) -> None:
         seen = points[:, 2] > MIN_SCORE
@@ -239,25 +238,22 @@ def _carried(
             pivot = places.mean(axis=0) if np.isnan(body[joint]).any() else body[joint]
             points[seen, :2] = places + moves[joint] + (factors[limb] - 1) * (places - pivot)
 
-    for part, points in new.items():
-        if part == BODY:
-            points[:, :2] += np.where(points[:, 2:] > MIN_SCORE, moves[:_MIDDLE], 0.0)
-        elif part == FACE:
-            carry(points, _NOSE, "head")
-        elif part in HANDS:
-            carry(points, wrists[HANDS.index(part)], "forearm")
-        elif part == FEET:
-            carry(points[:3], _ANKLES[0], "shin")
-            carry(points[3:], _ANKLES[1], "shin")
-        elif part == MID_HIP:
-            carry(points, _MIDDLE, "trunk")
-    if BOX in new and (extents := [_extent(parts) for parts in (old, new)])[0] is not None:
-        new[BOX][:, :2] += extents[1] - extents[0]
-    return {part: new[part].ravel().tolist() if part in new else None for part in person}
+    points = new[PLACES[BODY]]
+    points[:, :2] += np.where(points[:, 2:] > MIN_SCORE, moves[:_MIDDLE], 0.0)
+    carry(new[PLACES[FACE]], _NOSE, "head")
+    for part, wrist in zip(HANDS, wrists, strict=True):
+        carry(new[PLACES[part]], wrist, "forearm")
+    for foot, ankle in zip(np.split(new[PLACES[FEET]], 2), _ANKLES, strict=True):
+        carry(foot, ankle, "shin")
+    carry(new[PLACES[MID_HIP]], _MIDDLE, "trunk")
+    before, after = _extent(person), _extent(new)
+    if before is not None:
+        new[PLACES[BOX]][:, :2] += after - before
+    return new
 
 
-def _extent(parts: dict[str, np.ndarray]) -> np.ndarray | None:
+def _extent(person: np.ndarray) -> np.ndarray | None:
     """[[x0, y0], [x1, y1]] around what is seen, or None."""
-    points = np.concatenate([points for part, points in parts.items() if part != BOX] or [np.zeros((0, 3))])
+    points = person[: PLACES[BOX].start]
     seen = points[points[:, 2] > MIN_SCORE, :2]
     return np.stack([seen.min(axis=0), seen.max(axis=0)]) if len(seen) else None

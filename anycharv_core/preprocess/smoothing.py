@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..media.pose import BOX, MIN_SCORE, PARTS, Pose, clean_pose
+from ..media.pose import BOX, MIN_SCORE, PLACES, Poses
 
 # The detector's box is a finding and not a point of the body; it stays as it was found.
-_STEADIED = {part: most for part, most in PARTS.items() if part != BOX}
+_STEADIED = slice(PLACES[BOX].start)
 # Hz: the paper's own choice, with which it found no need to tune.
 _SPEED_CUTOFF = 1.0
 
 
 def smooth_poses(
-    poses: Sequence[Pose],
+    poses: Poses,
     tracks: Sequence[np.ndarray],
     rate: float,
     cuts: Sequence[int] = (),
     min_cutoff: float = 2.0,
     beta: float = 30.0,
-) -> list[Pose]:
-    """The poses of a clip with every tracked person's points steadied; scores are kept.
+) -> Poses:
+    """The poses of a video with every tracked person's points steadied; scores are kept.
 
-    The filter is causal and so lags behind motion. A clip has a future too: it runs over each stretch once
+    The filter is causal and so lags behind motion. A video has a future too: it runs over each stretch once
     forwards and once backwards, and the two are averaged, so that the lag of the one cancels the lead of the
-    other. It starts anew wherever a point was unseen (score <= 0.3), the person absent, or a shot began.
+    other. It starts again wherever a point was unseen (score <= 0.3), the person absent, or a shot began.
 
     Args:
-        poses: F frames as `clean_pose` takes them, of one canvas size.
+        poses: of F frames.
         tracks: per person int [F], the index into each frame's people, -1 where absent. People who are on no
             track stay as they are.
         rate: frames per second.
@@ -41,27 +42,24 @@ def smooth_poses(
             both numbers mean the same at any resolution and distance.
 
     Returns:
-        F new frames in `clean_pose` form; unseen points and boxes are those of the input.
-
-    Raises:
-        UserError: see `clean_pose`.
+        F frames; unseen points and boxes are those of the input.
     """
-    smoothed = [clean_pose(pose) for pose in poses]
-    for people in tracks:
+    smoothed = [people.copy() for people in poses.people]
+    for track in tracks:
         for shot in np.split(np.arange(len(smoothed)), sorted(cuts)):
-            persons = [smoothed[t]["people"][people[t]] if people[t] >= 0 else None for t in shot]
-            if any(persons):
+            persons = [smoothed[t][track[t]] if track[t] >= 0 else None for t in shot]
+            if any(person is not None for person in persons):
                 _smooth_person(persons, rate, min_cutoff, beta)
-    return smoothed
+    return replace(poses, people=smoothed)
 
 
-def _smooth_person(persons: list[dict | None], rate: float, min_cutoff: float, beta: float) -> None:
-    """Steadies one person over one shot, in place; None where absent."""
-    places = np.full((len(persons), sum(_STEADIED.values()), 2), np.nan)
+def _smooth_person(persons: list[np.ndarray | None], rate: float, min_cutoff: float, beta: float) -> None:
+    """Steadies one person [POINTS, 3] over one shot, in place; None where absent."""
+    places = np.full((len(persons), _STEADIED.stop, 2), np.nan)
     for row, person in zip(places, persons, strict=True):
-        for part, where in _layout(person):
-            points = np.reshape(person[part], (-1, 3))
-            row[where] = np.where(points[:, 2:] > MIN_SCORE, points[:, :2], np.nan)
+        if person is not None:
+            points = person[_STEADIED]
+            row[:] = np.where(points[:, 2:] > MIN_SCORE, points[:, :2], np.nan)
     seen = ~np.isnan(places[..., 0])
     extents = [np.ptp(row[there], axis=0) for row, there in zip(places, seen, strict=True) if there.any()]
     # A person of a single point has no size; the pixel then stands in for it.
@@ -70,27 +68,15 @@ def _smooth_person(persons: list[dict | None], rate: float, min_cutoff: float, b
     forwards, backwards = (one_euro(places[::way], rate, min_cutoff, beta)[::way] for way in (1, -1))
     steady = (forwards + backwards) / 2
     for row, there, person in zip(steady, seen, persons, strict=True):
-        for part, where in _layout(person):
-            points = np.reshape(person[part], (-1, 3))
-            points[there[where], :2] = row[where][there[where]]
-            person[part] = points.ravel().tolist()
-
-
-def _layout(person: dict | None) -> list[tuple[str, slice]]:
-    """The parts that a person has and where their points stand among all."""
-    layout, start = [], 0
-    for part, most in _STEADIED.items():
-        if person and person[part]:
-            layout.append((part, slice(start, start + len(person[part]) // 3)))
-        start += most
-    return layout
+        if person is not None:
+            person[_STEADIED][there, :2] = row[there]
 
 
 def one_euro(places: np.ndarray, rate: float, min_cutoff: float, beta: float) -> np.ndarray:
     """The causal filter of the paper's algorithm 1, its speed taken as a vector so that no axis is special.
 
     Args:
-        places: float64 [F, N, 2]; NaN where a point is unseen, after which its filter starts anew.
+        places: float64 [F, N, 2]; NaN where a point is unseen, after which its filter starts again.
         rate: frames per second.
         min_cutoff, beta: Hz, and Hz per unit of `places` a second.
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from ..media.pose import BODY, MIN_SCORE, Pose
+from ..media.pose import BODY, BOX, MIN_SCORE, PLACES
 from .looks import SIZE, body_looks, looks_distance, mean_looks
 from .tracklets import (
     ALIKE,
@@ -47,7 +46,7 @@ class Track:
     """One person over a clip of F frames.
 
     boxes: float32 [F, 4], x0, y0, x1, y1 in pixels, NaN where absent; people: int [F], index into the frame's
-    POSE_KEYPOINT people, -1 where absent; looks: float32 [D], averaged where nobody is in the way.
+    people, -1 where absent; looks: float32 [D], averaged where nobody is in the way.
     """
 
     boxes: np.ndarray
@@ -60,23 +59,21 @@ class Track:
         return self.people >= 0
 
 
-def observe(frame: np.ndarray, pose: Pose) -> Observation:
+def observe(frame: np.ndarray, people: np.ndarray) -> Observation:
     """Boxes, scores and looks of a frame's people.
 
     Args:
         frame: uint8 RGB [H, W, 3].
-        pose: the frame's people as `pose.clean_pose` returns them; of any canvas size, it covers the frame.
-            Boxes are the detector's (`box_keypoints_2d`), or else drawn around the body points seen.
+        people: [n, POINTS, 3] of `pose.Poses`, in the frame's pixels. Boxes are the detector's, or else drawn
+            around the body points seen.
     """
     height, width = frame.shape[:2]
-    scale = np.array([width / pose["canvas_width"], height / pose["canvas_height"]])
-    count = len(pose["people"])
+    count = len(people)
     boxes, scores = np.full((count, 4), np.nan, np.float32), np.zeros(count, np.float32)
     looks = np.zeros((count, SIZE), np.float32)
-    for index, person in enumerate(pose["people"]):
-        points = np.array(person.get(BODY) or np.zeros(54), np.float64).reshape(-1, 3)
-        points[:, :2] *= scale
-        box, scores[index] = _person_box(person, points, scale)
+    for index, person in enumerate(people):
+        points = np.nan_to_num(person[PLACES[BODY]])
+        box, scores[index] = _person_box(person[PLACES[BOX]], points)
         box = np.clip(box, 0, (width, height) * 2)
         if box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
             boxes[index] = box
@@ -116,10 +113,9 @@ def present_spans(track: Track) -> list[tuple[int, int]]:
     return spans(track.present)
 
 
-def _person_box(person: dict[str, Any], points: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, float]:
-    given = person.get("box_keypoints_2d")
-    if given:
-        return np.array([*given[0:2], *given[3:5]]) * np.tile(scale, 2), given[2]
+def _person_box(corners: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
+    if not np.isnan(corners).any():
+        return corners[:, :2].ravel(), float(corners[0, 2])
     seen = points[points[:, 2] > MIN_SCORE]
     if not len(seen):
         return np.zeros(4), 0.0

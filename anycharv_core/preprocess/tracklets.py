@@ -45,7 +45,7 @@ _SCRAP, _SCRAP_AREA, _SCRAP_INSIDE, _SCRAP_FRAMES = 5, 0.6, 0.7, 2
 
 @dataclass(frozen=True)
 class Observation:
-    """The people of one frame, in the order of its POSE_KEYPOINT people.
+    """The people of one frame, in the order of its poses.
 
     boxes: float32 [n, 4], x0, y0, x1, y1 in the frame's pixels, NaN for people of whom no point is seen;
     scores: float32 [n] in 0..1; looks: float32 [n, D], see `looks.body_looks`.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..media.masks import mask_box
-from ..media.pose import BODY, BOX, Pose, clean_pose
+from ..media.pose import BODY, BOX, POINTS, Poses, pack_person
 from .character import CLOTH, Character, sample_character
 from .motion import Motion, sample_motion
 from .props import Prop
@@ -45,17 +45,15 @@ class Crowd:
         """bool [F,P]: the person shows in the frame."""
         return (self.boxes[..., 2] > self.boxes[..., 0]) & (self.boxes[..., 3] > self.boxes[..., 1])
 
-    def poses(self) -> list[Pose]:
-        """All frames in `pose.clean_pose` form: body points and boxes of the people who show, by their number."""
+    def poses(self) -> Poses:
+        """Of all frames, body points and boxes of the people who show, by their number."""
         height, width = self.frames.shape[1:3]
         frames = []
         for points, boxes, shown in zip(self.keypoints, self.boxes, self.present, strict=True):
-            people = [
-                {BODY: k.ravel().tolist(), BOX: [x0, y0, 1, x1, y1, 1]}
-                for k, (x0, y0, x1, y1) in zip(points[shown], boxes[shown].tolist(), strict=True)
-            ]
-            frames.append(clean_pose({"canvas_width": width, "canvas_height": height, "people": people}))
-        return frames
+            corners = np.insert(boxes[shown].reshape(-1, 2, 2), 2, 1, axis=-1)
+            people = [pack_person({BODY: k, BOX: box}) for k, box in zip(points[shown], corners, strict=True)]
+            frames.append(np.array(people).reshape(-1, POINTS, 3))
+        return Poses(width, height, frames)
 
 
 def sample_crowd(seed: int, situation: str, frames: int, size: int, split: str = "heldout") -> Crowd:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from ..media.pose import BODY, Poses, pack_person
 from .character import Character
 from .draw import Layer, Shape, composite, ellipse, rasterise, to_subpixels
 from .motion import Motion, standing_motion
@@ -37,20 +38,10 @@ class Clip:
     boxes: np.ndarray
     flow: np.ndarray | None
 
-    def pose(self, t: int) -> dict:
-        """Returns frame `t` as an OpenPose POSE_KEYPOINT dictionary."""
+    def poses(self) -> Poses:
+        """The body points of all frames."""
         height, width = self.mask.shape[1:]
-        person = {
-            "pose_keypoints_2d": [float(value) for value in self.keypoints[t].ravel()],
-            "face_keypoints_2d": None,
-            "hand_left_keypoints_2d": None,
-            "hand_right_keypoints_2d": None,
-        }
-        return {"canvas_width": width, "canvas_height": height, "people": [person]}
-
-    def poses(self) -> list[dict]:
-        """Returns all frames as OpenPose POSE_KEYPOINT dictionaries."""
-        return [self.pose(t) for t in range(len(self.keypoints))]
+        return Poses(width, height, [pack_person({BODY: points})[None] for points in self.keypoints])
 
 
 def render(

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..media.imaging import resize
 from ..media.masks import box_masks, mask_box
-from ..media.pose import draw_pose, scale_pose
+from ..media.pose import Poses
+from ..media.pose_drawing import draw_poses
 from .character import sample_character
 from .motion import sample_motion
 from .render import Clip, render, render_reference, studio
@@ -37,7 +38,7 @@ class Swap:
         """bool [F, H, W]: pixels of the driving or of the true character."""
         return (self.driving.mask > 0) | (self.truth.mask > 0)
 
-    def poses(self) -> list[dict]:
+    def poses(self) -> Poses:
         """POSE_KEYPOINT of every frame."""
         return self.driving.poses()
 
@@ -77,7 +78,7 @@ class Animation:
         scene's in the truth."""
         return (self.truth.mask > 0) | (self.cutout > 0)
 
-    def poses(self) -> list[dict]:
+    def poses(self) -> Poses:
         """POSE_KEYPOINT of every frame."""
         return self.truth.poses()
 
@@ -92,10 +93,10 @@ def sample_animation(seed: int, frames: int, size: int, split: str = "heldout", 
     return Animation(rgb, alpha, truth, pose_pictures(truth.poses(), size))
 
 
-def pose_pictures(poses: list[dict], size: int) -> np.ndarray:
-    """POSE_KEYPOINT frames of a square clip -> skeleton pictures uint8 [F, size, size, 3]."""
+def pose_pictures(poses: Poses, size: int) -> np.ndarray:
+    """Poses on a square canvas -> skeleton pictures uint8 [F, size, size, 3]."""
     canvas = POSE_SCALE * size
-    return np.stack([resize(draw_pose(scale_pose(pose, canvas, canvas)), (size, size)) for pose in poses])
+    return np.stack([resize(picture, (size, size)) for picture in draw_poses(poses.scaled(canvas, canvas))])
 
 
 def copy_driving(swap: Swap) -> np.ndarray:

@@ -108,7 +108,11 @@ def test_pose_draw_takes_both_flavours() -> None:
         "hand_right_keypoints_2d": [0.0] * 63,
         "foot_keypoints_2d": [0.0] * 18,
     }
-    draw_pose = core("anycharv_core.media.pose").draw_pose
+    pose, drawing = core("anycharv_core.media.pose"), core("anycharv_core.media.pose_drawing")
+
+    def draw_pose(frame: dict[str, Any]) -> Any:
+        return next(drawing.draw_poses(pose.parse_poses(frame)))
+
     keypoints = [{**frame, "people": [dwpose, sdpose]}, {**frame, "people": []}]
     (drawn,) = execute("AnyCharVPoseDraw", keypoints=keypoints, width=0, height=0)
     assert torch.equal((drawn * 255).byte()[0], torch.from_numpy(draw_pose(keypoints[0])))
@@ -123,10 +127,11 @@ def test_pose_draw_takes_both_flavours() -> None:
 def test_pose_retarget_moves_to_the_character() -> None:
     rescale = core("anycharv_core.preprocess.rescale").rescale
     task = animation()
-    poses = core("anycharv_core.puppets.task").sample_swap(5, 4, 96).driving.poses()
-    character = task.truth.poses()[0]
+    swap = core("anycharv_core.puppets.task").sample_swap(5, 4, 96)
+    poses, character = swap.driving.poses(), task.truth.poses()
+    keypoints, reference = list(poses.keypoints()), list(character.keypoints())
     for place, keep in (("the character's", True), ("the character's, stretched", False)):
-        (moved,) = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character, place=place)
-        assert moved == rescale(poses, character, keep)
-    (kept,) = execute("AnyCharVPoseRetarget", keypoints=poses, reference=character)
+        (moved,) = execute("AnyCharVPoseRetarget", keypoints=keypoints, reference=reference, place=place)
+        assert moved == list(rescale(poses, character, keep).keypoints())
+    (kept,) = execute("AnyCharVPoseRetarget", keypoints=keypoints, reference=reference)
     assert kept != moved
