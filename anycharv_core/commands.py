@@ -166,12 +166,12 @@ def run_convert(args: argparse.Namespace) -> int:
     from .checkpoints.folders import read_library_part
     from .checkpoints.networks import build_networks
     from .checkpoints.single_file import write_single
-    from .files import atomic_folder
+    from .files import owned_folder
     from .jobs.replace import DTYPES
     from .systems import read_checkpoint, write_folder
 
     target, single = args.target, args.target.suffix == ".safetensors"
-    _check_target(target, single, args.force)
+    _check_target(target, single, args.force, args.source)
     model = read_checkpoint(args.source)
     for part in LIBRARY_PARTS:
         if folder := getattr(args, part):
@@ -181,7 +181,7 @@ def run_convert(args: argparse.Namespace) -> int:
     if single:
         write_single(model, target, dtype)
     else:
-        with atomic_folder(target) as temporary:
+        with owned_folder(target, [args.source]) as temporary:
             try:
                 write_folder(model, temporary, dtype)
             except UserError as error:
@@ -222,9 +222,9 @@ def run_download(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_target(target: Path, single: bool, force: bool) -> None:
-    """Raises UserError unless `target` may be written; a folder is only ever replaced by `force` if it
-    holds nothing but a model."""
+def _check_target(target: Path, single: bool, force: bool, source: str) -> None:
+    """Raises UserError unless `target` may be written; a folder is only ever replaced by `force`, and only if
+    it holds nothing but what this command wrote."""
     if target.suffix in (".bin", ".ckpt", ".pt", ".pth"):
         raise UserError(f"{target} would be a folder; let a single file end in .safetensors.")
     if single or not target.is_dir():
@@ -233,14 +233,11 @@ def _check_target(target: Path, single: bool, force: bool) -> None:
         if target.exists() and target.is_file() != single:
             raise UserError(f"{target} is not a {'file' if single else 'folder'}; choose another name.")
         return
-    from .systems import LAYOUT_FILES
+    from .files import check_owned
 
-    names = {path.name for path in target.iterdir()}
-    others = sorted(names.difference(LAYOUT_FILES))
-    if others:
-        raise UserError(f"{target} also holds {others[0]}, which is no part of a model; choose a new folder.")
-    if names and not force:
+    if any(target.iterdir()) and not force:
         raise UserError(f"{target} exists; choose another name, or add --force to replace it.")
+    check_owned(target, [source])
 
 
 @contextmanager

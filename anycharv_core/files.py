@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
+from .foreign import open_file, read_json, unreadable
+
+MANIFEST = ".anycharv.json"
 
 _REMEDIES = {
     errno.ENOENT: "its folder does not exist; create the folder or choose another one",
@@ -60,12 +66,107 @@ def atomic_path(final: Path | str) -> Iterator[Path]:
 def atomic_folder(final: Path | str) -> Iterator[Path]:
     """Give an empty temporary folder beside `final` that takes its name when the body succeeds.
 
-    An old folder of that name is replaced with all it holds, so the caller must have made sure that
-    this is wanted. If the body raises anything, the old folder is left as it was.
+    If the body raises anything, it is deleted. `final` is a new or an empty folder; `owned_folder` replaces what
+    an earlier run wrote.
 
-    Raises UserError as `atomic_path` does.
+    Raises UserError as `atomic_path` does, or if `final` is there and not an empty folder.
     """
+    target = _folder_target(final)
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{final} is not empty; choose a new folder.")
+    with _swapped_in(final, target) as temporary:
+        yield temporary
+
+
+@contextmanager
+def owned_folder(final: Path | str, inputs: Iterable[Path | str] = ()) -> Iterator[Path]:
+    """As `atomic_folder`, but with a manifest, and a folder that this function filled before is replaced.
+
+    The manifest, `.anycharv.json`, names every file with its size and SHA-256. Whatever it does not name, and
+    whatever was changed since, belongs to somebody else: then the folder is left as it is. Call `check_owned`
+    before work that takes long.
+
+    Raises UserError as `atomic_path` and `check_owned` do.
+    """
+    target, inputs = _folder_target(final), list(inputs)
+    check_owned(final, inputs)
+    with _swapped_in(final, target) as temporary:
+        yield temporary
+        files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in _files(temporary)}
+        content = json.dumps({"written_by": "anycharv", "files": files}, indent=2)
+        (temporary / MANIFEST).write_text(content + "\n", encoding="utf-8")
+        check_owned(final, inputs)
+
+
+def check_owned(folder: Path | str, inputs: Iterable[Path | str] = ()) -> None:
+    """Raises UserError unless `owned_folder` may write `folder`: it is new, empty, or exactly as that left it.
+
+    inputs: files and folders that are being read, none of which may be `folder` or lie in it.
+    """
+    target = _folder_target(folder)
+    if not target.exists():
+        return
+    for each in inputs:
+        real = Path(os.path.realpath(each))
+        if real.exists() and any(place.samefile(target) for place in (real, *real.parents)):
+            raise UserError(f"{each} lies in {folder}, which would be replaced; choose a new folder.")
+    try:
+        files = sorted(_files(target))
+        manifest = read_json(target / MANIFEST) if target / MANIFEST in files else {}
+        known = manifest.get("files") if isinstance(manifest, dict) else None
+        for path in files:
+            name = path.relative_to(target).as_posix()
+            if name == MANIFEST:
+                continue
+            if not isinstance(known, dict) or name not in known:
+                raise UserError(
+                    f"{folder} also holds {name}, which this command did not write; choose a new folder."
+                )
+            if path.is_symlink() or known[name] != _fingerprint(path):
+                raise UserError(f"{folder} holds {name}, which was changed since; choose a new folder.")
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Everything below a folder but folders; a link to a folder is not followed."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=stop):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        yield from (Path(place, name) for name in (*names, *links))
+
+
+def _fingerprint(path: Path) -> dict[str, Any] | None:
+    """Size in bytes and SHA-256 of an ordinary file; None of anything else."""
+    if not path.is_file():
+        return None
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path).hex()}
+
+
+def file_digest(path: Path | str) -> bytes:
+    """The SHA-256 of an ordinary file. Raises UserError where it cannot be read."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        try:
+            while block := file.read(2**20):
+                digest.update(block)
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return digest.digest()
+
+
+def _folder_target(final: Path | str) -> Path:
     target = Path(os.path.realpath(final))
+    if os.path.lexists(target) and not target.is_dir():
+        raise UserError(f"Cannot write {final}: it is not a folder; choose another name.")
+    return target
+
+
+@contextmanager
+def _swapped_in(final: Path | str, target: Path) -> Iterator[Path]:
     temporary = _temporary_name(target, "")
     with _cleaned_up(final, temporary):
         temporary.mkdir()

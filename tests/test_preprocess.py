@@ -11,6 +11,7 @@ from keypoint_files import write_frames as write_poses
 from PIL import Image
 
 from anycharv_core.cli import main
+from anycharv_core.files import MANIFEST
 from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import parse_poses
 from anycharv_core.media.video_read import probe
@@ -79,7 +80,7 @@ def test_a_folder_with_everything_and_the_clip_s_times(stage, tmp_path, capsys):
     out = tmp_path / "out"
     assert prepare(stage, out, "--people", "1") == 0
     names = {"pose.json", "mask.mkv", "box.mkv", "people.png", "report.json"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == names | {MANIFEST}
     said = capsys.readouterr().out
     assert all(str(out / name) in said for name in names)
     assert np.array_equal(read(out / "mask.mkv"), read(stage / "left.mkv"))
@@ -273,6 +274,26 @@ def test_a_torn_clip_and_a_folder_in_the_way(stage, tmp_path, capsys):
     (tmp_path / "mine" / "thesis.txt").write_text("important")
     assert prepare(stage, tmp_path / "mine") == 2
     assert "thesis.txt" in capsys.readouterr().err and (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+def test_nothing_that_it_did_not_write_is_replaced(stage, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert prepare(stage, out, "--people", "1,2") == 0
+    photo = out / "person_photos" / "mum.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"dear")
+    assert prepare(stage, out, "--people", "1") == 2
+    assert "person_photos/mum.jpg" in capsys.readouterr().err and photo.read_bytes() == b"dear"
+    photo.unlink()
+    mask = (out / "mask.mkv").read_bytes()
+    inputs = ["--poses", stage / "poses.json", "--masks", out / "mask.mkv"]
+    assert run("preprocess", stage / "clip.mp4", "--out", out, *inputs) == 2
+    assert "would be replaced" in capsys.readouterr().err and (out / "mask.mkv").read_bytes() == mask
+    assert prepare(stage, out, "--people", "1") == 0 and not (out / "person_2").exists()
+    (out / "mask.mkv").write_bytes(b"mended by hand")
+    assert prepare(stage, out, "--people", "1") == 2
+    assert "mask.mkv, which was changed" in capsys.readouterr().err
+    assert (out / "mask.mkv").read_bytes() == b"mended by hand"
 
 
 @pytest.mark.parametrize(

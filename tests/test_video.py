@@ -513,7 +513,7 @@ def test_an_interrupted_mask_write_leaves_the_old_masks(tmp_path: Path, name: st
 
 def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"dear")
-    with pytest.raises(UserError, match=r"other things than masks"):
+    with pytest.raises(UserError, match=r"also holds photo\.jpg"):
         write_masks(tmp_path, [np.zeros((4, 4), np.uint8)])
     with pytest.raises(UserError, match=r"neither a .mkv file nor a folder"):
         write_masks(tmp_path / "a.mp4", [np.zeros((4, 4), np.uint8)])

@@ -54,6 +54,8 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
         place = [None]
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
+            if target.exists():  # a torn one, or `newest` would have gone on from it
+                _remove(target)
             place = [str(stack.enter_context(atomic_folder(target)))]
         broadcast_object_list(place)
         try:
@@ -69,9 +71,7 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
             _write_manifest(Path(place[0]), step)
     if accelerator.is_main_process:
         for _, old in _found(folder)[keep:]:
-            # Renamed first, so that one half removed is not taken for a torn one.
-            doomed = old.rename(old.with_name(f".removing-{old.name}"))
-            shutil.rmtree(doomed)
+            _remove(old)
     accelerator.wait_for_everyone()
 
 
@@ -90,6 +90,11 @@ def tidy(folder: Path) -> None:
     for pattern in (".writing-*", ".removing-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first, so that one half removed is not taken for a torn one.
+    shutil.rmtree(folder.rename(folder.with_name(f".removing-{folder.name}")))
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:

@@ -15,7 +15,7 @@ from anycharv_core.checkpoints.checkpoint import Checkpoint
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.errors import UserError
-from anycharv_core.files import atomic_folder, atomic_path
+from anycharv_core.files import atomic_path, owned_folder
 from anycharv_core.systems import write_folder
 from training.config import Config, Export, Phase
 from training.initialise import initialise
@@ -77,7 +77,7 @@ def leave(
     if export.layout != "folder":
         write_single(checkpoint, folder / f"{MODEL}.safetensors", dtype)
     if export.layout != "single":
-        with atomic_folder(folder / MODEL) as tmp:
+        with owned_folder(folder / MODEL) as tmp:
             write_folder(checkpoint, tmp, dtype)
     with atomic_path(folder / WEIGHTS) as tmp:
         save_file({name: value.contiguous() for name, value in weights.items()}, tmp)

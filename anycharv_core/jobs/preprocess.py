@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import atomic_folder, write_error
+from ..files import check_owned, owned_folder, write_error
 from ..foreign import read_json
 from ..media.pose import Poses, person_in_mask, read_poses, write_poses
 from ..media.video_read import read_frames
@@ -119,7 +119,7 @@ def preprocess(job: Preparation, progress: Progress | None = None) -> dict[str, 
         "retarget": [str(path) for path in job.retarget],
         "seconds": round(time.perf_counter() - started, 3),
     }
-    with atomic_folder(job.out) as temporary:
+    with owned_folder(job.out, _inputs(job)) as temporary:
         shutil.copyfile(look.sheet, temporary / SHEET)
         for place, person in enumerate(people):
             folder = temporary / _folder(place)
@@ -153,13 +153,13 @@ def _check(job: Preparation) -> None:
         job.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(job.out, error) from error
-    if job.out.is_dir():
-        ours = {SHEET, POSES, MASKS, BOXES, REPORT}
-        for path in job.out.iterdir():
-            if path.name not in ours and not path.name.startswith("person_"):
-                raise UserError(f"{job.out} also holds {path.name}; name a new folder with --out.")
-    elif job.out.exists():
-        raise UserError(f"{job.out} is a file; name a new folder with --out.")
+    check_owned(job.out, _inputs(job))
+
+
+def _inputs(job: Preparation) -> list[Path]:
+    given = (job.clip, job.like, job.poses, job.masks, *job.retarget)
+    models = (Path(model) for model in (job.pose_model, job.segmenter) if model)
+    return [*filter(None, given), *models]
 
 
 def _choose(job: Preparation, look: Look) -> tuple[list[int | None], float | None]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -21,13 +20,12 @@ from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from ..errors import UserError
-from ..files import atomic_folder, atomic_path, write_error
+from ..files import atomic_path, owned_folder, write_error
 from .video_read import EXACT, VideoInfo, average_rate, open_input, probe, read_frames, read_gray
 
 __all__ = ["VideoInfo", "VideoWriter", "probe", "read_frames", "read_gray", "write_masks"]
 
 _MP4_MAX = 2**31 - 1  # mp4 keeps timescales and the steps between frames in 32 bits
-_PNG = re.compile(r"\d{6,}\.png")
 
 
 @final
@@ -201,11 +199,11 @@ def write_masks(
     """Write masks, uint8 [H, W], without loss: FFV1 if `path` ends in .mkv, else a folder of PNGs.
 
     `timestamps` in units of `time_base` seconds, or else `rate` in frames per second, time the .mkv,
-    which keeps them to the millisecond. An old file of that name, or an old folder of masks, is
-    replaced once all is written, and is left as it was if anything goes wrong.
+    which keeps them to the millisecond. An old file of that name, or a folder that this function
+    wrote, is replaced once all is written, and is left as it was if anything goes wrong.
 
-    Raises UserError if the place cannot be written, if the folder holds anything but such masks, or if
-    no masks came; ValueError if they are not uint8 [H, W] of one size.
+    Raises UserError if the place cannot be written, if the folder holds anything that this function did not
+    write, or if no masks came; ValueError if they are not uint8 [H, W] of one size.
     """
     target = Path(path)
     if target.suffix.lower() == ".mkv":
@@ -256,9 +254,7 @@ def _write_mkv(
 
 
 def _write_pngs(path: Path, masks: Iterable[np.ndarray]) -> None:
-    if path.exists() and not (path.is_dir() and all(_PNG.fullmatch(file.name) for file in path.iterdir())):
-        raise UserError(f"{path} holds other things than masks; give a new or empty folder.")
-    with atomic_folder(path) as temporary:
+    with owned_folder(path) as temporary:
         encoder = None
         for index, mask in enumerate(_checked(path, masks)):
             if encoder is None:

@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import UserError
-from ..files import atomic_folder, write_error
+from ..files import atomic_folder, file_digest, write_error
 
 # Raised when what a stage writes changes, so that what older versions left is not taken for it.
 FORMAT = 1
@@ -27,21 +26,10 @@ def content_key(*parts: object) -> str:
     digest = hashlib.sha256(str(FORMAT).encode())
     for part in parts:
         if isinstance(part, Path):
-            part = _file_digest(part)
+            part = file_digest(part)
         content = part if isinstance(part, bytes) else repr(part).encode()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()[:32]
-
-
-def _file_digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    return digest.digest()
 
 
 def weights_key(path: Path) -> tuple[object, ...]:

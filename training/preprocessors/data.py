@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from anycharv_core.files import atomic_folder
+from anycharv_core.files import owned_folder
 from anycharv_core.puppets.crowd import SITUATIONS, Crowd, sample_crowd
 
 SIZE, FRAMES, PEOPLE = 256, 8, 3
@@ -66,7 +66,7 @@ def write(folder: Path, clips: int, workers: int, split: str = "train") -> None:
         "keypoints": (np.float32, (FRAMES, PEOPLE, 18, 3)),
         "boxes": (np.int64, (FRAMES, PEOPLE, 4)),
     }
-    with atomic_folder(folder) as tmp, get_context("spawn").Pool(workers) as pool:
+    with owned_folder(folder) as tmp, get_context("spawn").Pool(workers) as pool:
         arrays = [
             np.lib.format.open_memmap(tmp / f"{name}.npy", "w+", dtype, (clips, *shape))
             for name, (dtype, shape) in shapes.items()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
 
-from anycharv_core.files import atomic_folder
+from anycharv_core.files import owned_folder
 from anycharv_core.puppets.crowd import SITUATIONS
 from training.preprocessors.data import Clips, load, repaint
 from training.preprocessors.loop import Batch, Schedule, fit
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     model = train(load(args.data), args.state)
-    with atomic_folder(args.out) as tmp:
+    with owned_folder(args.out) as tmp:
         model.half().save_pretrained(tmp)
 
 
