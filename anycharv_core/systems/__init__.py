@@ -18,11 +18,9 @@ from .animate_anyone import ANIMATE_ANYONE
 from .anycharv import ANYCHARV
 from .system import System
 
-__all__ = ["LAYOUT_FILES", "SYSTEMS", "System", "read_checkpoint", "system_of", "write_folder"]
+__all__ = ["SYSTEMS", "System", "read_checkpoint", "system_of", "write_folder"]
 
 SYSTEMS = {system.name: system for system in (ANIMATE_ANYONE, ANYCHARV)}
-# Every name that `write_folder` may leave in a folder.
-LAYOUT_FILES = tuple(name for system in SYSTEMS.values() for name in system.layout.files)
 
 
 def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:

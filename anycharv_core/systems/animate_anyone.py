@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from ..checkpoints.checkpoint import LIBRARY_PARTS, Checkpoint, Weights
-from ..checkpoints.folders import SETTINGS as SETTINGS_FILE
 from ..checkpoints.folders import write_parts, write_settings
 from ..checkpoints.recognise import identify, motion_weights
 from ..checkpoints.state_dicts import read_training_weights, read_weights, save_pickle, stored
@@ -290,7 +289,6 @@ ANIMATE_ANYONE = System(
     guidance_scale=GUIDANCE_SCALE,
     recipes=RECIPES,
     layout=Layout(
-        (*(f"{name}.pth" for name in FILES), BASE, INFERENCE, *LIBRARY_PARTS, SETTINGS_FILE),
         _recognises,
         _read,
         _write,

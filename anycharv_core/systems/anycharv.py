@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..checkpoints.checkpoint import LIBRARY_PARTS, NETWORKS, Checkpoint
-from ..checkpoints.folders import SETTINGS, read_networks, write_parts, write_settings
+from ..checkpoints.folders import read_networks, write_parts, write_settings
 from ..media.imaging import latent_mask, resize
 from ..models.windows import closed_loop_windows, linear_windows
 from .recipes import Recipe, canvas_of_pose, canvas_of_scene, channel_noise, frame_noise, letterbox, on_black
@@ -62,5 +62,5 @@ ANYCHARV = System(
     steps=30,
     guidance_scale=3.0,
     recipes=RECIPES,
-    layout=Layout((*NETWORKS, *LIBRARY_PARTS, SETTINGS), _recognises, read_networks, _write),
+    layout=Layout(_recognises, read_networks, _write),
 )

@@ -19,12 +19,11 @@ from .recipes import Recipe
 class Layout:
     """How a system's release lies on disk.
 
-    files: every name that `write` may leave in a folder; recognises(folder): whether it holds this layout;
-    read(folder) -> networks and settings, raising UserError for what is missing or does not belong together;
-    write(checkpoint, folder, dtype or None to keep each weight's own).
+    recognises(folder): whether it holds this layout; read(folder) -> networks and settings, raising UserError for
+    what is missing or does not belong together; write(checkpoint, folder, dtype), with dtype None to keep each
+    weight's own.
     """
 
-    files: tuple[str, ...]
     recognises: Callable[[Path], bool]
     read: Callable[[Path], Checkpoint]
     write: Callable[[Checkpoint, Path, torch.dtype | None], None]
