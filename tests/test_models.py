@@ -15,6 +15,7 @@ from anycharv_core.models import (
     ReferenceNet,
     UNetConfig,
 )
+from anycharv_core.models.layers import sdpa
 
 FRAMES, SIZE, TOKEN = 3, 8, 12
 
@@ -87,16 +88,6 @@ def test_unconditional_rows_ignore_the_bank(unet: DenoisingUNet, reference: Refe
     torch.testing.assert_close(first[:plain], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_the_reference_net_gets_a_gradient_even_where_no_row_reads_it(unet: DenoisingUNet) -> None:
-    reader = ReferenceNet(config(False, 4))
-    tokens = reader(torch.randn(1, 4, SIZE, SIZE), torch.randn(1, TOKEN))
-    args, bank = inputs(FRAMES), unet.project_bank([x[1:] for x in tokens])
-    out = unet(**args, bank=bank, frames=FRAMES, plain_rows=FRAMES)
-    assert torch.equal(out, unet(**args, bank=None, frames=FRAMES))
-    out.sum().backward()
-    assert all(p.grad is not None and not p.grad.any() for p in reader.conv_in.parameters())
-
-
 def test_a_bank_serves_each_clip_its_own_reference(unet: DenoisingUNet, reference: ReferenceNet) -> None:
     banks = [bank_of(unet, reference, seed) for seed in (1, 2)]
     layers = zip(*banks, strict=True)
@@ -140,6 +131,54 @@ def test_only_a_reference_net_keeps_its_tokens(unet: DenoisingUNet, reference: R
     for hook in hooks:
         hook.remove()
     assert len(made) == 3 * len(unet.spatial_blocks()) and kept == [0]
+
+
+def test_the_attention_passed_in_is_the_one_called(unet: DenoisingUNet, reference: ReferenceNet) -> None:
+    called: list[tuple[int, ...]] = []
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+        called.append((len(q), q.shape[1], k.shape[1], heads))
+        return sdpa(q, k, v, heads)
+
+    args, bank = inputs(2 * FRAMES), bank_of(unet, reference, 1)
+    plain = unet(**args, bank=bank, frames=FRAMES, plain_rows=FRAMES)
+    assert torch.equal(plain, unet(**args, bank=bank, frames=FRAMES, plain_rows=FRAMES, attention=attention))
+    spatial = [call for call in called if call[0] == FRAMES]
+    temporal = [call for call in called if call[1] == FRAMES]
+    assert len(called) == len(spatial) + len(temporal)
+    # With and without the bank at every spatial block; two attentions in the motion module of every layer and of
+    # the middle.
+    assert len(spatial) == 2 * len(unet.spatial_blocks()) and len(temporal) == 2 * 7
+    assert sum(keys == 2 * queries for _, queries, keys, _ in spatial) == len(spatial) / 2
+    called.clear()
+    reference(torch.randn(1, 4, SIZE, SIZE), torch.randn(1, TOKEN), attention=attention)
+    assert len(called) == len(reference.spatial_blocks())
+
+
+def test_what_the_image_adds_may_be_projected_once(unet: DenoisingUNet, reference: ReferenceNet) -> None:
+    args, bank = inputs(2 * FRAMES), bank_of(unet, reference, 1)
+    pair = torch.cat([torch.zeros(1, TOKEN), args.pop("image_embeds")[:1]])
+    options = {"bank": bank, "frames": FRAMES, "plain_rows": FRAMES}
+    expected = unet(**args, image_embeds=pair.repeat_interleave(FRAMES, dim=0), **options)
+    torch.testing.assert_close(unet(**args, image_embeds=unet.project_image(pair), **options), expected)
+    torch.testing.assert_close(unet(**args, image_embeds=pair, **options), expected)
+
+
+def test_a_bank_can_be_read_again(unet: DenoisingUNet, reference: ReferenceNet) -> None:
+    bank = tuple(bank_of(unet, reference, 1))
+    first, second = (unet(**inputs(FRAMES), bank=bank, frames=FRAMES) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", [DenoisingUNet, ReferenceNet])
+def test_idle_modules_are_those_without_a_gradient(kind: type) -> None:
+    net = kind(config(kind is DenoisingUNet, 9 if kind is DenoisingUNet else 4))
+    if kind is DenoisingUNet:
+        net(**inputs(FRAMES), bank=None, frames=FRAMES).sum().backward()
+    else:
+        sum(x.square().sum() for x in net(torch.randn(1, 4, 8, 8), torch.randn(1, TOKEN))).backward()
+    idle = {parameter for module in net.idle_modules() for parameter in module.parameters()}
+    assert idle == {parameter for parameter in net.parameters() if parameter.grad is None}
 
 
 def test_odd_latent_sizes_keep_their_size(unet: DenoisingUNet) -> None:

@@ -84,6 +84,19 @@ def gradients(nets: networks.Networks, batch: dict[str, torch.Tensor], cfg: Obje
 # The objective
 
 
+def test_the_reference_net_gets_a_gradient_even_where_no_row_reads_it() -> None:
+    """Processes that share its weights would otherwise wait for the one whose videos all go without it."""
+    nets = fresh()
+    encoded = objective.encode_batch(nets, clips(2))
+    noisy, t = torch.randn_like(encoded["latents"]), torch.full((2,), 500)
+    made = objective.predict(nets, encoded, noisy, t, 2, True)
+    made.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in nets.reference_unet.conv_in.parameters())
+    for p in nets.reference_unet.parameters():
+        torch.nn.init.normal_(p)
+    assert torch.equal(made, objective.predict(nets, encoded, noisy, t, 2, True))
+
+
 def test_the_loss_is_the_papers(monkeypatch) -> None:
     """eq. 2: the network sees noisy latents, the scene with the mask cut out, and the mask; eq. 3: the
     generated clip in place of the scene. Its target is v."""

@@ -266,9 +266,8 @@ def _pipeline(job: Job) -> Pipeline:
 
 def _hold_still(unet: DenoisingUNet) -> None:
     """Takes the motion modules out, whose weights have not been trained with this model yet."""
-    for stage in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        if hasattr(stage, "motion_modules"):
-            del stage.motion_modules
+    for stage in unet.stages():
+        stage.motion_modules = None
 
 
 @lru_cache(maxsize=1)

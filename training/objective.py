@@ -173,7 +173,10 @@ def predict(nets: Networks, encoded: Batch, noisy: Tensor, t: Tensor, plain: int
         plain_rows=plain * frames,
         motion=motion,
     )
-    return prediction.unflatten(0, (clips, frames))
+    # The sum of nothing: where processes share the weights of a ReferenceNet, the one whose videos all go without
+    # it must still go back through it, or the others wait for it for ever.
+    nothing = sum(token[:0].sum() for token in tokens)
+    return prediction.unflatten(0, (clips, frames)) + nothing
 
 
 def min_snr_weight(t: Tensor, gamma: float, schedule: NoiseSchedule = NoiseSchedule()) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
 from anycharv_core.models.schedule import NoiseSchedule
-from anycharv_core.models.unet import ReferenceNet, UNet
+from anycharv_core.models.unet import UNet
 from anycharv_core.models.windows import Windows
 from training import objective
 from training.config import Objective, Phase
@@ -29,8 +28,6 @@ TRAINABLE = {
     "pose_guider": ("pose_guider", lambda name: True),
     "image_encoder": ("image_encoder", lambda name: True),
 }
-# With a single image token these carry no signal (anycharv_core/models/layers.py), and so get no gradient.
-IDLE = re.compile(r"transformer_blocks\.\d+\.(norm2|attn2\.to_[qk])\.")
 
 
 class Trainee(nn.Module):
@@ -131,10 +128,11 @@ def choose_trained(nets: Networks, phase: Phase) -> None:
             raise UserError(f"'train' names '{name}', but only {', '.join(TRAINABLE)} can be trained.")
         part, chosen = TRAINABLE[name]
         net = getattr(nets, part)
+        # What never gets a gradient has no optimizer state, without which FSDP cannot go on from a checkpoint.
+        modules = net.idle_modules() if isinstance(net, UNet) else ()
+        idle = {parameter for module in modules for parameter in module.parameters()}
         for key, parameter in net.named_parameters():
-            # What never gets a gradient has no optimizer state, without which FSDP cannot go on from a checkpoint.
-            idle = IDLE.search(key) or (isinstance(net, ReferenceNet) and not net.reads(key))
-            if chosen(key) and not idle:
+            if chosen(key) and parameter not in idle:
                 parameter.requires_grad_(True)
     if phase.lora is not None:
         if phase.train:

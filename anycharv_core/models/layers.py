@@ -2,13 +2,13 @@
 
 Module names are those of the official state dict. Every layer that holds weights comes from an
 `operations` namespace (`torch.nn`, or one with the same names that streams weights on small cards).
-Activations are [N, C, H, W] with the frames of a clip folded into N, clip after clip.
+Activations are [N, C, H, W] with the frames of a video folded into N, video after video.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,32 +20,35 @@ from torch import Tensor, nn
 from .config import MotionConfig, UNetConfig
 
 KeyValue = tuple[Tensor, Tensor]
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""(q [N, L, C], k [N, T, C], v [N, T, C], heads) -> multi-head attention of q over k and v, [N, L, C]."""
 
 
-@dataclass
+def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """PyTorch's attention as an `AttentionFunction`."""
+    q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")
+
+
+@dataclass(frozen=True)
 class Conditions:
-    """What every block of one forward pass reads.
+    """What every block of one forward pass on N rows reads.
 
-    time [N or 1, 4*C0]; image [N or 1, D] (zeros = unconditional); `frames` per clip;
-    `bank` yields one (key, value) pair of [R, T, C] per spatial attention, R clips or 1, or is None;
-    the first `plain_rows` of the N rows ignore the bank; without `motion` frames stay independent;
-    `tokens` collects the normalised tokens that a ReferenceNet offers as its bank, unless it is None, as in
-    the denoising UNet, whose tokens nobody reads and which would fill memory to the end of the pass.
+    time [N or 1, 4 C0]; image: per spatial block what its cross-attention adds, [R, C]; `frames` per video; bank:
+    per spatial block the reference's key and value [R, T, C], or None; each of R rows serves N / R consecutive
+    ones; the first `plain_rows` rows ignore the bank; without `motion` frames stay independent; keep_tokens:
+    spatial blocks return their normalised tokens, which a ReferenceNet offers as its bank, but which would fill
+    memory to the end of a denoising UNet's pass.
     """
 
     time: Tensor
-    image: Tensor
+    image: Sequence[Tensor]
     frames: int = 1
-    bank: Iterator[KeyValue] | None = None
+    bank: Sequence[KeyValue] | None = None
     plain_rows: int = 0
     motion: bool = True
-    tokens: list[Tensor] | None = None
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention of q [N, L, C] over k, v [N, T, C]."""
-    q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")
+    keep_tokens: bool = False
+    attention: AttentionFunction = sdpa
 
 
 def timestep_embedding(t: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -71,8 +74,8 @@ def normalised(x: Tensor, norm: nn.Module, frames: int) -> Tensor:
     """`norm` of x [N, C, H, W], with one mean and variance per group for every `frames` consecutive rows."""
     if frames == 1:
         return norm(x)
-    clips = norm(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
-    return rearrange(clips, "b c f h w -> (b f) c h w")
+    videos = norm(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
+    return rearrange(videos, "b c f h w -> (b f) c h w")
 
 
 class ResnetBlock(nn.Module):
@@ -123,31 +126,34 @@ class Attention(nn.Module):
         self.to_v = operations.Linear(context_dim, dim, bias=False, **factory)
         self.to_out = nn.ModuleList([operations.Linear(dim, dim, **factory)])
 
-    def forward(self, x: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Self-attention of x [N, L, C]; conditional rows also read the reference bank of `cond`."""
+    def forward(
+        self, x: Tensor, attention: AttentionFunction, bank: KeyValue | None = None, plain_rows: int = 0
+    ) -> Tensor:
+        """Self-attention of x [N, L, C]; all but the first `plain_rows` rows also read the bank."""
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        if cond is None or cond.bank is None:
+        if bank is None or plain_rows >= len(x):
             return self.to_out[0](attention(q, k, v, self.heads))
-        bank_k, bank_v = next(cond.bank)
-        plain = cond.plain_rows
-        rows = [attention(q[:plain], k[:plain], v[:plain], self.heads)] if plain else []
-        if plain < len(x):
-            k, v = (_append_bank(own[plain:], bank) for own, bank in ((k, bank_k), (v, bank_v)))
-            rows.append(attention(q[plain:], k, v, self.heads))
-        else:
-            # The sum of nothing: where processes share the weights of a ReferenceNet, the one whose clips all go
-            # without it must still go back through it, or the others wait for it for ever.
-            rows[0] = rows[0] + bank_k[:0].sum() + bank_v[:0].sum()
+        plain = slice(plain_rows)
+        rows = [attention(q[plain], k[plain], v[plain], self.heads)] if plain_rows else []
+        k, v = (_append_bank(own[plain_rows:], added) for own, added in zip((k, v), bank, strict=True))
+        rows.append(attention(q[plain_rows:], k, v, self.heads))
         return self.to_out[0](torch.cat(rows))
 
     def of_one_token(self, token: Tensor) -> Tensor:
-        """Cross-attention over a single token [N, D]: its softmax is 1, so the queries cancel out."""
+        """Cross-attention over a single token [R, D] -> [R, C]: its softmax is 1, so the queries cancel out."""
         return self.to_out[0](self.to_v(token))
 
 
+def for_rows(x: Tensor, rows: int) -> Tensor:
+    """x [R, ...] -> [rows, ...]: each of its rows serves rows / R consecutive ones."""
+    if len(x) == 1:
+        return x.expand(rows, *x.shape[1:])
+    return x if len(x) == rows else x.repeat_interleave(rows // len(x), dim=0)
+
+
 def _append_bank(own: Tensor, bank: Tensor) -> Tensor:
-    """own [N, L, C] + bank [R, T, C] -> [N, L + T, C]; each bank row serves N / R consecutive rows."""
-    return torch.cat([own, bank.repeat_interleave(len(own) // len(bank), dim=0).to(own.dtype)], dim=1)
+    """own [N, L, C] + bank [R, T, C] -> [N, L + T, C]."""
+    return torch.cat([own, for_rows(bank, len(own)).to(own.dtype)], dim=1)
 
 
 class GEGLU(nn.Module):
@@ -172,10 +178,14 @@ class FeedForward(nn.Module):
 
 
 class SpatialBlock(nn.Module):
-    """Self-attention (+ reference bank), image-embedding bias, feed-forward over the tokens of a frame."""
+    """Self-attention (+ reference bank), image-embedding bias, feed-forward over the tokens of a frame.
 
-    def __init__(self, dim: int, heads: int, cfg: UNetConfig, operations: Any, **factory: Any):
+    `index`: its place in the bank, among all spatial blocks of the network.
+    """
+
+    def __init__(self, index: int, dim: int, heads: int, cfg: UNetConfig, operations: Any, **factory: Any):
         super().__init__()
+        self.index = index
         self.norm1 = operations.LayerNorm(dim, **factory)
         self.attn1 = Attention(dim, dim, heads, operations, **factory)
         # norm2 and attn2.to_q/to_k carry no signal with one token; they are kept for the weights' sake.
@@ -184,37 +194,40 @@ class SpatialBlock(nn.Module):
         self.norm3 = operations.LayerNorm(dim, **factory)
         self.ff = FeedForward(dim, operations, **factory)
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
+        """x [N, L, C] -> the same, and its normalised tokens [N, L, C] where `cond.keep_tokens`."""
         tokens = self.norm1(x)
-        if cond.tokens is not None:
-            cond.tokens.append(tokens)
-        x = x + self.attn1(tokens, cond)
-        x = x + self.attn2.of_one_token(cond.image)[:, None]
-        return x + self.ff(self.norm3(x))
+        bank = None if cond.bank is None else cond.bank[self.index]
+        x = x + self.attn1(tokens, cond.attention, bank, cond.plain_rows)
+        x = x + for_rows(cond.image[self.index], len(x))[:, None]
+        return x + self.ff(self.norm3(x)), [tokens] if cond.keep_tokens else []
 
 
 class SpatialTransformer(nn.Module):
-    def __init__(self, dim: int, heads: int, cfg: UNetConfig, operations: Any, **factory: Any):
+    def __init__(self, index: int, dim: int, heads: int, cfg: UNetConfig, operations: Any, **factory: Any):
         super().__init__()
         self.norm = operations.GroupNorm(cfg.norm_num_groups, dim, eps=1e-6, **factory)
         self.linear = cfg.use_linear_projection
         project, extra = (operations.Linear, ()) if self.linear else (operations.Conv2d, (1,))
         self.proj_in = project(dim, dim, *extra, **factory)
-        self.transformer_blocks = nn.ModuleList([SpatialBlock(dim, heads, cfg, operations, **factory)])
+        # A list of one, for the weights' names.
+        self.transformer_blocks = nn.ModuleList([SpatialBlock(index, dim, heads, cfg, operations, **factory)])
         self.proj_out = project(dim, dim, *extra, **factory)
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
+        """x [N, C, h, w] -> the same, and the tokens of its block."""
         height = x.shape[2]
         h = self.norm(x)
         if self.linear:
             h = self.proj_in(rearrange(h, "n c h w -> n (h w) c"))
         else:
             h = rearrange(self.proj_in(h), "n c h w -> n (h w) c")
-        for block in self.transformer_blocks:
-            h = block(h, cond)
+        h, tokens = self.transformer_blocks[0](h, cond)
         if self.linear:
-            return rearrange(self.proj_out(h), "n (h w) c -> n c h w", h=height) + x
-        return self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=height)) + x
+            h = rearrange(self.proj_out(h), "n (h w) c -> n c h w", h=height)
+        else:
+            h = self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=height))
+        return h + x, tokens
 
 
 class PositionalEncoding(nn.Module):
@@ -235,8 +248,9 @@ class TemporalAttention(Attention):
         super().__init__(dim, dim, cfg.heads, operations, **factory)
         self.pos_encoder = PositionalEncoding(dim, cfg.max_len, factory.get("device"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.pos_encoder(x))
+    def forward(self, x: Tensor, attention: AttentionFunction) -> Tensor:
+        """Attention between the F tokens of each row of x [N, F, C]."""
+        return super().forward(self.pos_encoder(x), attention)
 
 
 class TemporalBlock(nn.Module):
@@ -248,9 +262,9 @@ class TemporalBlock(nn.Module):
         self.ff_norm = operations.LayerNorm(dim, **factory)
         self.ff = FeedForward(dim, operations, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attention: AttentionFunction) -> Tensor:
         for norm, attend in zip(self.norms, self.attention_blocks, strict=True):
-            x = x + attend(norm(x))
+            x = x + attend(norm(x), attention)
         return x + self.ff(self.ff_norm(x))
 
 
@@ -265,12 +279,12 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = operations.Linear(dim, dim, **factory)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int, attention: AttentionFunction) -> Tensor:
         height, width = x.shape[2:]
         h = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
         h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h)
+            h = block(h, attention)
         return x + rearrange(self.proj_out(h), "(b h w) f c -> (b f) c h w", h=height, w=width)
 
 
@@ -282,4 +296,4 @@ class MotionModule(nn.Module):
         self.temporal_transformer = TemporalTransformer(dim, cfg, operations, **factory)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        return self.temporal_transformer(x, cond.frames)
+        return self.temporal_transformer(x, cond.frames, cond.attention)

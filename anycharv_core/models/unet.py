@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,24 +14,27 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UserError
 from .config import PoseGuiderConfig, UNetConfig
 from .layers import (
+    AttentionFunction,
     Conditions,
     Downsample,
     KeyValue,
     MotionModule,
     ResnetBlock,
+    SpatialBlock,
     SpatialTransformer,
     TimestepEmbedding,
     Upsample,
     normalised,
+    sdpa,
     timestep_embedding,
 )
 
 
 class Stage(nn.Module):
-    """One resolution of the UNet: per layer a resnet, then spatial attention, then motion, where present.
+    """One resolution of the UNet: per layer a resnet, then spatial attention, then motion, or None where absent.
 
     With `checkpointing`, training keeps only the inputs of each of these and computes the rest again on the way
-    back, one of them at a time.
+    back, one of them at a time. first_block: how many spatial blocks the network has before this stage's.
     """
 
     checkpointing = False
@@ -42,89 +44,88 @@ class Stage(nn.Module):
         cfg: UNetConfig,
         widths: Sequence[tuple[int, int]],
         heads: int | None,
+        first_block: int,
         motion: bool,
         operations: Any,
         **factory: Any,
     ):
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock(i, o, cfg, operations, **factory) for i, o in widths])
-        if heads:
-            self.attentions = nn.ModuleList(
-                [SpatialTransformer(o, heads, cfg, operations, **factory) for _, o in widths]
-            )
-        if motion:
-            self.motion_modules = nn.ModuleList(
-                [MotionModule(o, cfg.motion, operations, **factory) for _, o in widths]
-            )
+        attentions = [
+            SpatialTransformer(first_block + index, width, heads, cfg, operations, **factory)
+            for index, (_, width) in enumerate(widths if heads else ())
+        ]
+        motion_modules = [
+            MotionModule(o, cfg.motion, operations, **factory) for _, o in (widths if motion else ())
+        ]
+        self.attentions = nn.ModuleList(attentions) if attentions else None
+        self.motion_modules = nn.ModuleList(motion_modules) if motion_modules else None
 
-    def layer(self, index: int, x: Tensor, cond: Conditions) -> Tensor:
-        x = self._run(self.resnets[index], x, cond)
-        if hasattr(self, "attentions"):
-            x = self._run(self.attentions[index], x, cond)
-        if hasattr(self, "motion_modules") and cond.motion:
+    def layer(self, index: int, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
+        """x [N, C, h, w] -> the next x, and the tokens of its spatial block."""
+        x, tokens = self._run(self.resnets[index], x, cond), []
+        if self.attentions is not None:
+            x, tokens = self._run(self.attentions[index], x, cond)
+        if self.motion_modules is not None and cond.motion:
             x = self._run(self.motion_modules[index], x, cond)
-        return x
+        return x, tokens
 
-    def _run(self, block: nn.Module, x: Tensor, cond: Conditions) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(x, cond)
-        reads = len(block.transformer_blocks) if isinstance(block, SpatialTransformer) else 0
-        bank = list(islice(cond.bank, reads)) if cond.bank is not None else None
-
-        # It runs twice, and so must not read on in the bank or add tokens to those of the first time.
-        def once_more(x: Tensor) -> tuple[Tensor, ...]:
-            own = replace(
-                cond,
-                bank=iter(bank) if bank is not None else None,
-                tokens=None if cond.tokens is None else [],
-            )
-            return block(x, own), *(own.tokens or ())
-
-        x, *tokens = checkpoint(once_more, x, use_reentrant=False, preserve_rng_state=False)
-        if cond.tokens is not None:
-            cond.tokens.extend(tokens)
-        return x
+    def _run(self, block: nn.Module, x: Tensor, cond: Conditions) -> Any:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, cond, use_reentrant=False, preserve_rng_state=False)
+        return block(x, cond)
 
 
 class DownStage(Stage):
-    def __init__(self, cfg, widths, heads, motion, last: bool, operations, **factory):
-        super().__init__(cfg, widths, heads, motion, operations, **factory)
-        if not last:
-            self.downsamplers = nn.ModuleList([Downsample(widths[-1][1], operations, **factory)])
+    def __init__(self, cfg, widths, heads, first_block, motion, last: bool, operations, **factory):
+        super().__init__(cfg, widths, heads, first_block, motion, operations, **factory)
+        # A list of one, for the weights' names.
+        down = [] if last else [Downsample(widths[-1][1], operations, **factory)]
+        self.downsamplers = nn.ModuleList(down) if down else None
 
-    def forward(self, x: Tensor, cond: Conditions, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """x [N, C, h, w] -> the next stage's x, the skips to the way up, and the tokens of its spatial blocks."""
+        skips, tokens = [], []
         for index in range(len(self.resnets)):
-            x = self.layer(index, x, cond)
+            x, own = self.layer(index, x, cond)
             skips.append(x)
-        if hasattr(self, "downsamplers"):
+            tokens += own
+        if self.downsamplers is not None:
             x = self.downsamplers[0](x)
             skips.append(x)
-        return x
+        return x, skips, tokens
 
 
 class UpStage(Stage):
-    def __init__(self, cfg, widths, heads, motion, last: bool, operations, **factory):
-        super().__init__(cfg, widths, heads, motion, operations, **factory)
-        if not last:
-            self.upsamplers = nn.ModuleList([Upsample(widths[-1][1], operations, **factory)])
+    def __init__(self, cfg, widths, heads, first_block, motion, last: bool, operations, **factory):
+        super().__init__(cfg, widths, heads, first_block, motion, operations, **factory)
+        up = [] if last else [Upsample(widths[-1][1], operations, **factory)]
+        self.upsamplers = nn.ModuleList(up) if up else None
 
-    def forward(self, x: Tensor, cond: Conditions, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditions, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """x [N, C, h, w] -> the next stage's x, and the tokens of its spatial blocks.
+
+        It takes its skips off the end of the list, so that each one's memory is free once it is read.
+        """
+        tokens = []
         for index in range(len(self.resnets)):
-            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), cond)
-        if hasattr(self, "upsamplers"):
+            x, own = self.layer(index, torch.cat([x, skips.pop()], dim=1), cond)
+            tokens += own
+        if self.upsamplers is not None:
             x = self.upsamplers[0](x, skips[-1].shape[-2:])
-        return x
+        return x, tokens
 
 
 class MidStage(Stage):
     """resnet, attention, motion, resnet."""
 
-    def __init__(self, cfg, dim: int, heads: int, motion: bool, operations, **factory):
-        super().__init__(cfg, [(dim, dim)], heads, motion, operations, **factory)
+    def __init__(self, cfg, dim: int, heads: int, first_block: int, motion: bool, operations, **factory):
+        super().__init__(cfg, [(dim, dim)], heads, first_block, motion, operations, **factory)
         self.resnets.append(ResnetBlock(dim, dim, cfg, operations, **factory))
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        return self.resnets[1](self.layer(0, x, cond), cond)
+    def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
+        x, tokens = self.layer(0, x, cond)
+        return self.resnets[1](x, cond), tokens
 
 
 class UNet(nn.Module):
@@ -143,16 +144,19 @@ class UNet(nn.Module):
 
         self.down_blocks = nn.ModuleList()
         skips = [widths[0]]
+        blocks = 0  # spatial ones so far
         for i in levels:
             last = i == levels[-1]
             pairs = [(skips[-1], widths[i])] + [(widths[i], widths[i])] * (layers - 1)
             skips += [widths[i]] * (layers if last else layers + 1)
             moves = at[i] and not motion.decoder_only
             attends = heads[i] if cfg.down_attention[i] else None
-            self.down_blocks.append(DownStage(cfg, pairs, attends, moves, last, operations, **factory))
+            self.down_blocks.append(DownStage(cfg, pairs, attends, blocks, moves, last, operations, **factory))
+            blocks += len(pairs) if attends else 0
 
         moves = motion is not None and motion.mid_block
-        self.mid_block = MidStage(cfg, widths[-1], heads[-1], moves, operations, **factory)
+        self.mid_block = MidStage(cfg, widths[-1], heads[-1], blocks, moves, operations, **factory)
+        blocks += 1
 
         self.up_blocks = nn.ModuleList()
         c_in = widths[-1]
@@ -162,32 +166,53 @@ class UNet(nn.Module):
                 pairs.append((c_in + skips.pop(), widths[i]))
                 c_in = widths[i]
             attends = heads[i] if cfg.up_attention[levels[-1] - i] else None
-            self.up_blocks.append(UpStage(cfg, pairs, attends, at[i], i == 0, operations, **factory))
+            self.up_blocks.append(UpStage(cfg, pairs, attends, blocks, at[i], i == 0, operations, **factory))
+            blocks += len(pairs) if attends else 0
 
     def set_checkpointing(self, on: bool) -> None:
         """Trades a third more arithmetic in training for the memory of the activations inside blocks."""
-        for stage in (*self.down_blocks, self.mid_block, *self.up_blocks):
+        for stage in self.stages():
             stage.checkpointing = on
+
+    def stages(self) -> list[Stage]:
+        """The stages in the order in which they run."""
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
+    def spatial_blocks(self) -> list[SpatialBlock]:
+        """The transformer blocks by their `index`, the order of the bank."""
+        attentions = [attention for stage in self.stages() for attention in stage.attentions or ()]
+        return [attention.transformer_blocks[0] for attention in attentions]
+
+    def idle_modules(self) -> list[nn.Module]:
+        """Modules whose weights no output depends on, so that training gives them no gradient.
+
+        Attention over the single image token needs neither queries nor keys.
+        """
+        return [m for b in self.spatial_blocks() for m in (b.norm2, b.attn2.to_q, b.attn2.to_k)]
+
+    def project_image(self, image_embeds: Tensor) -> list[Tensor]:
+        """Image embeddings [R, D] -> what each spatial block's cross-attention adds, [R, C]."""
+        return [block.attn2.of_one_token(image_embeds) for block in self.spatial_blocks()]
 
     def embed_time(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         cfg = self.cfg
         wave = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
         return self.time_embedding(wave.to(dtype))
 
-    def trunk(self, x: Tensor, cond: Conditions) -> Tensor:
-        skips = [x]
-        for block in self.down_blocks:
-            x = block(x, cond, skips)
-        x = self.mid_block(x, cond)
-        for block in self.up_blocks:
-            x = block(x, cond, skips)
-        return x
-
-    def spatial_blocks(self) -> list[nn.Module]:
-        """The transformer blocks in the order in which the bank is written and read."""
-        stages = [*self.down_blocks, self.mid_block, *self.up_blocks]
-        attentions = [a for stage in stages for a in getattr(stage, "attentions", ())]
-        return [block for attention in attentions for block in attention.transformer_blocks]
+    def trunk(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
+        """x [N, C0, h, w] -> the same, and the tokens of all spatial blocks where `cond.keep_tokens`."""
+        skips, tokens = [x], []
+        for stage in self.down_blocks:
+            x, added, own = stage(x, cond)
+            skips += added
+            tokens += own
+        del added  # or its tensors would outlive their use
+        x, own = self.mid_block(x, cond)
+        tokens += own
+        for stage in self.up_blocks:
+            x, own = stage(x, cond, skips)
+            tokens += own
+        return x, tokens
 
 
 class ReferenceNet(UNet):
@@ -198,26 +223,23 @@ class ReferenceNet(UNet):
             raise UserError("The reference_unet config has motion modules: it is a denoising UNet's config.")
         super().__init__(cfg, operations, **factory)
 
-    def forward(self, latents: Tensor, image_embeds: Tensor) -> list[Tensor]:
+    def forward(self, latents: Tensor, image_embeds: Tensor, attention: AttentionFunction = sdpa) -> list[Tensor]:
         """latents [R, 4, h, w] (clean, scaled), image_embeds [R, D] -> per block tokens [R, T, C].
 
         The tokens are taken after norm1 and before any projection, at timestep 0.
         """
-        zero = torch.zeros(1, device=latents.device)
-        tokens: list[Tensor] = []
-        time = self.embed_time(zero, latents.dtype)
-        self.trunk(self.conv_in(latents), Conditions(time=time, image=image_embeds, tokens=tokens))
-        return tokens
+        time = self.embed_time(torch.zeros(1, device=latents.device), latents.dtype)
+        image = self.project_image(image_embeds)
+        cond = Conditions(time, image, keep_tokens=True, attention=attention)
+        return self.trunk(self.conv_in(latents), cond)[1]
 
-    def reads(self, name: str) -> bool:
-        """Whether any token depends on the parameter `name`: on those behind the last norm1 none does."""
-        stage = max(i for i, block in enumerate(self.up_blocks) if hasattr(block, "attentions"))
-        attention = f"up_blocks.{stage}.attentions.{len(self.up_blocks[stage].attentions) - 1}."
-        block = f"{attention}transformer_blocks.0."
-        if name.startswith(block):
-            return name.startswith(f"{block}norm1.")
-        later = [f"up_blocks.{i}." for i in range(stage + 1, len(self.up_blocks))]
-        return not name.startswith((f"{attention}proj_out.", f"up_blocks.{stage}.upsamplers.", *later))
+    def idle_modules(self) -> list[nn.Module]:
+        """As in any UNet, and what lies behind the last spatial block's norm1, where the last tokens are taken."""
+        reading = max(i for i, stage in enumerate(self.up_blocks) if stage.attentions is not None)
+        stage, last = self.up_blocks[reading], self.up_blocks[reading].attentions[-1]
+        block = last.transformer_blocks[0]
+        behind = [block.attn1, block.attn2, block.norm3, block.ff, last.proj_out, *self.up_blocks[reading + 1 :]]
+        return [*super().idle_modules(), *behind, *(stage.upsamplers or ())]
 
 
 class DenoisingUNet(UNet):
@@ -241,21 +263,24 @@ class DenoisingUNet(UNet):
         self,
         x: Tensor,
         t: Tensor,
-        image_embeds: Tensor,
+        image_embeds: Tensor | Sequence[Tensor],
         pose: Tensor,
         bank: Sequence[KeyValue] | None,
         frames: int = 1,
         plain_rows: int = 0,
         motion: bool = True,
+        attention: AttentionFunction = sdpa,
     ) -> Tensor:
-        """One denoising call on N = clips x frames rows, clip after clip.
+        """One denoising call on N = videos x frames rows, video after video.
 
         x [N, 9, h, w]: noisy latent 4 | scene latent 4 | mask 1, or [N, 4, h, w]: the noisy latent alone;
-        t [N] or [1]: timestep; image_embeds [N, D] or [1, D] (zeros = unconditional); pose [N, C0, h, w]: pose
-        guider features; bank: `project_bank`'s, or None; the first `plain_rows` rows ignore the bank, as
-        unconditional rows must; without `motion` the frames are independent of each other, as in the frame-wise
-        training phases (A.2). Returns the prediction [N, 4, h, w]. Raises UserError when a clip is longer than the
-        motion modules' positional encoding.
+        t [N] or [1]: timestep; image_embeds [R, D] (zeros = unconditional), or what `project_image` made of them,
+        once for all steps; pose [N, C0, h, w]: pose guider features; bank: what `project_bank` made of the
+        ReferenceNet's tokens, or None; of R rows each serves N / R consecutive ones. The first `plain_rows` rows
+        ignore the bank, as unconditional rows must; without `motion` the frames are independent of each other, as
+        in the frame-wise training phases (A.2). attention: what all spatial and temporal self-attention calls.
+        Returns the prediction [N, 4, h, w]. Raises UserError when `frames` is more than the motion modules have
+        positions for.
         """
         positions = self.cfg.motion.max_len if self.cfg.motion else frames
         if frames > positions:
@@ -265,13 +290,14 @@ class DenoisingUNet(UNet):
             )
         cond = Conditions(
             time=self.embed_time(t, x.dtype),
-            image=image_embeds,
+            image=self.project_image(image_embeds) if isinstance(image_embeds, Tensor) else image_embeds,
             frames=frames if motion else 1,
-            bank=iter(bank) if bank is not None else None,
+            bank=bank,
             plain_rows=plain_rows,
             motion=motion,
+            attention=attention,
         )
-        h = self.trunk(self.conv_in(x) + pose, cond)
+        h, _ = self.trunk(self.conv_in(x) + pose, cond)
         h = normalised(h, self.conv_norm_out, cond.frames if self.cfg.joint_norm else 1)
         return self.conv_out(F.silu(h))
 
