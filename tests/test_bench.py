@@ -15,11 +15,13 @@ from PIL import Image
 
 from anycharv_core import Pipeline, UserError
 from anycharv_core.bench import puppets
+from anycharv_core.bench.drift import DRIFTS
 from anycharv_core.bench.exchange import export, of_folder, read_setup
 from anycharv_core.bench.lpips import Lpips, load_lpips
 from anycharv_core.bench.metrics import _grey, _ssim_map, psnr
 from anycharv_core.bench.puppets import measure, of_model, references, score
 from anycharv_core.bench.report import markdown, summarise, write_report
+from anycharv_core.bench.seam import SEAMS
 from anycharv_core.bench.tasks import ANIMATION, KINDS, SWAP, Setup, tasks
 from anycharv_core.cli import main
 from anycharv_core.jobs.bench import PuppetJob, _model
@@ -65,6 +67,11 @@ def test_the_truth_scores_best(task) -> None:
     assert [found[f"{region} PSNR"] for region in task.kind.regions] == pytest.approx([148.1308] * 3)
     assert [found[name] for name in ("character SSIM", "identity", "sharpness")] == pytest.approx([1, 1, 1])
     assert found["character LPIPS"] == WHY
+    assert [found[name] for name in DRIFTS] == [0, 0, 0]
+    # What an animation shows is pasted nowhere.
+    assert {name: found[name] for name in SEAMS if name in found} == (
+        dict.fromkeys(SEAMS, 0) if task.kind is KINDS[SWAP] else {}
+    )
 
 
 def test_every_region_sees_its_own_errors(task) -> None:
@@ -106,6 +113,18 @@ def test_identity_knows_colours_and_not_where_the_character_stands(swap) -> None
     assert puppets.identity(swap.truth, noisy) > 0.9
     background = np.where((swap.truth.mask > 0)[..., None], truth, 0)
     assert puppets.identity(swap.truth, background) == pytest.approx(1)
+
+
+def test_a_seam_at_the_box_and_a_drift_towards_the_end_are_seen() -> None:
+    swap = next(tasks(Setup(1, 4, 64)))
+    truth, box = swap.given.truth.frames, swap.given.box > 0
+    brighter = np.where(box[..., None], np.minimum(truth, 215) + np.uint8(40), truth)
+    found = score(swap, brighter, WHY)
+    assert found["seam error"] > 10 and found["seam jump"] > 5
+    assert found["colour drift"] < 1
+    late = truth.copy()
+    late[-1] = brighter[-1]
+    assert score(swap, late, WHY)["colour drift"] > 5
 
 
 def test_flicker_raises_the_warp_error_alone(task) -> None:

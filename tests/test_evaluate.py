@@ -95,6 +95,8 @@ def test_what_is_missing_is_said_in_the_report_and_the_table(job: EvaluateJob) -
     options = {
         "LPIPS": "--lpips-weights",
         "background PSNR": "--masks",
+        "seam jump": "--masks",
+        "colour drift": "--masks",
         "CLIP-I": "--references",
         "pose PCK": "--pose-model",
         "FVD": "--fvd-model",
@@ -116,6 +118,10 @@ def test_the_background_is_what_lies_outside_the_mask(job: EvaluateJob, tmp_path
     job = EvaluateJob(job.real, job.generated, job.out, masks=tmp_path / "masks")
     pairs = evaluate(job)[0]["pairs"]
     assert pairs["dark"]["background PSNR"] == pairs["same"]["background PSNR"] == math.inf
+    assert all(math.isnan(pairs["same"][name]) for name in ("seam jump", "identity drift"))
+    # Outside the mask nothing differs, but what is next to it shows the edge.
+    assert pairs["dark"]["seam error"] == 0 and pairs["dark"]["seam jump"] > 100
+    assert pairs["dark"]["colour drift"] == pytest.approx(0, abs=1e-4)
     mask[:, :, 4:] = 0
     write_masks(tmp_path / "masks" / "dark", mask)
     found = evaluate(job)[0]["pairs"]["dark"]["background PSNR"]

@@ -17,9 +17,11 @@ from ..media.sheet import upscale
 from ..preprocess.looks import body_looks, looks_distance
 from ..puppets import Clip
 from ..puppets.task import Animation, Swap
+from .drift import DRIFTS, drift
 from .lpips import Lpips
 from .metrics import gradient_energy, psnr, ssim, warp_error
 from .report import Values, summarise
+from .seam import SEAMS, seam
 from .tasks import ANIMATION, KINDS, SWAP, Setup, Task, tasks
 
 METRICS = {
@@ -31,6 +33,15 @@ METRICS = {
     "warp error": "mean difference in levels between a frame and the next one warped back along the true flow, "
     "over the true character; compare with the truth's own, as blur lowers it too",
     "sharpness": "squared gradients over the character region relative to the truth's; 1 is as sharp",
+    "seam error": "root mean square difference to the truth, in levels, in a ring around the edge of the mask by "
+    "which a swap is pasted; 0 is equal",
+    "seam jump": "change across that edge that the truth does not have, in levels a pixel, on the line around the "
+    "mask where it is most; 0 is no seam",
+    "identity drift": "Hellinger distance between the colours of the true character's pixels in the last tenth of "
+    "the clip and in the first, less the truth's own; 0 is none",
+    "colour drift": "how far the mean colour of those pixels moves from the truth's meanwhile, in Lab; 0 is none",
+    "sharpness drift": "how often their squared gradients double or halve relative to the truth's meanwhile; 0 is "
+    "none",
 }
 TRUTH = "truth"
 SHEET_ROWS, SHEET_CELL = 6, 192
@@ -108,15 +119,22 @@ def score(task: Task, made: np.ndarray, lpips: Lpips | str) -> dict[str, float |
         distance: float | str = lpips
     else:
         distance = float(lpips(np.where(region[..., None], made, truth), truth).mean())
-    steady: float | str = "one frame a clip has no motion; give --frames of 2 or more"
+    short = "one frame a clip has no motion; give --frames of 2 or more"
+    steady: float | str = short
+    drifts: dict[str, float] | dict[str, str] = dict.fromkeys(DRIFTS, short)
     if len(made) > 1:
         steady = warp_error(made, clip.flow, clip.mask > 0)
+        drifts = dict(zip(DRIFTS, drift(made, truth, clip.mask, clip.keypoints), strict=True))
+    pasted = task.kind.pasted
+    seams = {} if pasted is None else dict(zip(SEAMS, seam(made, truth, pasted(task.given)), strict=True))
     return {f"{name} PSNR": _over(psnr, made, truth, mask) for name, mask in masks.items()} | {
         "character SSIM": _over(ssim, made, truth, region),
         "character LPIPS": distance,
         "identity": identity(clip, made),
         "warp error": steady,
         "sharpness": _over(gradient_energy, made, truth, region),
+        **seams,
+        **drifts,
     }
 
 

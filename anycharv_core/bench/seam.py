@@ -10,6 +10,7 @@ import numpy as np
 
 RING = 0.04  # of the shorter side: wide enough for a mask that is pasted softly
 _NARROWEST = 3  # pixels
+SEAMS = ("seam error", "seam jump")  # what reports call the fields of a `Seam`
 
 
 class Seam(NamedTuple):

@@ -26,14 +26,16 @@ class Kind:
     """What sets one kind of task apart from the other.
 
     sample(number, frames, size, flow=); baselines: answers that use no network; regions: what scores are taken
-    over, in words and as masks(task), bool [F, H, W] each; shown: the frames that a system is given besides the
-    reference, uint8 [F, H, W, 3], of which the first tell a task from every other.
+    over, in words and as masks(task), bool [F, H, W] each; pasted(task): the masks uint8 [F, H, W] by which a
+    system pastes, None where nothing is pasted; shown: the frames that a system is given besides the reference,
+    uint8 [F, H, W, 3], of which the first tell a task from every other.
     """
 
     sample: Callable[..., Swap | Animation]
     baselines: Mapping[str, Callable[..., np.ndarray]]
     regions: Mapping[str, str]
     masks: Callable[..., dict[str, np.ndarray]]
+    pasted: Callable[..., np.ndarray] | None
     shown: Mapping[str, Callable[..., np.ndarray]]
 
 
@@ -58,6 +60,7 @@ KINDS = {
             "background": "what is in neither; a perfect system leaves it alone",
         },
         masks=_swap_masks,
+        pasted=lambda swap: swap.box,
         shown={"driving": lambda swap: swap.driving.frames, "pose": lambda swap: swap.pose},
     ),
     ANIMATION: Kind(
@@ -70,6 +73,7 @@ KINDS = {
             "frame": "every pixel",
         },
         masks=_animation_masks,
+        pasted=None,
         shown={"pose": lambda animation: animation.pose},
     ),
 }

@@ -7,7 +7,7 @@ differences wrap around: 250 - 5 squared is then small, and every PSNR too high.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +18,14 @@ import torch
 
 from ..bench.clip_score import Embed, load_clip
 from ..bench.clips import clip_frames, pairs, partner
+from ..bench.drift import DRIFTS, DriftScore
 from ..bench.fvd import WINDOW, Features, frechet_distance, load_features
 from ..bench.lpips import Lpips, load_lpips
 from ..bench.metrics import decibels
 from ..bench.pck import ALPHA, pck
 from ..bench.puppets import Progress
 from ..bench.report import NOT_MEASURED, make_folder, markdown, summarise, write_report
+from ..bench.seam import SEAMS, SeamScore
 from ..device import pick_device
 from ..errors import UserError
 from ..media.frames import Reopened, batched, together
@@ -37,6 +39,15 @@ METRICS = {
     "SSIM": "torchmetrics, colour, Gaussian window of 1.5 px, mean over frames; 1 is equal",
     "LPIPS": "AlexNet, version 0.1, mean over frames; 0 is equal",
     "background PSNR": "dB over the pixels outside the mask; inf where they are all equal",
+    "seam error": "root mean square difference, in levels, in a ring around the mask; 0 is equal",
+    "seam jump": "change across the mask's edge, outside it, that the real clip does not have, in levels a pixel, "
+    "on the line around the mask where it is most; 0 is no seam",
+    "identity drift": "Hellinger distance between the colours inside the mask in the clip's last tenth and in its "
+    "first, less the real clip's own; 0 is none",
+    "colour drift": "how far the mean colour inside the mask moves from the real clip's meanwhile, in Lab; 0 is "
+    "none",
+    "sharpness drift": "how often squared gradients inside the mask double or halve relative to the real clip's "
+    "meanwhile; 0 is none",
     "CLIP-I": "cosine between CLIP's embeddings of the reference picture and of each generated frame, mean",
     "pose PCK": f"share of the real clip's body points found within {ALPHA} of the person's size",
     "FVD": f"Frechet distance over all windows of {WINDOW} frames that follow one another; 0 is equal",
@@ -131,6 +142,7 @@ def _measure(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: 
     """Every metric of one pair but FVD, whose windows go to `tools`; a text says why one is missing."""
     errors, similar, apart, alike = [], [], [], []
     outside_error, outside = 0.0, 0
+    seam, drift = SeamScore(inside=False), DriftScore()
     character = None if isinstance(tools.embed, str) else tools.embed([_character(job, name)])[0]
     for batch in batched(_rows(job, name, real, generated), WINDOW):
         for truth, made, mask in batch:
@@ -139,6 +151,8 @@ def _measure(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: 
             if mask is not None:
                 outside_error += float(square[mask < 128].sum())
                 outside += 3 * int((mask < 128).sum())
+                seam.add(made, truth, mask)
+                drift.add(made, truth, mask)
             if tools.torchmetrics is None:
                 similar.append(_ssim(made, truth))
             if not isinstance(tools.lpips, str):
@@ -148,14 +162,20 @@ def _measure(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: 
         if not isinstance(tools.features, str) and len(batch) == WINDOW:
             for side, kept in enumerate(tools.windows):
                 kept.append(tools.features(np.stack([row[side] for row in batch])))
-    background: float | str = "give --masks, a folder with a mask of every clip"
+    masked: Mapping[str, float | str] = dict.fromkeys(
+        ("background PSNR", *SEAMS, *DRIFTS), "give --masks, a folder with a mask of every clip"
+    )
     if job.masks is not None:
-        background = decibels(outside_error / outside) if outside else math.nan
+        masked = {
+            "background PSNR": decibels(outside_error / outside) if outside else math.nan,
+            **dict(zip(SEAMS, seam.result(), strict=True)),
+            **dict(zip(DRIFTS, drift.result(), strict=True)),
+        }
     return {
         "PSNR": decibels(float(np.mean(errors))),
         "SSIM": tools.torchmetrics or float(np.mean(similar)),
         "LPIPS": tools.lpips if isinstance(tools.lpips, str) else float(np.mean(apart)),
-        "background PSNR": background,
+        **masked,
         "CLIP-I": tools.embed if isinstance(tools.embed, str) else float(np.mean(alike)),
         "pose PCK": tools.poses or _pck(job, tools, name, real, generated),
     }
