@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from comfy_api.latest import io
@@ -11,10 +13,11 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import scene_key, split_reference
 from ..anycharv_core.media.canvas import Canvas
 from ..anycharv_core.media.chroma_key import key_onto
+from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import feather
 from .pictures import image_tensor, image_uint8, masks_uint8, same_length
 from .reference import Reference
-from .types import CATEGORY, ReferenceType
+from .types import CATEGORY, CanvasType, ReferenceType
 
 
 class AnyCharVComposite(io.ComfyNode):
@@ -49,24 +52,41 @@ class AnyCharVComposite(io.ComfyNode):
                     tooltip="For Animate Anyone without a mask: the reference given to AnyCharV Conditioning, by "
                     "whose mask the scene takes the place of the background.",
                 ),
+                CanvasType.Input(
+                    "canvas",
+                    optional=True,
+                    tooltip="From the AnyCharV Conditioning that the frames were generated with: how it scaled "
+                    "and padded them. Without it that is guessed from the sizes, and the log says so.",
+                ),
             ],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, generated, original, feather, mask=None, reference=None) -> io.NodeOutput:
-        if mask is None:
-            return io.NodeOutput(keyed_images(generated, original, reference))
-        return io.NodeOutput(composite_images(generated, original, mask, feather))
+    def execute(cls, generated, original, feather, mask=None, reference=None, canvas=None) -> io.NodeOutput:
+        for name, image in (("generated", generated), ("original", original)):
+            image_uint8(image[:1], name)
+        if len(generated) != len(original):
+            raise UserError(
+                f"generated has {len(generated)} frames but original has {len(original)}; they must match."
+            )
+        sizes = (original.shape[2], original.shape[1]), (generated.shape[2], generated.shape[1])
+        placed = assumed_canvas(*sizes) if canvas is None else handed_canvas(canvas, *sizes)
+        if mask is not None:
+            return io.NodeOutput(composite_images(generated, original, placed, mask, feather))
+        if reference is not None:
+            return io.NodeOutput(keyed_images(generated, original, placed, reference))
+        raise UserError(
+            "Nothing says what of the generated frames is to be seen: wire in the mask given to AnyCharV "
+            "Conditioning, or for Animate Anyone without a mask the reference."
+        )
 
 
-def composite_images(generated: Tensor, original: Tensor, mask: Tensor, width: int) -> Tensor:
+def composite_images(generated: Tensor, original: Tensor, canvas: Canvas, mask: Tensor, width: int) -> Tensor:
     """The generated frames where the mask, padded and feathered by `width` pixels, is; else the original.
 
-    generated: IMAGE of the original's size, or of the size AnyCharV Conditioning gave it.
-    Raises UserError where lengths or sizes do not fit together.
+    Raises UserError where the mask does not fit the original.
     """
-    canvas = _checked_canvas(generated, original)
     masks = masks_uint8(mask, "mask")
     if masks.shape[1:] != original.shape[1:3]:
         raise UserError(
@@ -74,13 +94,15 @@ def composite_images(generated: Tensor, original: Tensor, mask: Tensor, width: i
             f"{original.shape[1]}; give the mask at the original's size."
         )
     (masks,) = same_length(len(original), mask=masks)
+    untouched = canvas.source == canvas.inner == canvas.padded
     result = original.clone()
     for index, region in enumerate(masks):
         alpha = torch.from_numpy(feather(region, width, width))[..., None]
         if not alpha.any():
             continue
-        frame = generated[index, ..., :3].cpu()
-        if canvas.padded != canvas.source:
+        if untouched:
+            frame = generated[index, ..., :3].cpu()
+        else:
             frame = image_tensor(_restored(generated, index, canvas))[0]
         base = result[index, ..., :3].cpu()
         # Not lerp: this leaves every bit of the original where alpha is 0.
@@ -88,18 +110,12 @@ def composite_images(generated: Tensor, original: Tensor, mask: Tensor, width: i
     return result
 
 
-def keyed_images(generated: Tensor, original: Tensor, reference: Reference | None) -> Tensor:
+def keyed_images(generated: Tensor, original: Tensor, canvas: Canvas, reference: Reference) -> Tensor:
     """The character of the generated frames in front of the original: without the colour that AnyCharV
     Conditioning put behind it, and where that shows, every bit is the original's.
 
-    Raises UserError where lengths do not fit together, or the reference has no mask.
+    Raises UserError where the reference has no mask.
     """
-    if reference is None:
-        raise UserError(
-            "Nothing says what of the generated frames is to be seen: wire in the mask given to AnyCharV "
-            "Conditioning, or for Animate Anyone without a mask the reference."
-        )
-    canvas = _checked_canvas(generated, original)
     key = scene_key(*split_reference(reference.picture, reference.mask))
     result = original.clone()
     for index in range(len(original)):
@@ -110,28 +126,38 @@ def keyed_images(generated: Tensor, original: Tensor, reference: Reference | Non
     return result
 
 
-def _checked_canvas(generated: Tensor, original: Tensor) -> Canvas:
-    for name, image in (("generated", generated), ("original", original)):
-        image_uint8(image[:1], name)
-    if len(generated) != len(original):
-        raise UserError(
-            f"generated has {len(generated)} frames but original has {len(original)}; they must match."
+def handed_canvas(canvas: Canvas, source: Size, generated: Size) -> Canvas:
+    """AnyCharV Conditioning's canvas for frames of other sizes (width, height): the generated ones may have been
+    enlarged since, and the originals may be a larger copy of the scene."""
+    inner = tuple(
+        max(1, round(side * shown / padded))
+        for side, shown, padded in zip(canvas.inner, generated, canvas.padded, strict=True)
+    )
+    return Canvas(source, inner, generated)
+
+
+def assumed_canvas(source: Size, padded: Size) -> Canvas:
+    """The likeliest canvas by which frames of `source` (width, height) became pictures of `padded`; logged.
+
+    Either they were only padded, by less than 8 pixels, or scaled so that one side fills the canvas. Both may be
+    possible: 513x513 becomes 520x520 by padding, and by scaling where 520x520 was asked for.
+    """
+    if all(0 <= p - s < 8 for p, s in zip(padded, source, strict=True)):
+        canvas = Canvas(source, source, padded)
+    else:
+        scale = min(p / s for p, s in zip(padded, source, strict=True))
+        inner = tuple(min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
+        canvas = Canvas(source, inner, padded)
+    if source != padded:
+        logging.warning(
+            "AnyCharV Composite: no canvas is wired in from AnyCharV Conditioning, so it is assumed that frames "
+            "of %dx%d were scaled to %dx%d and padded to %dx%d; if the character is off its place, wire it in.",
+            *canvas.source,
+            *canvas.inner,
+            *canvas.padded,
         )
-    return original_canvas((original.shape[2], original.shape[1]), (generated.shape[2], generated.shape[1]))
+    return canvas
 
 
 def _restored(generated: Tensor, index: int, canvas: Canvas) -> np.ndarray:
     return canvas.restore(image_uint8(generated[index : index + 1, ..., :3], "generated")[0])
-
-
-def original_canvas(source: tuple[int, int], padded: tuple[int, int]) -> Canvas:
-    """The canvas on which frames of `source` (width, height) became pictures of `padded`.
-
-    Either they were only padded, by less than 8 pixels, or scaled so that one side fills the canvas, as
-    AnyCharV Conditioning sees to.
-    """
-    if all(0 <= p - s < 8 for p, s in zip(padded, source, strict=True)):
-        return Canvas(source, source, padded)
-    scale = min(p / s for p, s in zip(padded, source, strict=True))
-    inner = tuple(min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
-    return Canvas(source, inner, padded)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..anycharv_core.errors import UserError
 from .backend import ComfyPipeline, conditionings, node_size
 from .pictures import masks_uint8, rgb_frames, same_length
-from .types import CATEGORY, ReferenceType, recipe_input, size_inputs
+from .types import CATEGORY, CanvasType, ReferenceType, recipe_input, size_inputs
 
 
 class AnyCharVConditioning(io.ComfyNode):
@@ -49,6 +49,9 @@ class AnyCharVConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
                 io.Latent.Output(),
+                CanvasType.Output(
+                    display_name="canvas", tooltip="How frames became what is sampled; for AnyCharV Composite."
+                ),
             ],
         )
 
@@ -70,4 +73,6 @@ class AnyCharVConditioning(io.ComfyNode):
         chosen, reader = pipe.system.recipe(recipe), ComfyPipeline(model, reference.net, reference.vae)
         tokens = reader.tokens(chosen, made.picture, made.embeds, made.clip.canvas)
         positive, negative = conditionings(made.clip, made.shape, tokens, made.embeds)
-        return io.NodeOutput(positive, negative, {"samples": torch.zeros(made.shape, device=pipe.device)})
+        return io.NodeOutput(
+            positive, negative, {"samples": torch.zeros(made.shape, device=pipe.device)}, made.clip.canvas
+        )

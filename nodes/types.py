@@ -10,6 +10,7 @@ RECIPE_NAMES = ["default", "official"]
 ReferenceNetType = io.Custom("ANYCHARV_REFERENCE_NET")
 ReferenceType = io.Custom("ANYCHARV_REFERENCE")
 PoseKeypoint = io.Custom("POSE_KEYPOINT")
+CanvasType = io.Custom("ANYCHARV_CANVAS")
 
 
 def recipe_input(tooltip: str) -> io.Combo.Input:

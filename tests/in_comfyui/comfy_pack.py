@@ -52,8 +52,10 @@ def load(checkpoint: str = "embedded", dtype: str = "auto") -> tuple[Any, ...]:
     return execute("AnyCharVLoader", checkpoint=checkpoint, dtype=dtype)
 
 
-def conditioned(model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 6, **sizes: int) -> dict[str, Any]:
-    """A puppet clip, encoded for the model."""
+def conditioned(
+    model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 6, **inputs: Any
+) -> dict[str, Any]:
+    """A puppet video, encoded for the model; inputs: of AnyCharV Conditioning, instead of the puppet's."""
     _, scene, mask, keypoints, picture, cut, _ = execute("AnyCharVPuppetClip", seed=3, frames=frames, size=64)
     (reference,) = execute(
         "AnyCharVReferenceEncode",
@@ -64,18 +66,21 @@ def conditioned(model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 
         mask=cut,
     )
     (pose,) = execute("AnyCharVPoseDraw", keypoints=keypoints, width=256, height=256)
-    positive, negative, latent = execute(
+    positive, negative, latent, canvas = execute(
         "AnyCharVConditioning",
         model=model,
         reference=reference,
         vae=vae,
-        scene=scene,
-        mask=mask,
-        pose=pose,
-        **{"width": 0, "height": 0, **sizes},
-        recipe="default",
+        **{"scene": scene, "mask": mask, "pose": pose, "width": 0, "height": 0, "recipe": "default", **inputs},
     )
-    return {"positive": positive, "negative": negative, "latent": latent, "scene": scene, "mask": mask}
+    return {
+        "positive": positive,
+        "negative": negative,
+        "latent": latent,
+        "scene": scene,
+        "mask": mask,
+        "canvas": canvas,
+    }
 
 
 def sampled(model: Any, made: dict[str, Any], steps: int = 2, cfg: float = 2.0, **more: Any) -> torch.Tensor:
@@ -142,7 +147,7 @@ def animated(
         image=picture(task.reference[None]),
         **({"mask": picture(task.cutout[None])} if scene else {}),
     )
-    positive, negative, latent = execute(
+    positive, negative, latent, canvas = execute(
         "AnyCharVConditioning",
         model=model,
         reference=reference,
@@ -153,7 +158,7 @@ def animated(
         recipe=recipe,
         **scene,
     )
-    return {"positive": positive, "negative": negative, "latent": latent, "reference": reference}
+    return {"positive": positive, "negative": negative, "latent": latent, "reference": reference, "canvas": canvas}
 
 
 def models_folder() -> Path:

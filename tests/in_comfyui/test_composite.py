@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
-from comfy_pack import core, execute
+from comfy_pack import conditioned, core, execute, load, picture
+
+Size = tuple[int, int]
 
 
 def test_composite_keeps_the_original_bit_for_bit() -> None:
@@ -24,9 +30,79 @@ def test_composite_keeps_the_original_bit_for_bit() -> None:
     assert torch.equal(hard == 0, (mask == 1)[..., None].expand_as(hard))
 
 
-def test_composite_undoes_what_conditioning_did() -> None:
-    """A picture sent to the working size and back lies where it lay."""
-    pipeline, recipes = core("nodes.backend"), core("anycharv_core.systems.anycharv")
+def restored(placing: Any, scene: np.ndarray, size: tuple[int, int], **inputs: Any) -> np.ndarray:
+    """A picture placed on the canvas, enlarged to `size` and put back over a black one of the scene's size, in
+    0..1."""
+    placed = image(resize(placing.place(scene), size))
+    whole = torch.ones(1, *scene.shape[:2])
+    (result,) = execute(
+        "AnyCharVComposite", generated=placed, original=image(scene) * 0, mask=whole, feather=0, **inputs
+    )
+    return result[0].numpy()
+
+
+def image(array: np.ndarray) -> torch.Tensor:
+    return picture(array[None])
+
+
+def resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return core("anycharv_core.media.imaging").resize(array, size)
+
+
+def slope(width: int, height: int) -> np.ndarray:
+    """Brightness that tells where a pixel lies: rising to the right in red, and downwards in green."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return np.stack([x, y, 0 * x], axis=-1).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("enlarged", [1, 2])
+@pytest.mark.parametrize("asked", [(72, 72), (64, 96), (0, 0)])
+@pytest.mark.parametrize("source", [(65, 65), (71, 66), (120, 67), (64, 64)])
+def test_composite_undoes_what_conditioning_did(source: Size, asked: Size, enlarged: int) -> None:
+    """A picture comes back to where it lay, also where a canvas guessed from the sizes is another: 65x65 asked
+    72x72 could as well have been padded."""
+    parts = load()
+    scene, mask = slope(*source), torch.zeros(1, source[1], source[0])
+    mask[:, 20:40, 20:40] = 1
+    made = conditioned(
+        *parts, frames=1, width=asked[0], height=asked[1], scene=image(scene), mask=mask, pose=image(scene)
+    )
+    size = tuple(enlarged * side for side in made["canvas"].padded)
+    back = restored(made["canvas"], scene, size, canvas=made["canvas"])
+    # Half a pixel of the source, or of the canvas where that is smaller.
+    pixel = 1 / min(*source, *made["canvas"].inner)
+    assert np.abs(back - scene / 255).max() < 1.5 * pixel
+
+
+def test_composite_undoes_the_official_recipes_stretching() -> None:
+    canvas = core("anycharv_core.systems.anycharv").RECIPES["official"].canvas((90, 50), (64, 64), (64, 64), 8)
+    scene = slope(90, 50)
+    placed = image(resize(scene, canvas.padded))
+    (result,) = execute(
+        "AnyCharVComposite",
+        generated=placed,
+        original=image(scene) * 0,
+        mask=torch.ones(1, 50, 90),
+        feather=0,
+        canvas=canvas,
+    )
+    assert np.abs(result[0].numpy() - scene / 255).max() < 1.5 / 50
+
+
+def test_composite_without_a_canvas_logs_what_it_assumes(caplog: pytest.LogCaptureFixture) -> None:
+    canvas = core("anycharv_core.media.canvas").Canvas((60, 40), (60, 40), (64, 40))
+    scene = slope(60, 40)
+    back = restored(canvas, scene, canvas.padded)
+    assert "frames of 60x40 were scaled to 60x40 and padded to 64x40" in caplog.text
+    assert np.abs(back - scene / 255).max() < 1e-6
+    caplog.clear()
+    restored(canvas, scene, canvas.padded, canvas=canvas)
+    restored(core("anycharv_core.media.canvas").Canvas(*[(60, 40)] * 3), scene, (60, 40))
+    assert not caplog.text
+
+
+def test_an_assumed_canvas_is_right_at_the_models_own_size() -> None:
+    backend, recipes = core("nodes.backend"), core("anycharv_core.systems.anycharv")
     composite = core("nodes.composite")
     recipe = recipes.RECIPES["default"]
 
@@ -35,6 +111,6 @@ def test_composite_undoes_what_conditioning_did() -> None:
 
     for source in ((540, 960), (1920, 1080), (854, 480), (64, 64), (333, 517)):
         for asked in ((0, 0), (512, 512), (256, 512)):
-            size = pipeline.node_size(Pipe, "default", source, asked)
+            size = backend.node_size(Pipe, "default", source, asked)
             canvas = recipe.canvas(source, source, size, Pipe.multiple)
-            assert composite.original_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)
+            assert composite.assumed_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)

@@ -38,7 +38,7 @@ def test_official_recipe_equals_core() -> None:
             clip_vision=clip_vision,
             image=picture(inputs["ref"][None]),
         )
-        positive, negative, latent = execute(
+        positive, negative, latent, _ = execute(
             "AnyCharVConditioning",
             model=model,
             reference=reference,
@@ -93,7 +93,7 @@ def test_animate_official_recipe_equals_core() -> None:
             clip_vision=clip_vision,
             image=picture(inputs["ref"][None]),
         )
-        positive, negative, latent = execute(
+        positive, negative, latent, _ = execute(
             "AnyCharVConditioning",
             model=model,
             reference=reference,
@@ -147,7 +147,12 @@ def test_animate_before_a_scene_equals_core() -> None:
     made = animated(*parts, task, scene=picture(scene))
     (decoded,) = nodes.VAEDecode().decode(parts[2], {"samples": sampled(parts[0], made)})
     (ours,) = execute(
-        "AnyCharVComposite", generated=decoded, original=picture(scene), feather=8, reference=made["reference"]
+        "AnyCharVComposite",
+        generated=decoded,
+        original=picture(scene),
+        feather=8,
+        reference=made["reference"],
+        canvas=made["canvas"],
     )
     expected = (
         core("anycharv_core.inference.pipeline")
