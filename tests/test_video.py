@@ -657,3 +657,52 @@ def test_real_clips_come_back_exactly(tmp_path: Path, name: str) -> None:
     write_masks(tmp_path / "m", read_gray(tmp_path / "m.mkv"))
     for path in (tmp_path / "m.mkv", tmp_path / "m"):
         assert all(np.array_equal(a, b) for a, b in zip(read_gray(path), masks, strict=True))
+
+
+def test_a_pause_of_many_days_between_two_frames_is_kept(tmp_path: Path) -> None:
+    clip = make_clip(
+        tmp_path / "a.mkv", list(noise(2)), codec="ffv1", times=[0, 10**9], time_base=Fraction(1, 1000)
+    )
+    info = probe(clip)
+    assert info.timestamps == (0, 10**9) and info.rate == Fraction(1, 10**6)
+    size = info.width, info.height
+    with VideoWriter(tmp_path / "b.mp4", *size, info.timestamps, info.time_base, info.rate) as video:
+        for frame in read_frames(clip):
+            video.write(frame)
+    write_masks(tmp_path / "m.mkv", (frame[..., 0] for frame in noise(2)), info.timestamps, info.time_base)
+    for name in ("b.mp4", "m.mkv"):
+        copy = probe(tmp_path / name)
+        assert [time * copy.time_base for time in copy.timestamps] == [0, 10**6]
+
+
+@pytest.mark.parametrize("name", ["a:b.mkv", "new\nline.mkv", "%03d.mkv", "häß.mkv", os.fsdecode(b"odd\xff.mkv")])
+def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
+    make_clip(tmp_path / "a.mkv", list(noise(2)), codec="ffv1").rename(tmp_path / name)
+    assert probe(tmp_path / name).frames == 2
+
+
+def test_what_is_no_video_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mp4", list(noise(2)))
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.mp4\n"
+    for name, text in (
+        ("live.m3u8", playlist),
+        ("list.ffconcat", "ffconcat version 1.0\nfile a.mp4\n"),
+        ("stream.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
+        ("words.txt", "words\n" * 100),
+        ("drawing.svg", "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="is not a video that can be read"):
+            probe(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path / "pipe.mp4", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is a pipe or a device"):
+            probe(path)
+
+
+def test_a_video_with_huge_pictures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_clip(tmp_path / "a.mkv", list(noise(1)), codec="ffv1")
+    height, width = next(noise(1)).shape[:2]
+    monkeypatch.setattr("anycharv_core.media.video_read._MOST_PIXELS", width * height - 1)
+    with pytest.raises(UserError, match=f"is {width}x{height}; give one of at most"):
+        probe(tmp_path / "a.mkv")

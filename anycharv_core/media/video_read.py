@@ -21,6 +21,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from ..errors import UserError
+from ..foreign import check_file
 
 # The same pixels on every machine: no fast paths that round differently, chroma at full resolution.
 EXACT = (
@@ -33,6 +34,54 @@ EXACT = (
 _Matrix = tuple[int, int, int, int]
 # FFmpeg's own decoders of these drop the alpha channel.
 _LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Containers in which videos and masks come, one picture among them. FFmpeg also reads playlists, which name other
+# files and wait for more of them, descriptions of network streams, and text.
+_CONTAINERS = (
+    *("matroska", "webm", "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "avi", "asf", "flv", "mpeg", "mpegts", "ogg"),
+    *(
+        "mpegvideo",
+        "m4v",
+        "h263",
+        "h264",
+        "hevc",
+        "vvc",
+        "obu",
+        "av1",
+        "ivf",
+        "nut",
+        "mxf",
+        "gxf",
+        "wtv",
+        "dv",
+        "rm",
+    ),
+    *(
+        "vc1",
+        "mjpeg",
+        "yuv4mpegpipe",
+        "gif",
+        "apng",
+        "png_pipe",
+        "jpeg_pipe",
+        "webp_pipe",
+        "bmp_pipe",
+        "tiff_pipe",
+    ),
+    *(
+        "pam_pipe",
+        "pbm_pipe",
+        "pgm_pipe",
+        "ppm_pipe",
+        "exr_pipe",
+        "dpx_pipe",
+        "j2k_pipe",
+        "jpegxl_pipe",
+        "qoi_pipe",
+    ),
+    *("image2", "wav", "mp3", "flac", "aac", "ac3"),
+)
+# 8K twice over; a frame of it takes 0.2 GB as RGB, and several are held at a time.
+_MOST_SIDE, _MOST_PIXELS = 16384, 2**26
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its luma and chroma
 
 
@@ -180,11 +229,11 @@ def average_rate(timestamps: Sequence[int], time_base: Fraction) -> Fraction | N
 
 @contextmanager
 def open_input(path: Path | str, kind: str = "video") -> Iterator[InputContainer]:
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not there or is not a file; check the path.")
+    check_file(path)
     try:
         # The prefix keeps a colon in a file name from being read as the name of a protocol.
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        limits = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+        container = av.open(f"file:{path}", container_options=limits, metadata_errors="replace")
     except PermissionError as error:
         raise UserError(f"{path} may not be read; change its permissions.") from error
     except av.FFmpegError as error:
@@ -194,12 +243,14 @@ def open_input(path: Path | str, kind: str = "video") -> Iterator[InputContainer
     with container:
         if kind == "video":
             stream = container.streams.best("video")
-            # FFmpeg shows plain text as pictures of a terminal.
             cover = stream and stream.disposition & Disposition.attached_pic
-            if stream is None or cover or container.format.name == "tty":
+            if stream is None or cover:
                 raise UserError(f"{path} holds no video; give a video file.")
             if stream.codec_context is None:
                 raise UserError(f"{path} has a video format that cannot be decoded; convert it to H.264.")
+            if not stream.time_base:
+                raise UserError(f"{path} does not say when its frames are shown; convert it to H.264.")
+            _check_size(path, stream.codec_context.width, stream.codec_context.height)
         yield container
 
 
@@ -233,6 +284,7 @@ def _decoded(
             break
         if size is None:
             size = frame.height, frame.width
+            _check_size(path, frame.width, frame.height)
             # Asked of one frame only: the answer ties a frame into a reference cycle, and with a cycle
             # for each the pixels would pile up until the garbage collector happens to run.
             matrix = _matrix(frame)
@@ -244,6 +296,14 @@ def _decoded(
         yield frame, matrix
     if size is None:
         raise UserError(f"{path} holds no frames; give a complete video file.")
+
+
+def _check_size(path: Path | str, width: int, height: int) -> None:
+    if max(width, height) > _MOST_SIDE or width * height > _MOST_PIXELS:
+        raise UserError(
+            f"{path} is {width}x{height}; give one of at most {_MOST_SIDE} pixels a side and {_MOST_PIXELS:,} "
+            "in all."
+        )
 
 
 def _has_libvpx_alpha(stream: VideoStream) -> bool:

@@ -70,7 +70,7 @@ class VideoWriter:
         if timestamps is None:
             if rate is None:
                 raise ValueError("VideoWriter needs timestamps with their time base, or a rate.")
-            self._rate = Fraction(rate).limit_denominator(100_000)
+            self._rate = _stored_rate(rate)
             self._timescale, step = self._rate.as_integer_ratio()
             self._timestamps = range(0, _MP4_MAX * step, step)
             self._expected = None
@@ -79,7 +79,7 @@ class VideoWriter:
                 raise ValueError("VideoWriter needs the time base of the timestamps.")
             self._timestamps, self._timescale = _mp4_ticks(self.path, timestamps, time_base)
             average = average_rate(self._timestamps, Fraction(1, self._timescale))
-            self._rate = Fraction(rate or average or 25).limit_denominator(100_000)
+            self._rate = _stored_rate(rate or average or 25)
             self._expected = len(timestamps)
         self._last = max(1, round(self._timescale / self._rate))
         self._audio_from = audio_from
@@ -227,7 +227,7 @@ def _write_mkv(
         if time_base is None:
             raise ValueError("write_masks needs the time base of the timestamps.")
         times, tick = timestamps, time_base
-        rate = (average_rate(timestamps, tick) or rate).limit_denominator(100_000)
+        rate = _stored_rate(average_rate(timestamps, tick) or rate)
     with (
         atomic_path(path) as temporary,
         _write_errors(path),
@@ -251,6 +251,11 @@ def _write_mkv(
             container.mux(stream.encode(frame))
         assert stream is not None  # _checked lets no empty sequence pass
         container.mux(stream.encode())
+
+
+def _stored_rate(rate: Fraction | int) -> Fraction:
+    """A rate in frames per second as containers hold it: never 0, however long a pause the timestamps make."""
+    return min(max(Fraction(rate).limit_denominator(100_000), Fraction(1, 100_000)), Fraction(10**9))
 
 
 def _write_pngs(path: Path, masks: Iterable[np.ndarray]) -> None:
