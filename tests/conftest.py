@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 
 # These run in ComfyUI's Python, by test_comfyui_nodes.py.
 collect_ignore = ["in_comfyui"]
+
+# Before anything imports torch, and for the processes that tests start: sums in one order, whatever the number of
+# cores, how busy they are, and where in memory a matrix happens to lie.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 UNET: dict[str, Any] = {
     "in_channels": 9,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,7 +23,6 @@ from training.train import main
 
 KILLS = 20 if os.environ.get("ANYCHARV_SLOW") else 5
 STEPS = 8
-SLOWER = 0.01  # seconds that every flush to disk takes longer, so that kills meet checkpoints half written
 # A server that has imported everything once starts a child in milliseconds.
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["training.train"])
@@ -32,20 +32,27 @@ def train(config: Path, out: Path) -> int:
     return main([str(config), "--out", str(out), "--cpu"])
 
 
-def child(config: Path, out: Path) -> None:
+def child(config: Path, out: Path, flush_number: int, which: int) -> None:
     torch.set_num_threads(1)
-    flush = os.fsync
+    flush, flushes = os.fsync, itertools.count(1)
+    states = out / "compose" / "checkpoints"
 
-    def slow(fd: int) -> None:
-        time.sleep(SLOWER)
+    def counted(fd: int) -> None:
         flush(fd)
+        if list(states.glob(".writing-*")) and next(flushes) == flush_number:
+            os.kill(os.getpid(), which)
 
-    os.fsync = slow
+    os.fsync = counted
     os._exit(train(config, out))
 
 
-def start(config: Path, out: Path) -> multiprocessing.process.BaseProcess:
-    process = FORK.Process(target=child, args=(config, out))
+def start(
+    config: Path, out: Path, flush_number: int = 0, which: int = signal.SIGKILL
+) -> multiprocessing.process.BaseProcess:
+    """A training in a process of its own. It sends itself the signal `which` as soon as it has flushed that many
+    files of checkpoints to disk, unless `flush_number` is 0: in the middle of a checkpoint, however busy the
+    machine is."""
+    process = FORK.Process(target=child, args=(config, out, flush_number, which))
     process.start()
     return process
 
@@ -90,18 +97,17 @@ def test_killed_at_random_moments_it_ends_bit_equal(config: Path, whole: Path, t
     chance, torn_writes = random.Random(0), 0
     states = tmp_path / "compose" / "checkpoints"
     for number in range(KILLS):
-        process = start(config, tmp_path)
-        if number % 2:  # in the middle of a checkpoint
-            while process.is_alive() and not list(states.glob(".writing-*")):
-                time.sleep(0.0005)
-            time.sleep(chance.uniform(0, 3 * SLOWER))
+        if number % 2 == 0:  # in the middle of a checkpoint
+            process = start(config, tmp_path, chance.randint(1, 3))
+            process.join()
         else:
+            process = start(config, tmp_path)
             reached = (checkpoints.newest(states, lambda line: None) or (0,))[0] + chance.randint(0, 2)
             while process.is_alive() and not any(states.glob(f"step-{reached:08d}")) and reached:
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 0.3))
-        process.kill()
-        process.join()
+            process.kill()
+            process.join()
         torn_writes += bool(list(states.glob(".writing-*")))
         if process.exitcode == 0:
             break
@@ -125,10 +131,7 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(config: Path, whole: Pa
 def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
-    process, states = start(config, tmp_path), tmp_path / "compose" / "checkpoints"
-    while process.is_alive() and not any(states.glob("step-*")):
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGINT)
+    process, states = start(config, tmp_path, 1, signal.SIGINT), tmp_path / "compose" / "checkpoints"
     process.join()
     assert process.exitcode == 0
     assert 1 <= checkpoints.newest(states)[0] < STEPS
