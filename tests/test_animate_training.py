@@ -21,9 +21,9 @@ from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod
 from anycharv_core.systems import read_checkpoint, system_of
 from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
 from training import networks
-from training.config import Objective, read_config
-from training.initialise import initialise
+from training.config import Init, Objective, read_config
 from training.objective import clip_generator, draw, min_snr_weight
+from training.start.initialise import initialise
 from training.train import main
 from training.trainee import Trainee, trained_parameters
 
@@ -138,7 +138,7 @@ def test_nothing_with_a_gradient_is_frozen() -> None:
 
 def test_frames_that_are_not_square_keep_their_proportions() -> None:
     """There width and height change places on the way to the crop."""
-    from training.crops import cut, person_window
+    from training.data.crops import cut, person_window
 
     picture = np.zeros((90, 160, 3), np.uint8)
     picture[30:60, 50:80] = 255
@@ -173,7 +173,7 @@ def test_both_stages_leave_the_published_layout(tmp_path: Path, v1: bool) -> Non
 
 def test_an_anycharv_model_without_its_scene_is_the_start(tiny_model: Path) -> None:
     whole = read_checkpoint(tiny_model)
-    nets, made = initialise({"model": str(tiny_model), "scene": False}, None, say=lambda line: None)
+    nets, made = initialise(Init(model=str(tiny_model), scene=False), None, say=lambda line: None)
     assert system_of(nets.denoising_unet.cfg) is ANIMATE_ANYONE and made["denoising_unet"]["in_channels"] == 4
     entrance = whole.weights["denoising_unet"]["conv_in.weight"]
     assert torch.equal(nets.denoising_unet.conv_in.weight, entrance[:, :4])
@@ -181,7 +181,7 @@ def test_an_anycharv_model_without_its_scene_is_the_start(tiny_model: Path) -> N
 
 def test_another_schedule_than_the_models_is_named(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="another noise schedule than the recipe's: write noise_scheduler_kwargs"):
-        initialise({"model": str(tiny_model)}, None, say=lambda line: None, schedule=V1)
+        initialise(Init(model=str(tiny_model)), None, say=lambda line: None, schedule=V1)
 
 
 def test_the_config_has_the_papers_numbers() -> None:
@@ -189,7 +189,7 @@ def test_the_config_has_the_papers_numbers() -> None:
     numbers = {name: (p.steps, p.batch, p.frames, p.lr, p.motion) for name, p in config.phases.items()}
     assert numbers == {"frames": (30_000, 64, 1, 1e-5, False), "motion": (10_000, 4, 24, 1e-5, True)}
     assert config.phases["frames"].data.size == (768, 768) and config.phases["motion"].data.stride == 4
-    assert config.init["scene"] is False and config.schedule == NoiseSchedule()
+    assert config.init.scene is False and config.schedule == NoiseSchedule()
     for file in ("animate_anyone", "embedded_animate"):
         phases = read_config(CONFIGS / f"{file}.yaml").phases
         assert all(phase.data.reference == "frame" for phase in phases.values())

@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 from test_shards import write_folder
 from tiny_training import recipe, write
 
-from training.cache import identity
-from training.data import Data
-from training.shards import MANIFEST, read_lines, write_lines
+from training.config import Data
+from training.data.cache import identity
+from training.data.shards import MANIFEST, read_lines, write_lines
 from training.train import main
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import needs
@@ -18,6 +19,7 @@ from torch import Tensor
 from anycharv_core.errors import UserError
 from anycharv_core.models import DenoisingUNet, UNetConfig
 from anycharv_core.systems import read_checkpoint
+from training.config import Lora
 from training.lora import (
     ALPHA,
     DOWN,
@@ -52,11 +54,11 @@ def output(unet: DenoisingUNet, dtype: torch.dtype = torch.float32) -> Tensor:
     return unet(rand(2, 9, 8, 8), torch.tensor([300]), rand(2, 16), rand(2, 32, 8, 8), bank, frames=2)
 
 
-def trained(settings: dict, motion: bool = True) -> DenoisingUNet:
+def trained(lora: Lora, motion: bool = True) -> DenoisingUNet:
     """A UNet whose LoRA has learned something."""
     unet = new_unet()
     draw = torch.Generator().manual_seed(2)
-    for parameter in add_lora(unet, settings, motion):
+    for parameter in add_lora(unet, lora, motion):
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
     return unet
 
@@ -64,7 +66,7 @@ def trained(settings: dict, motion: bool = True) -> DenoisingUNet:
 def test_a_new_lora_changes_nothing_and_is_all_that_is_trained() -> None:
     plain = output(new_unet())
     unet = new_unet()
-    parameters = add_lora(unet, {"rank": 4}, motion=False)
+    parameters = add_lora(unet, Lora(rank=4), motion=False)
     assert torch.allclose(output(unet), plain, atol=1e-5)
     names = [name for name, p in unet.named_parameters() if p.requires_grad]
     assert len(names) == len(parameters) and all(".lora_" in name for name in names)
@@ -80,12 +82,12 @@ def test_a_new_lora_changes_nothing_and_is_all_that_is_trained() -> None:
         "ff.net.0.proj",
         "ff.net.2",
     }
-    more = add_lora(new_unet(), {"rank": 4}, motion=True)
+    more = add_lora(new_unet(), Lora(rank=4), motion=True)
     assert len(more) > len(parameters)
 
 
 def test_every_trained_weight_gets_a_gradient() -> None:
-    unet = trained({"rank": 2})
+    unet = trained(Lora(rank=2))
     output(unet).square().mean().backward()
     for name, parameter in unet.named_parameters():
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
@@ -93,7 +95,7 @@ def test_every_trained_weight_gets_a_gradient() -> None:
 
 @pytest.mark.parametrize("alpha", [None, 1.0])
 def test_merged_it_does_what_it_did_beside(alpha: float | None) -> None:
-    unet = trained({"rank": 4, "alpha": alpha})
+    unet = trained(Lora(rank=4, alpha=alpha))
     base = base_state_dict(unet)
     assert base.keys() == new_unet().state_dict().keys()
     assert all(torch.equal(base[key], value) for key, value in new_unet().state_dict().items())
@@ -105,31 +107,29 @@ def test_merged_it_does_what_it_did_beside(alpha: float | None) -> None:
 
 
 def test_a_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    settings = {"rank": 3, "alpha": 6.0, "targets": ["to_q", "to_v"]}
-    unet = trained(settings)
+    lora = Lora(rank=3, alpha=6.0, targets=("to_q", "to_v"))
+    unet = trained(lora)
     write_lora(lora_state_dict(unet), tmp_path / FILE)
     stored = load_file(tmp_path / FILE)
     assert all(key.startswith(PREFIX) and key.endswith((DOWN, UP, ALPHA)) for key in stored)
     again = new_unet()
-    add_lora(again, {**settings, "start": str(tmp_path / FILE)}, motion=True)
+    add_lora(again, replace(lora, start=str(tmp_path / FILE)), motion=True)
     assert torch.equal(output(again), output(unet))
-    for other in ({"rank": 4}, {"alpha": 3.0}, {"targets": ["to_q"]}, {"targets": ["to_q", "to_v", "to_k"]}):
+    for other in ({"rank": 4}, {"alpha": 3.0}, {"targets": ("to_q",)}, {"targets": ("to_q", "to_v", "to_k")}):
         with pytest.raises(UserError, match=r"settings|among"):
-            add_lora(new_unet(), {**settings, **other, "start": str(tmp_path / FILE)}, motion=True)
+            add_lora(new_unet(), replace(lora, **other, start=str(tmp_path / FILE)), motion=True)
 
 
 def test_its_weights_are_float32_beside_narrow_ones() -> None:
     unet = new_unet().bfloat16()
-    parameters = add_lora(unet, {"rank": 2}, motion=True)
+    parameters = add_lora(unet, Lora(rank=2), motion=True)
     assert {p.dtype for p in parameters} == {torch.float32}
     assert output(unet, torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_wrong_settings_are_named() -> None:
-    cases = [({"rnak": 4}, "lora.rank"), ({"targets": ["to_x"]}, "to_x"), ({"rank": 0}, "at least 1")]
-    for settings, named in cases:
-        with pytest.raises(UserError, match=named):
-            add_lora(new_unet(), settings, motion=True)
+def test_layers_that_are_not_there_are_named() -> None:
+    with pytest.raises(UserError, match="to_x"):
+        add_lora(new_unet(), Lora(targets=("to_x",)), motion=True)
 
 
 def test_another_models_lora_is_refused() -> None:
@@ -141,7 +141,7 @@ def test_another_models_lora_is_refused() -> None:
 
 
 def test_the_command_merges_it_into_a_model(tiny_model: Path, tmp_path: Path, capsys) -> None:
-    write_lora(lora_state_dict(trained({"rank": 2})), tmp_path / FILE)
+    write_lora(lora_state_dict(trained(Lora(rank=2))), tmp_path / FILE)
     out = tmp_path / "merged.safetensors"
     assert main([str(tiny_model), str(tmp_path / FILE), "--out", str(out), "--strength", "0.5"]) == 0
     before, after = (read_checkpoint(path).weights for path in (tiny_model, out))
@@ -194,7 +194,7 @@ def test_comfyui_reads_the_file_and_samples_as_with_the_merged_model(tmp_path: P
     unet = DenoisingUNet(UNetConfig.from_dict(checkpoint.configs["denoising_unet"]))
     unet.load_state_dict(checkpoint.weights["denoising_unet"])
     draw = torch.Generator().manual_seed(0)
-    for parameter in add_lora(unet, {"rank": 4, "alpha": 2.0}, motion=True):
+    for parameter in add_lora(unet, Lora(rank=4, alpha=2.0), motion=True):
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
     lora = lora_state_dict(unet)
     (tmp_path / "loras").mkdir()

@@ -14,13 +14,14 @@ import yaml
 
 from anycharv_core.errors import UserError
 from anycharv_core.inference.pipeline import paste_weights
-from training import make_pairs as maker
 from training.commands import LOCK
-from training.data import Data, open_dataset
-from training.make_pairs import Job, PairSettings, make_pairs, unfinished
-from training.pairs import Pairs, read_pairs
-from training.parallel import run_all
-from training.samples import loader
+from training.config import Data, Pairs
+from training.data.pairs import PairClips, read_pairs
+from training.data.samples import loader
+from training.data.sources import open_dataset
+from training.prepare import pairs as maker
+from training.prepare.pairs import Job, make_pairs, unfinished
+from training.prepare.parallel import run_all
 
 DATA = Data(clips=6, size=(32, 32), seed=3)
 FRAMES = 2
@@ -29,7 +30,7 @@ FRAMES = 2
 @pytest.fixture(scope="module")
 def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Five pairs, two to a shard, all made."""
-    settings = PairSettings(pairs=5, per_shard=2, steps=2, guidance=2.0)
+    settings = Pairs(pairs=5, per_shard=2, steps=2, guidance=2.0)
     job = Job(settings, DATA, FRAMES, 0, str(tiny_model), tmp_path_factory.mktemp("pairs") / "made")
     said: list[str] = []
     assert make_pairs(job, say=said.append)
@@ -44,7 +45,7 @@ def as_pairs(job: Job) -> Data:
 def test_the_generated_clip_is_the_original_outside_the_mask(job: Job) -> None:
     pairs, changed = read_pairs(job.out), 0
     assert [pair.key for pair in pairs] == [f"{k:08d}" for k in range(5)]
-    dataset = Pairs(as_pairs(job), FRAMES)
+    dataset = PairClips(as_pairs(job), FRAMES)
     source = open_dataset(DATA, FRAMES)
     for index, pair in enumerate(pairs):
         sample = {name: tensor.numpy() for name, tensor in dataset[index, 0].items()}
@@ -64,14 +65,14 @@ def test_the_generated_clip_is_the_original_outside_the_mask(job: Job) -> None:
 
 
 def test_samples_are_those_of_the_other_sources(job: Job) -> None:
-    made, rendered = Pairs(as_pairs(job), 1)[0, 0], open_dataset(DATA, 1)[0, 0]
+    made, rendered = PairClips(as_pairs(job), 1)[0, 0], open_dataset(DATA, 1)[0, 0]
     assert made.keys() == rendered.keys() | {"scene"}
     for key, value in rendered.items():
         assert made[key].shape == value.shape and made[key].dtype == value.dtype, key
 
 
 def test_a_place_in_the_clip_and_a_box_of_its_own_every_epoch(job: Job) -> None:
-    dataset = Pairs(replace(as_pairs(job), padding=(0.0, 0.6)), 1)
+    dataset = PairClips(replace(as_pairs(job), padding=(0.0, 0.6)), 1)
     first = [dataset[0, epoch] for epoch in range(8)]
     again = [dataset[0, epoch] for epoch in range(8)]
     assert all(
@@ -83,7 +84,7 @@ def test_a_place_in_the_clip_and_a_box_of_its_own_every_epoch(job: Job) -> None:
 
 
 def test_fewer_pairs_than_a_batch_still_train(job: Job) -> None:
-    batches = list(loader(Pairs(as_pairs(job), 1), 0, 0, 24, 8))
+    batches = list(loader(PairClips(as_pairs(job), 1), 0, 0, 24, 8))
     assert [len(batch["frames"]) for batch in batches] == [8, 8, 8]
     seen = [(int(i), int(e)) for batch in batches for i, e in zip(batch["index"], batch["epoch"], strict=True)]
     assert len(set(seen)) == 24 and {i for i, e in seen if e == 0} == set(range(5))
@@ -144,17 +145,17 @@ def test_bad_pairs_are_left_out_when_asked(job: Job, tmp_path: Path) -> None:
 
 def test_what_is_missing_or_damaged_is_named(job: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make_pairs"):
-        Pairs(replace(as_pairs(job), path=str(tmp_path)), 1)
+        PairClips(replace(as_pairs(job), path=str(tmp_path)), 1)
     with pytest.raises(UserError, match="2 frames, but the phase asks for 3"):
-        Pairs(as_pairs(job), 3)
+        PairClips(as_pairs(job), 3)
     for name, file in content(job.out).items():
         (tmp_path / name).write_bytes(file[: len(file) // 3] if name == "000001.tar" else file)
-    torn = Pairs(replace(as_pairs(job), path=str(tmp_path)), FRAMES)
+    torn = PairClips(replace(as_pairs(job), path=str(tmp_path)), FRAMES)
     with pytest.raises(UserError, match=r"000001\.tar"):
         [torn[index, 0] for index in (2, 3)]
     (tmp_path / "000001.tar").unlink()
     with pytest.raises(UserError, match=r"000001\.tar is missing"):
-        Pairs(replace(as_pairs(job), path=str(tmp_path)), 1)
+        PairClips(replace(as_pairs(job), path=str(tmp_path)), 1)
     with pytest.raises(UserError, match="at least two videos"):
         make_pairs(replace(job, data=replace(DATA, clips=1), out=tmp_path / "one"), say=lambda line: None)
 

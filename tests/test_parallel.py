@@ -13,7 +13,7 @@ import pytest
 
 PARENT = """
 import time
-from training.parallel import run_all
+from training.prepare.parallel import run_all
 work = run_all(time.sleep, [0, 0, 0, 60, 60, 60], workers=2)
 next(work)
 print("at work", flush=True)

@@ -23,11 +23,12 @@ from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import BODY
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.puppets import Clip, render, sample_character, sample_motion, sample_scene
-from training import prepare_dataset as module
-from training.data import Data, open_dataset
-from training.prepare_dataset import main, parse_sizes, prepare_dataset
-from training.prepare_video import Settings, pieces
-from training.shards import open_shards, read_lines
+from training.config import Data
+from training.data.shards import open_shards, read_lines
+from training.data.sources import open_dataset
+from training.prepare import dataset as module
+from training.prepare.dataset import main, parse_sizes, prepare_dataset
+from training.prepare.video import Settings, pieces
 
 SIDE = 96
 
@@ -252,7 +253,7 @@ def test_what_is_wrong_with_the_machine_is_not_blamed_on_a_video(material, tmp_p
     def full(*_: object, **__: object) -> None:
         raise UserError("Cannot write here: the disk is full.") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.prepare_video.write_tar", full)
+    monkeypatch.setattr("training.prepare.video.write_tar", full)
     with pytest.raises(UserError, match="disk is full"):
         prepare_dataset(folder / "videos", tmp_path / "out", settings(folder))
     assert not any("disk" in row["reason"] for row in read_lines(tmp_path / "out" / "quarantine.jsonl"))

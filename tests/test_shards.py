@@ -19,15 +19,16 @@ from anycharv_core.errors import UserError
 from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import BODY, BOX, HANDS, parse_poses
 from anycharv_core.puppets import render, sample_character, sample_motion, sample_scene
-from training.crops import cut, cut_poses, figure_window, mirror_poses, nearest_bucket, person_window
-from training.data import Data, open_dataset
-from training.samples import batches, loader, positions
-from training.shards import ClipWriter, join_tars, open_shards, write_lines, write_tar
+from training.config import Data
+from training.data.crops import cut, cut_poses, figure_window, mirror_poses, nearest_bucket, person_window
+from training.data.samples import batches, loader, positions
+from training.data.shards import ClipWriter, join_tars, open_shards, write_lines, write_tar
+from training.data.sources import open_dataset
 
 BUCKETS = [0, 0, 1, 0, 2, 1, 0, 0, 1, 0, 0]
 SHARE = """
 import sys
-from training.samples import loader
+from training.data.samples import loader
 
 class Numbers:
     def __len__(self):

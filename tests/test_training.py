@@ -25,7 +25,7 @@ from anycharv_core.models.schedule import alphas_cumprod
 from training import checkpoints, networks, objective
 from training.config import Objective, Phase, parse, read_config
 from training.ema import Ema
-from training.fit import rate
+from training.loop import rate
 from training.objective import clip_generator, draw, min_snr_weight
 from training.train import main
 from training.trainee import Trainee, choose_trained, trained_parameters
@@ -347,35 +347,6 @@ def fails(capsys, *arguments: str) -> str:
     last = said.splitlines()[-1]
     assert last.startswith("training: ")
     return last
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ("phases.compose.batchsize=3", "'phases.compose.batchsize'; the closest valid one is 'phases.compose.b"),
-        ("engine.trakcer=none", "'engine.trakcer'; the closest valid one is 'engine.tracker'"),
-        ("data.sizes=[8, 8]", "'data.sizes'; the closest valid one is 'data.size'"),
-        ("objective.dropp=1", "no key 'objective.dropp'"),
-        ("phases.compose.validate.evry=1", "no key 'phases.compose.validate.evry'"),
-        ("phases.compose.steps=many", "'phases.compose.steps' is 'many', but it must be a whole number"),
-        ("phases.compose.ema=true", "'phases.compose.ema' is True, but it must be a number"),
-        ("phases.compose.schedule=linear", "must be one of constant, cosine"),
-        ("phases.compose.accumulate=4", "does not divide"),
-        ("phases.compose.train=[unet]", "'unet'"),
-        ("phases.compose.optimizer=adamw8bit", "bitsandbytes"),
-        ("phases.compose", "is not like"),
-    ],
-)
-def test_a_bad_config_is_named(tmp_path: Path, capsys, change: str, said: str) -> None:
-    if "bitsandbytes" in said and "bitsandbytes" in sys.modules:
-        pytest.skip("needs a machine without bitsandbytes")
-    config = write(tmp_path, recipe())
-    assert said in fails(capsys, str(config), "--out", str(tmp_path / "run"), "--cpu", "--set", change)
-
-
-def test_set_changes_a_value(tmp_path: Path) -> None:
-    config = read_config(write(tmp_path, recipe()), ["phases.compose.lr=1e-6", "phases.compose.train=[motion]"])
-    assert config.phases["compose"].lr == 1e-6 and config.phases["compose"].train == ("motion",)
 
 
 def test_a_nan_loss_stops_before_the_weights_are_spoiled(tmp_path: Path, capsys, monkeypatch) -> None:

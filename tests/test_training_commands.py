@@ -15,7 +15,9 @@ import torch
 from tiny_training import recipe, write
 
 from anycharv_core.errors import UserError
-from training import commands, lora, make_pairs, prepare_dataset, train
+from training import commands, lora, train
+from training.prepare import dataset as prepare_dataset
+from training.prepare import pairs as make_pairs
 
 MODULES = {"train": train, "make_pairs": make_pairs, "prepare_dataset": prepare_dataset, "lora": lora}
 HOLDER = """

@@ -44,5 +44,5 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
     """The config as a file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path

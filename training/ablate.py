@@ -42,7 +42,7 @@ SHORT = (
     "phases.boost.validate.every=0",
 )
 METRICS = ("character PSNR", "character SSIM", "identity", "sharpness", "box PSNR")
-SIZE = read_config(CONFIG).settings["size"][0]
+SIZE = (read_config(CONFIG).settings.size or (48, 48))[0]
 FIRST = ("codec", "decoder", "compose", "pairs")
 
 

@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 
 from anycharv_core.media.imaging import to_unit
 from anycharv_core.models import PatchCodec
+from training.data.samples import loader
 from training.objective import Batch, clip_generator
-from training.samples import loader
 
 NOISE = 0.3  # of the latents' root mean square, at most: what a sampler leaves behind
 SCENE = 0.2  # weight of pixels outside the character

@@ -1,28 +1,71 @@
-"""One YAML file per model: its networks, its data and its phases, every key of it checked.
+"""The schema of a training: one YAML file per model, with its networks, its data and its phases.
 
-A phase may say anew what `engine`, `data` and `objective` at the top say for all of them.
+Every section is a dataclass here, and every phase is checked when the file is read. A phase may override what
+`engine`, `data` and `objective` at the top set for all of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from anycharv_core.errors import UserError
-from anycharv_core.models.schedule import NoiseSchedule, schedule_of
-from training.data import Data
+from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, schedule_of
+from training.sections import Range, build, mapping, merged, path, plain, shown, unknown
 
-Built = TypeVar("Built")
+# What no training of this kind exceeds. A slip of the keyboard is named rather than met as a lack of memory.
+Count = Annotated[int, Range(0, 10**9)]
+Some = Annotated[int, Range(1, 10**9)]
+Side = Annotated[int, Range(8, 16384)]
+Steps = Annotated[int, Range(1, TRAIN_STEPS)]
+Share = Annotated[float, Range(0, 1)]
+Amount = Annotated[float, Range(0, 10**6)]
+Decay = Annotated[float, Range(0, 1 - 1e-9)]
+Part = Literal["denoising_unet", "reference_unet", "pose_guider", "vae", "image_encoder"]
 
-KINDS = {tuple: "a list", int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+@dataclass(frozen=True)
+class Data:
+    """What a phase trains on (training/data/).
+
+    source: "puppets" renders `clips` of them; "shards" reads what prepare_dataset made in `path`; "pairs" what
+    make_pairs made in `path`, or what the phase that `made_by` names makes in the run's own folder.
+    size: [width, height] in pixels; None takes each shard's own bucket, and 64 x 64 for puppets.
+    mask: the mask that the network is given (paper 3.2 and 3.3; "block" is Animate Anyone 2's): "fine", exact but
+    for an irregular border where `augment`, "box" or "block". strength: lowest and highest factor on the border's
+    reach (`masks.augment_mask`); box_share: share of clips given a box in place of an augmented mask;
+    padding: lowest and highest margin of a box in parts of its size.
+    reference: "cutout" shows the person elsewhere, background black, as in the paper; "picture" with its
+    background; "frame" is Animate Anyone's, a whole frame of the same clip. Puppets then perform, and stand,
+    before a plain wall.
+    pose_scale: how many times as large skeletons are drawn before they are brought down; None: 4 for puppets,
+    as the embedded model wants it, and 1 otherwise.
+    stride: frames of a real video from one frame of a clip to the next. flip: probability of mirroring a real
+    clip, and on its own the reference. split: "train" or "heldout". seed: which puppets, and all chance.
+    """
+
+    source: Literal["puppets", "shards", "pairs"] = "puppets"
+    path: str | None = None
+    made_by: str | None = None
+    size: tuple[Side, Side] | None = None
+    clips: Annotated[int, Range(1, 10**7)] = 1000
+    mask: Literal["fine", "box", "block"] = "fine"
+    augment: bool = True
+    strength: tuple[Amount, Amount] = (0.2, 2.0)
+    box_share: Share = 0.0
+    padding: tuple[Amount, Amount] = (0.0, 0.2)
+    reference: Literal["cutout", "picture", "frame"] = "cutout"
+    pose_scale: Annotated[int, Range(1, 16)] | None = None
+    stride: Some = 1
+    flip: Share = 0.0
+    split: Literal["train", "heldout"] = "train"
+    seed: Count = 0
 
 
 @dataclass(frozen=True)
@@ -33,38 +76,39 @@ class Objective:
     clips at pure noise, where sampling starts. outside, inside: loss weights of the scene and of the masked
     area around the character, whose own weight is 1. min_snr: the gamma of Hang et al., "Efficient Diffusion
     Training via Min-SNR Weighting Strategy"; 0 is off. noise_offset: strength of a noise that is equal in all
-    pixels and frames of a clip. mask_input: whether the network is told the mask, as in the paper; the ablation
+    pixels and frames of a clip. mask_input: whether the network is given the mask, as in the paper; the ablation
     goes without.
     """
 
-    drop: float = 0.0
-    terminal: float = 0.0
-    outside: float = 1.0
-    inside: float = 1.0
-    min_snr: float = 0.0
-    noise_offset: float = 0.0
+    drop: Share = 0.0
+    terminal: Share = 0.0
+    outside: Amount = 1.0
+    inside: Amount = 1.0
+    min_snr: Amount = 0.0
+    noise_offset: Amount = 0.0
     mask_input: bool = True
 
 
 @dataclass(frozen=True)
 class Validate:
     """Every `every` steps (0: never), on `clips` held-out clips: the loss at `timesteps`, and a sheet of the
-    first `sheet` clips sampled in `steps` with `guidance`. `data` changes the phase's data."""
+    first `sheet` clips sampled in `steps` with `guidance`. data: the phase's, but split "heldout", and as this
+    section says."""
 
-    every: int = 0
-    clips: int = 8
-    timesteps: tuple[int, ...] = (100, 300, 500, 700, 900, 999)
-    sheet: int = 3
-    steps: int = 10
-    guidance: float = 1.0
-    data: dict[str, Any] = field(default_factory=dict)
+    every: Count = 0
+    clips: Some = 8
+    timesteps: tuple[Annotated[int, Range(0, TRAIN_STEPS - 1)], ...] = (100, 300, 500, 700, 900, 999)
+    sheet: Count = 3
+    steps: Steps = 10
+    guidance: Amount = 1.0
+    data: Data = field(default_factory=lambda: Data(split="heldout"))
 
 
 @dataclass(frozen=True)
 class Cache:
     """Encode each clip once, in `variants` augmentations that come back every `variants` epochs; 0 is off."""
 
-    variants: int = 0
+    variants: Count = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +117,40 @@ class Export:
 
     layout: Literal["single", "folder", "both"] = "folder"
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    parts: tuple[str, ...] | None = None
+    parts: tuple[Part, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How a phase of task "pairs" makes them (paper 3.3): `pairs` of them, `per_shard` to a file, sampled in
+    `steps` with `guidance`.
+
+    model: the phase whose model makes them, the one before unless given. motion: whether its motion modules
+    take part; without them all frames of a clip start from the same noise, which keeps a frame-wise model from
+    flickering. min_quality: pairs below are left out, 0 keeps all; a pair's quality is how near the generated
+    region is to the original in sharpness, min(e, 1 / e) with e = `metrics.gradient_energy` over the masks, 1 at
+    best. sharpen: how far pairs are blurred or sharpened at random, for models whose results are all equally soft.
+    """
+
+    pairs: Annotated[int, Range(0, 10**8)] = 0
+    model: str | None = None
+    per_shard: Annotated[int, Range(1, 10**5)] = 100
+    steps: Steps = 30
+    guidance: Amount = 3.0
+    motion: bool = False
+    min_quality: Share = 0.0
+    sharpen: Annotated[float, Range(0, 100)] = 0.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of the denoising UNet (Hu et al., 2021). rank; alpha: scale times rank, the rank itself unless given;
+    targets: ends of the names of linear layers; start: a file of an earlier training to go on from."""
+
+    rank: Annotated[int, Range(1, 4096)] = 16
+    alpha: Annotated[float, Range(0, 10**6, above=True)] | None = None
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,40 +158,43 @@ class Phase:
     """One phase of the training.
 
     task: "diffusion" is eq. 2 and 3; "codec" and "decoder" are for the embedded model's PatchCodec; "pairs"
-    makes the self-boosting pairs, with `pairs` as settings (training/make_pairs.py). train: names from
-    training/trainee.py's TRAINABLE. motion: the motion modules take part. batch: clips per optimiser step over
-    all processes, `accumulate` portions of it one after another. lr: peak; linear `warmup`, then "constant" or
-    "cosine" to a tenth. ema: decay of the moving average that is validated and exported; 0 is off. clip:
-    largest gradient norm; 0 is off. checkpointing: activations are computed again on the way back.
-    save_every: steps between checkpoints, of which `keep` stay. lora: settings of training/lora.py.
+    makes the self-boosting pairs, as its `pairs` says. train: the trained parts; "spatial" and "motion" are the
+    denoising UNet without its motion modules and these alone. motion: the motion modules take part. batch: clips
+    per optimiser step over all processes, `accumulate` portions of it one after another. lr: peak; linear
+    `warmup`, then "constant" or "cosine" to a tenth. ema: decay of the moving average that is validated and
+    exported; 0 is off. grad_clip: largest gradient norm; 0 is off. checkpointing: activations are computed again
+    on the way back. save_every: steps between checkpoints, of which `keep` stay. lora: trained in place of
+    `train`.
     """
 
     task: Literal["diffusion", "codec", "decoder", "pairs"] = "diffusion"
-    train: tuple[str, ...] = ()
+    train: tuple[
+        Literal["denoising_unet", "spatial", "motion", "reference_unet", "pose_guider", "image_encoder"], ...
+    ] = ()
     motion: bool = False
-    steps: int = 0
-    batch: int = 1
-    accumulate: int = 1
-    frames: int = 1
-    lr: float = 1e-5
-    warmup: int = 0
+    steps: Count = 0
+    batch: Annotated[int, Range(1, 10**6)] = 1
+    accumulate: Some = 1
+    frames: Annotated[int, Range(1, 10**4)] = 1
+    lr: Annotated[float, Range(0, 100, above=True)] = 1e-5
+    warmup: Count = 0
     schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    ema: float = 0.0
-    clip: float = 1.0
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: Annotated[float, Range(0, 100)] = 0.01
+    ema: Decay = 0.0
+    grad_clip: Annotated[float, Range(0, 10**6)] = 1.0
     checkpointing: bool = False
-    log_every: int = 50
-    save_every: int = 500
-    keep: int = 2
+    log_every: Some = 50
+    save_every: Some = 500
+    keep: Some = 2
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
     validate: Validate = field(default_factory=Validate)
     cache: Cache = field(default_factory=Cache)
     export: Export = field(default_factory=Export)
-    pairs: dict[str, Any] = field(default_factory=dict)
-    lora: dict[str, Any] | None = None
+    pairs: Pairs = field(default_factory=Pairs)
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -126,154 +206,198 @@ class Engine:
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
 
 @dataclass(frozen=True)
+class Init:
+    """The files a training starts from (training/start/); every one may be left out.
+
+    model: a folder or single file of AnyCharV or Animate Anyone, to fine-tune. scene: whether the denoising UNet
+    takes scene and mask (AnyCharV) or neither (Animate Anyone); None: as the model or the networks say, or else it
+    does. False makes of an AnyCharV model one of Animate Anyone. unet: Stable Diffusion 1.5 as diffusers' folder
+    (of the whole model or of its `unet`), a weights file in it, or a CompVis .safetensors or .ckpt file.
+    reference_unet: the same for the ReferenceNet, `unet` unless given. motion: AnimateDiff's motion file.
+    pose_guider: a ControlNet, such as control_v11p_sd15_openpose. vae, image_encoder: their folders.
+    """
+
+    model: str | None = None
+    scene: bool | None = None
+    unet: str | None = None
+    reference_unet: str | None = None
+    motion: str | None = None
+    pose_guider: str | None = None
+    vae: str | None = None
+    image_encoder: str | None = None
+
+    def files(self) -> dict[str, str]:
+        """The paths that are given, by key."""
+        return {key: value for key, value in vars(self).items() if isinstance(value, str)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the pipeline uses by default with the trained model, and the noise schedule that it is trained with
+    (diffusers' names; AnyCharV's where it is left out)."""
+
+    size: tuple[Side, Side] | None = None
+    pose_scale: Annotated[int, Range(1, 16)] | None = None
+    steps: Steps | None = None
+    guidance_scale: Amount | None = None
+    noise_scheduler_kwargs: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that are given, as a checkpoint stores them."""
+        return {name: value for name, value in plain(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Config:
-    """The whole file. networks: config of each part, freshly initialised, or None where `init` (see
-    training/initialise.py) names the files to begin with. settings: what the pipeline then uses by default."""
+    """The whole file. networks: config of each part, freshly initialised, or None where `init` names the files to
+    begin with."""
 
     phases: dict[str, Phase]
-    seed: int = 0
-    networks: dict[str, dict[str, Any]] | None = None
-    init: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    seed: Count = 0
+    networks: dict[Part, dict[str, Any]] | None = None
+    init: Init = field(default_factory=Init)
+    settings: Settings = field(default_factory=Settings)
     engine: Engine = field(default_factory=Engine)
 
     @property
     def schedule(self) -> NoiseSchedule:
         """What is predicted, on which noise: `noise_scheduler_kwargs` of the settings, or AnyCharV's."""
-        return schedule_of(self.settings)
+        return schedule_of(self.settings.to_dict())
 
 
-def read_config(path: str | Path, changes: Sequence[str] = ()) -> Config:
+def read_config(file: str | Path, changes: Sequence[str] = ()) -> Config:
     """The config in a YAML file, changed by `changes` like "phases.boost.lr=1e-6", their values YAML too.
 
-    Raises UserError naming the file and the key where something is missing, unknown or of another kind.
+    Raises UserError naming the file and the key where something is missing, unknown, of another kind, out of range
+    or at odds with the rest.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a training config.") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}); give a training config.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from error
+        raise UserError(f"{file} is not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path} is not a training config: it must hold keys such as 'phases'.")
+        raise UserError(f"{file} is not a training config: it must hold keys such as 'phases'.")
     for change in changes:
         _change(raw, change)
     try:
         return parse(raw)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
     """The config that `raw`, as YAML gives it, describes; raises UserError as `read_config` does."""
     raw = dict(raw)
-    engine = _mapping(raw.pop("engine", None), "engine")
+    engine = _renamed(mapping(raw.pop("engine", None), "engine"), "engine")
     run_wide = {f.name for f in dataclasses.fields(Engine)}
     whole = {key: value for key, value in engine.items() if key in run_wide}
     common = {key: value for key, value in engine.items() if key not in run_wide}
     phase_keys = [f.name for f in dataclasses.fields(Phase)]
     for key in common:
         if key not in phase_keys:
-            raise _unknown("engine", key, [*run_wide, *phase_keys])
-    kinds = {"data": Data, "objective": Objective}
-    for key, kind in kinds.items():
-        below = _mapping(raw.pop(key, None), key)
+            raise unknown("engine", key, [*run_wide, *phase_keys])
+    for key, kind in (("data", Data), ("objective", Objective)):
+        below = mapping(raw.pop(key, None), key)
         build(kind, below, key)
-        common[key] = _merged(below, _mapping(common.get(key), f"engine.{key}"))
+        common[key] = merged(below, mapping(common.get(key), f"engine.{key}"))
     common["data"].setdefault("seed", raw.get("seed", 0))
-    phases = _mapping(raw.get("phases"), "phases")
-    raw["phases"] = {name: _merged(common, _mapping(phase, f"phases.{name}")) for name, phase in phases.items()}
+    raw["phases"] = {
+        name: _phase(common, each, f"phases.{name}") for name, each in mapping(raw.get("phases"), "phases").items()
+    }
     config = build(Config, raw | {"engine": whole}, "")
     _check(config)
     return config
 
 
-def plain(config: Any) -> Any:
-    """A config, or a part of it, as YAML and JSON can hold it."""
-    if dataclasses.is_dataclass(config):
-        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {key: plain(value) for key, value in config.items()}
-    return [plain(value) for value in config] if isinstance(config, (list, tuple)) else config
+def _phase(common: Mapping[str, Any], own: Any, where: str) -> dict[str, Any]:
+    """A phase with what holds for all laid beneath it, and with its held-out data spelled out."""
+    phase = merged(common, _renamed(mapping(own, where), where))
+    phase["data"] = mapping(phase["data"], f"{where}.data")
+    held_out = dict(mapping(phase.get("validate"), f"{where}.validate"))
+    changes = mapping(held_out.get("data"), f"{where}.validate.data")
+    held_out["data"] = {**phase["data"], "split": "heldout", **changes}
+    # What the phase itself says is checked first, so that its mistakes are not blamed on its held-out data.
+    build(Data, phase["data"], f"{where}.data")
+    return phase | {"validate": held_out}
 
 
-def build(kind: type[Built], raw: Mapping[str, Any], where: str) -> Built:
-    """A dataclass from a mapping, checked key by key against its annotations.
-
-    Raises UserError naming the path of the first key that is unknown (with the closest valid one), missing
-    or of another kind.
-    """
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key in raw:
-        if key not in fields:
-            raise _unknown(where, key, list(fields))
-    for name, each in fields.items():
-        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if required and name not in raw:
-            raise UserError(f"the key '{_path(where, name)}' is missing.")
-    return kind(**{key: _value(hints[key], value, _path(where, key)) for key, value in raw.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _value(next(a for a in args if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, _mapping(value, where), where)
-    if origin is dict:
-        items = _mapping(value, where).items()
-        return {str(key): _value(args[1], each, _path(where, key)) for key, each in items}
-    if origin is tuple and isinstance(value, (list, tuple)):
-        if args[-1] is not Ellipsis and len(args) != len(value):
-            raise UserError(f"'{where}' is {list(value)}, but it must be a list of {len(args)} values.")
-        return tuple(_value(args[0], each, f"{where}[{i}]") for i, each in enumerate(value))
-    if origin is Literal:
-        if value in args:
-            return value
-        raise UserError(f"'{where}' is {value!r}, but it must be one of {', '.join(map(str, args))}.")
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 takes 1e-5 for a word
-        except ValueError:
-            pass
-    elif hint is Any or (isinstance(value, origin or hint) and (hint is bool) == isinstance(value, bool)):
-        return value
-    name = KINDS.get(origin or hint, str(hint))
-    raise UserError(f"'{where}' is {value!r}, but it must be {name}.")
+def _renamed(section: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The section with the names of today: older files call `grad_clip` `clip`."""
+    section = dict(section)
+    if "clip" in section:
+        if "grad_clip" in section:
+            raise UserError(f"'{path(where, 'clip')}' is the old name of 'grad_clip': leave one of them out.")
+        section["grad_clip"] = section.pop("clip")
+    return section
 
 
 def _check(config: Config) -> None:
+    """Raises UserError where sections are at odds with each other."""
+    if not config.phases:
+        raise UserError("'phases' is empty: a training needs at least one.")
+    if config.schedule.offset not in range(TRAIN_STEPS):
+        raise UserError(f"'settings.noise_scheduler_kwargs.steps_offset' is {shown(config.schedule.offset)}.")
+    before: dict[str, Phase] = {}
     for name, phase in config.phases.items():
-        for key in ("batch", "accumulate", "frames", "keep", "log_every", "save_every"):
-            if getattr(phase, key) < 1:
-                raise UserError(f"'phases.{name}.{key}' is {getattr(phase, key)}, but it must be at least 1.")
-        if phase.batch % phase.accumulate:
+        where = f"phases.{name}"
+        if not re.fullmatch(r"\w[\w-]{0,63}", name) or name == "cache":
             raise UserError(
-                f"'phases.{name}.batch' is {phase.batch}, which its 'accumulate', {phase.accumulate}, does not "
-                "divide; choose a multiple of it."
+                f"The phase {shown(name)} names a folder: use letters, digits, - and _, and not 'cache'."
             )
-        maker = phase.data.made_by
-        if maker is not None and (maker not in config.phases or config.phases[maker].task != "pairs"):
-            raise UserError(f"'phases.{name}.data.made_by' is '{maker}', which is no phase that makes pairs.")
-        held_out_data(phase)
+        _check_phase(phase, where)
+        for section, key in ((phase.data, "data"), (phase.validate.data, "validate.data")):
+            _check_data(section, f"{where}.{key}", before)
+        maker = phase.pairs.model
+        if maker is not None and (maker not in before or before[maker].task == "pairs"):
+            raise UserError(f"'{where}.pairs.model' is {shown(maker)}, which is no earlier phase that trains.")
+        before[name] = phase
 
 
-def held_out_data(phase: Phase) -> Data:
-    """The data that the phase is validated on: its `validate.data` over its own, split "heldout"."""
-    return build(Data, {**plain(phase.data), "split": "heldout", **phase.validate.data}, "validate.data")
+def _check_phase(phase: Phase, where: str) -> None:
+    if phase.batch % phase.accumulate:
+        raise UserError(
+            f"'{where}.batch' is {phase.batch}, which its 'accumulate', {phase.accumulate}, does not divide; "
+            "choose a multiple of it."
+        )
+    if phase.task in ("diffusion", "decoder") and not phase.steps:
+        raise UserError(f"'{where}.steps' is 0: say how many the phase trains.")
+    if phase.task == "diffusion":
+        if phase.lora is not None and phase.train:
+            raise UserError(f"'{where}.train' must be empty: a phase with 'lora' trains that alone.")
+        if phase.lora is None and not phase.train:
+            raise UserError(f"'{where}.train' is empty: list what the phase trains, or give it a 'lora'.")
+        if phase.train == ("motion",) and not phase.motion:
+            raise UserError(f"'{where}.motion' is false, but the phase trains the motion modules alone: set it.")
+    if phase.lora is not None and not phase.lora.targets:
+        raise UserError(f"'{where}.lora.targets' is empty: name at least one, such as to_q.")
+    if phase.validate.every and not phase.validate.timesteps:
+        raise UserError(f"'{where}.validate.timesteps' is empty: name at least one.")
+
+
+def _check_data(data: Data, where: str, before: Mapping[str, Phase]) -> None:
+    for key in ("strength", "padding"):
+        low, high = getattr(data, key)
+        if low > high:
+            raise UserError(f"'{where}.{key}' is [{low:g}, {high:g}]: the lower one comes first.")
+    if data.made_by is not None:
+        if data.made_by not in before or before[data.made_by].task != "pairs":
+            raise UserError(
+                f"'{where}.made_by' is {shown(data.made_by)}, which is no earlier phase that makes pairs."
+            )
+    elif data.source != "puppets" and data.path is None:
+        raise UserError(f"'{where}.source' is '{data.source}', but '{where}.path' names no folder of them.")
 
 
 def _change(raw: dict[str, Any], change: str) -> None:
-    path, sign, text = change.partition("=")
-    *parents, last = path.strip().split(".")
+    name, sign, text = change.partition("=")
+    *parents, last = name.strip().split(".")
     if not sign or not all((*parents, last)):
         raise UserError(f"--set '{change}' is not like phases.boost.lr=1e-6.")
     at = raw
@@ -287,30 +411,3 @@ def _change(raw: dict[str, Any], change: str) -> None:
         at[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"--set '{change}': what follows '=' is not valid YAML.") from None
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, mapping by mapping."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise UserError(f"'{where}' is {value!r}, but it must hold keys.")
-    return value
-
-
-def _unknown(where: str, key: Any, valid: Sequence[str]) -> UserError:
-    close = difflib.get_close_matches(str(key), valid, 1, cutoff=0.0)
-    nearest = _path(where, close[0])
-    return UserError(f"there is no key '{_path(where, key)}'; the closest valid one is '{nearest}'.")
-
-
-def _path(where: str, key: Any) -> str:
-    return f"{where}.{key}" if where else str(key)

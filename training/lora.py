@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +23,7 @@ from anycharv_core.files import atomic_path, write_error
 from anycharv_core.models import DenoisingUNet
 from anycharv_core.systems import read_checkpoint, write_folder
 from training import commands
-from training.config import build
+from training.config import Lora
 
 FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "diffusion_model."  # the name under which ComfyUI knows every model's layers
@@ -35,33 +33,19 @@ ADAPTER = "default"
 IDLE = (".attn2.to_q", ".attn2.to_k")
 
 
-@dataclass(frozen=True)
-class Lora:
-    """rank; alpha: scale times rank, the rank itself unless given; targets: ends of the names of linear layers;
-    start: a file of an earlier training to go on from."""
-
-    rank: int = 16
-    alpha: float | None = None
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-    start: str | None = None
-
-
-def add_lora(unet: DenoisingUNet, settings: Mapping[str, Any], motion: bool) -> list[nn.Parameter]:
-    """Puts a LoRA, which changes nothing yet, on the layers that `settings` (a `Lora`) names.
+def add_lora(unet: DenoisingUNet, lora: Lora, motion: bool) -> list[nn.Parameter]:
+    """Puts a LoRA, which changes nothing yet, on the layers that `lora.targets` names.
 
     Only its weights, float32 and returned, require a gradient afterwards. Layers of motion modules are in only
     with `motion`. The first factor is drawn from torch's global generator, which the caller seeds.
 
-    Raises UserError for unknown settings, where no layer has such a name, where peft is not installed, and where
+    Raises UserError where no layer has such a name, where peft is not installed, and where
     the file to start from is of other layers or another rank.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("LoRA training needs peft: pip install -r requirements-train.txt.") from None
-    lora = build(Lora, settings, "lora")
-    if lora.rank < 1:
-        raise UserError(f"lora.rank is {lora.rank}; use at least 1.")
+        raise UserError("LoRA training needs peft: pip install peft.") from None
     layers = _targets(unet, lora.targets, motion)
     alpha = lora.rank if lora.alpha is None else lora.alpha
     unet.requires_grad_(False)

@@ -17,9 +17,9 @@ from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, owned_folder
 from anycharv_core.systems import write_folder
-from training.config import Config, Export, Phase
-from training.initialise import initialise
+from training.config import Config, Export, Lora
 from training.lora import FILE, add_lora, lora_state_dict, merge_lora, write_lora
+from training.start.initialise import initialise
 
 WEIGHTS = "weights.safetensors"  # what a phase trained, float32; a phase that has it is done
 MODEL = "model"  # what Pipeline.from_pretrained reads: MODEL.safetensors or the folder MODEL
@@ -37,9 +37,9 @@ def build(config: Config, folders: Sequence[Path], say: Callable[[str], None]) -
     Raises UserError where an initial file or a phase's weights are missing or do not fit.
     """
     torch.manual_seed(config.seed)
-    nets, configs = initialise(config.init, config.networks, say=say, schedule=config.schedule)
+    nets, configs = initialise(config.init, config.networks, say, schedule=config.schedule)
     for folder in folders:
-        put(nets, read_weights(folder), folder / WEIGHTS)
+        load_into(nets, read_weights(folder), folder / WEIGHTS)
     return nets, configs
 
 
@@ -51,7 +51,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def put(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:
+def load_into(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:
     """Copies weights by `<part>.<name>` into the networks; `source` is named where they do not fit."""
     with torch.no_grad():
         for name, value in weights.items():
@@ -65,14 +65,14 @@ def put(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:
             own.copy_(value)
 
 
-def leave(
+def export_weights(
     nets: Networks, configs: Configs, weights: dict[str, Tensor], config: Config, export: Export, folder: Path
 ) -> None:
     """Writes the model of a finished phase, and then, as the sign that it is finished, what it trained."""
-    put(nets, weights, folder / WEIGHTS)
+    load_into(nets, weights, folder / WEIGHTS)
     own = {part: net.state_dict() for part, net in vars(nets).items() if net is not None}
     parts = own if export.parts is None else {part: own[part] for part in export.parts}
-    checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings)
+    checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings.to_dict())
     dtype = DTYPES[export.dtype]
     if export.layout != "folder":
         write_single(checkpoint, folder / f"{MODEL}.safetensors", dtype)
@@ -83,7 +83,9 @@ def leave(
         save_file({name: value.contiguous() for name, value in weights.items()}, tmp)
 
 
-def leave_lora(nets: Networks, weights: dict[str, Tensor], phase: Phase, folder: Path) -> dict[str, Tensor]:
+def export_lora(
+    nets: Networks, weights: dict[str, Tensor], lora: Lora, motion: bool, folder: Path
+) -> dict[str, Tensor]:
     """Writes the LoRA file that was trained; returns the denoising UNet's weights that it changes, changed.
 
     nets: without LoRA; weights: the trained factors by their names in the module.
@@ -91,12 +93,12 @@ def leave_lora(nets: Networks, weights: dict[str, Tensor], phase: Phase, folder:
     unet = nets.denoising_unet
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     adapted = copy.deepcopy(unet)
-    add_lora(adapted, phase.lora or {}, phase.motion)
+    add_lora(adapted, lora, motion)
     factors = {key.removeprefix(f"{DENOISER}."): value for key, value in weights.items()}
     adapted.load_state_dict(factors, strict=False)
-    lora = lora_state_dict(adapted)
-    write_lora(lora, folder / FILE)
-    merged = merge_lora(before, lora)
+    factors = lora_state_dict(adapted)
+    write_lora(factors, folder / FILE)
+    merged = merge_lora(before, factors)
     return {f"{DENOISER}.{key}": value for key, value in merged.items() if not torch.equal(value, before[key])}
 
 

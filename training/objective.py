@@ -22,7 +22,7 @@ from anycharv_core.systems import system_of
 from training.config import Objective
 
 Batch = dict[str, Tensor]
-"""Clips from training/data.py, or their encodings from `encode_batch`; the first dimension counts clips."""
+"""Clips from training/data/, or their encodings from `encode_batch`; the first dimension counts clips."""
 
 
 def encode(vae: torch.nn.Module, unit: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def decode(vae: torch.nn.Module, latents: Tensor) -> Tensor:
 def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> Batch:
     """Clips as the networks take them.
 
-    The batch of B clips (uint8, see training/data.py) becomes float latents and scene [B, F, c, h, w]; mask
+    The batch of B clips (uint8, see training/data/) becomes float latents and scene [B, F, c, h, w]; mask
     and character [B, F, 1, h, w] in 0..1; reference [B, c, h, w]; picture uint8 [B, H, W, 3], which CLIP
     sees, or `embeds` [B, D] where the image encoder is frozen; pose uint8 [B, F, H, W, 3]. The scene is the
     batch's own, a generated driving clip (eq. 3), or else its frames with the mask cut out, black (eq. 2); there

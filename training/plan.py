@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
 from anycharv_core.systems.animate_anyone import SD15
 from training import networks
-from training.config import Config, Phase, build
-from training.data import Data, open_dataset
-from training.initialise import GUIDER, Init, denoising_config, reference_config
-from training.make_pairs import PairSettings
+from training.config import Config, Data, Init, Phase
+from training.data.sources import open_dataset
 from training.memory import phase_memory
+from training.start.initialise import GUIDER, denoising_config, reference_config
 from training.trainee import choose_trained, trained_parameters
 
 ASSUMED = (576, 1024)  # pixels, where the shards' own sizes are taken
@@ -61,9 +59,8 @@ def describe(config: Config, out: Path, only: str | None = None) -> None:
         if only not in (None, name):
             continue
         if phase.task == "pairs":
-            settings = build(PairSettings, phase.pairs, f"phases.{name}.pairs")
-            print(f"{name}: makes {settings.pairs:,} pairs of {phase.frames} frames")
-            print(f"  data: {_data(phase, out, settings.pairs)}")
+            print(f"{name}: makes {phase.pairs.pairs:,} pairs of {phase.frames} frames")
+            print(f"  data: {_data(phase, out, phase.pairs.pairs)}")
             continue
         print(f"{name}: {phase.task}, {phase.steps} steps of {phase.batch} clips of {phase.frames} frames")
         if phase.task == "diffusion" and configs is not None:
@@ -94,16 +91,15 @@ def _configs(config: Config) -> networks.Configs | None:
     return configs
 
 
-def missing_files(init: Mapping[str, Any]) -> dict[str, str]:
-    """The paths of `init` that do not exist, by key. Raises UserError for an unknown key."""
-    paths = {key: value for key, value in vars(Init.from_dict(init)).items() if isinstance(value, str)}
-    return {key: path for key, path in paths.items() if path not in EMBEDDED and not Path(path).exists()}
+def missing_files(init: Init) -> dict[str, str]:
+    """The paths of `init` that do not exist, by key."""
+    return {key: path for key, path in init.files().items() if path not in EMBEDDED and not Path(path).exists()}
 
 
 def known_configs(config: Config) -> networks.Configs:
     """The config of every part of which it is known without the files: as `networks` has it, or that of the
     published model where `init` names its file. Of a model to fine-tune, which may be of any size, nothing is."""
-    init, configs = Init.from_dict(config.init), dict(config.networks or {})
+    init, configs = config.init, dict(config.networks or {})
     if init.unet is not None:
         configs.setdefault("denoising_unet", denoising_config(SD15, None, init.scene is not False))
     if init.unet is not None or init.reference_unet is not None:
@@ -141,7 +137,7 @@ def _data(phase: Phase, out: Path, used: int) -> str:
     if data.made_by is not None and not Path(data.path or "").exists():
         return f"pairs, made by the phase {data.made_by}"
     try:
-        clips = len(open_dataset(data, phase.frames))  # type: ignore[arg-type]
+        clips = len(open_dataset(data, phase.frames))
     except UserError as error:
         return f"not counted: {error}"
     return f"{clips:,} clips from {data.source}, {used / max(1, clips):.2f} epochs"

@@ -30,13 +30,15 @@ from torch.utils.data import Dataset
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import commands, networks, plan
-from training.cache import EncodedClips, cache_name, fill, identity
 from training.codec import DecoderTrainee, fit_codec
-from training.config import Config, Phase, plain, read_config
-from training.data import open_dataset
-from training.fit import Stop, Unfinished, Validation, fit, new_accelerator
-from training.make_pairs import make_pairs, new_job
-from training.samples import batches
+from training.config import Config, Phase, read_config
+from training.data.cache import EncodedClips, cache_name, fill, identity
+from training.data.samples import batches
+from training.data.sources import open_dataset
+from training.loop import Validation, fit, new_accelerator
+from training.prepare.pairs import make_pairs, new_job
+from training.sections import plain
+from training.stop import Stop, Unfinished
 from training.trainee import Trainee, choose_trained
 from training.validate import held_out, validate
 
@@ -80,7 +82,7 @@ def train_phase(run: Run, name: str) -> None:
         else:
             choose_trained(nets, phase)
             module = Trainee(nets, phase.objective, phase.motion, config.seed, name, config.schedule)
-            validation = _validation(phase, folder)
+            validation = _validation(run, phase, folder)
             module.to(accelerator.device)
             data = _cached(run, accelerator, module, data, phase)
         weights = fit(
@@ -91,15 +93,15 @@ def train_phase(run: Run, name: str) -> None:
         # Built again, because sharding takes the networks' parameters apart.
         nets, configs = networks.build(config, run.before(name), lambda line: None)
         if phase.lora is not None:
-            weights = networks.leave_lora(nets, weights, phase, folder)
-        networks.leave(nets, configs, weights, config, phase.export, folder)
+            weights = networks.export_lora(nets, weights, phase.lora, phase.motion, folder)
+        networks.export_weights(nets, configs, weights, config, phase.export, folder)
     accelerator.wait_for_everyone()
 
 
-def _validation(phase: Phase, folder: Path) -> Validation | None:
+def _validation(run: Run, phase: Phase, folder: Path) -> Validation | None:
     if not phase.validate.every:
         return None
-    data = held_out(phase)
+    data = held_out(phase, plan.placed(phase.validate.data, run.out))
 
     def check(accelerator: Accelerator, model: nn.Module, step: int) -> dict[str, float]:
         return validate(accelerator, model, data, phase.validate, folder / "sheets" / f"{step:06d}.png")
@@ -112,13 +114,15 @@ def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Dataset,
     if not variants:
         return data
     content = identity(plan.placed(phase.data, run.out))
-    name = cache_name(trainee, plain(phase.data), content, phase.frames, config.engine.precision)
+    name = cache_name(
+        (trainee.vae, trainee.image_encoder), plain(phase.data), content, phase.frames, config.engine.precision
+    )
     clips = EncodedClips(data, run.out / "cache" / name, variants)
     buckets = getattr(data, "buckets", [0] * len(clips))
     micro = phase.batch // phase.accumulate
     stream = batches(config.seed, buckets, micro, 0, phase.steps * phase.accumulate)
     wanted = {(index, epoch % variants) for batch in stream for index, epoch in batch}
-    fill(accelerator, trainee, clips, wanted, config.engine.workers, run.stop)
+    fill(accelerator, trainee.encode, clips, wanted, config.engine.workers, run.stop)
     return clips
 
 
@@ -126,8 +130,8 @@ def make_phase_pairs(run: Run, name: str) -> None:
     """Makes the pairs of a phase of that task, by the model of the phase that its settings name, or else of the
     one before it. All processes call it, each for its share."""
     config, phase, state = run.config, run.config.phases[name], PartialState()
-    model = phase.pairs.get("model")
-    maker = run.folder(model) if model in config.phases else (run.before(name) or [run.out])[-1]
+    model = phase.pairs.model
+    maker = run.folder(model) if model is not None else (run.before(name) or [run.out])[-1]
     if not (maker / networks.WEIGHTS).exists():
         raise UserError(f"The phase {name} needs the model that {maker.name} trains: train that one first.")
     job = new_job(config, name, str(networks.model_path(maker)), run.folder(name))
@@ -230,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(args.config, args.set)
         if args.phase not in (None, *config.phases):
             raise UserError(f"{args.config} has no phase '{args.phase}', only {', '.join(config.phases)}.")
+        for name, phase in config.phases.items():
+            if phase.task == "pairs" and not phase.pairs.pairs:
+                raise UserError(f"'phases.{name}.pairs.pairs' is 0: say how many pairs the phase makes.")
         if args.dry_run:
             plan.describe(config, args.out, args.phase)
             return

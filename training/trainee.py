@@ -118,14 +118,12 @@ def _tensors(batch: Batch) -> Batch:
 def choose_trained(nets: Networks, phase: Phase) -> None:
     """Turns gradients on for what `phase.train` names, or for its LoRA alone, and off for the rest.
 
-    Raises UserError for an unknown name, or where nothing is left to train.
+    Raises UserError where nothing is left to train.
     """
     for net in vars(nets).values():
         if net is not None:
             net.requires_grad_(False)
     for name in phase.train:
-        if name not in TRAINABLE:
-            raise UserError(f"'train' names '{name}', but only {', '.join(TRAINABLE)} can be trained.")
         part, chosen = TRAINABLE[name]
         net = getattr(nets, part)
         # What never gets a gradient has no optimizer state, without which FSDP cannot go on from a checkpoint.
@@ -135,8 +133,6 @@ def choose_trained(nets: Networks, phase: Phase) -> None:
             if chosen(key) and parameter not in idle:
                 parameter.requires_grad_(True)
     if phase.lora is not None:
-        if phase.train:
-            raise UserError("A phase with 'lora' trains that alone: leave its 'train' empty.")
         add_lora(nets.denoising_unet, phase.lora, phase.motion)
     if not any(True for _ in trained_parameters(nets)):
         raise UserError("'train' names nothing that these networks have; let it list what the phase trains.")

@@ -18,8 +18,8 @@ from anycharv_core.files import atomic_path
 from anycharv_core.media.sheet import sheet, upscale
 from anycharv_core.puppets.task import sample_swap
 from anycharv_core.systems import system_of
-from training.config import Phase, Validate, held_out_data
-from training.data import open_dataset
+from training.config import Data, Phase, Validate
+from training.data.sources import open_dataset
 
 TITLES = ("reference", "scene", "pose", "result", "truth")
 SMALLEST = 128  # pixels a picture on the sheet is wide, at least
@@ -48,12 +48,11 @@ class Swaps(Dataset):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def held_out(phase: Phase) -> Dataset:
-    """The clips that `phase` is validated on; `Swaps` where it trains on pairs and `validate.data` names puppets.
+def held_out(phase: Phase, data: Data) -> Dataset:
+    """The clips of `data` that `phase` is validated on; `Swaps` where it trains on pairs and `data` names puppets.
 
     Raises UserError where they cannot be read.
     """
-    data = held_out_data(phase)
     if data.source != "puppets":
         return open_dataset(data, phase.frames)
     if phase.data.source == "pairs":

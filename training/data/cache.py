@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,20 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
-from training.data import Data
-from training.fit import Stop, Unfinished
-from training.samples import Sample
-from training.shards import MANIFEST, read_lines
-from training.trainee import Trainee
+from training.config import Data
+from training.data.samples import Sample
+from training.data.shards import MANIFEST, read_lines
+from training.stop import Stop, Unfinished
 
 
 class EncodedClips(Dataset):
-    """The clips of `source` as `Trainee.encode` returns them, rounded to half precision, from files in `folder`.
+    """The clips of `source` as `fill` encodes them, rounded to half precision, from files in `folder`.
 
     Augmentation comes in `variants`: epoch e is that of epoch e % variants.
     """
@@ -54,13 +53,15 @@ class EncodedClips(Dataset):
 
 def fill(
     accelerator: Accelerator,
-    trainee: Trainee,
+    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     clips: EncodedClips,
     wanted: Collection[Sample],
     workers: int,
     stop: Stop,
 ) -> None:
     """Encodes those of `wanted` (index, variant) that have no file yet, each process its share; all must call it.
+
+    encode: a batch of clips to a batch of encodings.
 
     One clip at a time: arithmetic may round differently in batches, and an interrupted run groups them
     differently.
@@ -75,7 +76,7 @@ def fill(
     for sample, clip in zip(bar, source, strict=True):
         batch = {name: value[None].to(accelerator.device) for name, value in clip.items()}
         with accelerator.autocast():
-            encoded = trainee.encode(batch)
+            encoded = encode(batch)
         path = clips.path(sample)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as tmp:
@@ -85,11 +86,11 @@ def fill(
     accelerator.wait_for_everyone()
 
 
-def cache_name(trainee: Trainee, *settings: Any) -> str:
+def cache_name(encoders: Sequence[nn.Module], *settings: Any) -> str:
     """A folder name that is another one when the settings, `identity` among them, or the frozen encoders'
     weights are."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for part in (trainee.vae, trainee.image_encoder):
+    for part in encoders:
         trained = any(p.requires_grad for p in part.parameters())
         digest.update(str(trained).encode())
         for value in part.state_dict().values() if not trained else ():

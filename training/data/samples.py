@@ -154,7 +154,7 @@ def _clean_processes() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.data"])
+    context.set_forkserver_preload(["training.data.sources"])
     return context
 
 

@@ -25,8 +25,8 @@ from anycharv_core.preprocess.find import Findings, Poser, find_people, in_order
 from anycharv_core.preprocess.models import pose_files, segmenter_name
 from anycharv_core.preprocess.people import chosen_boxes
 from anycharv_core.preprocess.tracklets import spans
-from training.crops import Size, Window, cut, cut_poses, nearest_bucket, person_window
-from training.shards import FACTS, FRAMES, MASKS, POSES, ClipWriter, write_tar
+from training.data.crops import Size, Window, cut, cut_poses, nearest_bucket, person_window
+from training.data.shards import FACTS, FRAMES, MASKS, POSES, ClipWriter, write_tar
 
 Box = tuple[float, float, float, float]
 Row = dict[str, Any]

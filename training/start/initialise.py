@@ -6,8 +6,7 @@ A recipe's `init` names the files; what none of them gives starts fresh, and how
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +23,12 @@ from anycharv_core.foreign import read_json
 from anycharv_core.models.schedule import SCHEDULER, NoiseSchedule, schedule_of
 from anycharv_core.systems import read_checkpoint, system_of
 from anycharv_core.systems.animate_anyone import SD15, motion_additions
-from training.layouts import find_weights, guider_weights, unet_weights
+from training.config import Init
+from training.start.layouts import find_weights, guider_weights, unet_weights
 
 GUIDER = {"conditioning_channels": 3, "block_out_channels": [16, 32, 96, 256]}  # ControlNet's
 MOTION_LENGTH = 32
 HEADS_OUT = ("conv_norm_out.", "conv_out.")  # what a ReferenceNet has no use for
-
-
-@dataclass(frozen=True)
-class Init:
-    """The files a recipe starts from; every one may be left out.
-
-    model: a folder or single file of AnyCharV or Animate Anyone, to fine-tune. scene: whether the denoising UNet
-    takes scene and mask (AnyCharV) or neither (Animate Anyone); None: as the model or the networks say, or else it
-    does. False makes of an AnyCharV model one of Animate Anyone. unet: Stable Diffusion 1.5 as diffusers' folder
-    (of the whole model or of its `unet`), a weights file in it, or a CompVis .safetensors or .ckpt file.
-    reference_unet: the same for the ReferenceNet, `unet` unless given. motion: AnimateDiff's motion file.
-    pose_guider: a ControlNet, such as control_v11p_sd15_openpose. vae, image_encoder: their folders.
-    """
-
-    model: str | None = None
-    scene: bool | None = None
-    unet: str | None = None
-    reference_unet: str | None = None
-    motion: str | None = None
-    pose_guider: str | None = None
-    vae: str | None = None
-    image_encoder: str | None = None
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Init:
-        """Raises UserError naming a key that does not exist and the closest one that does."""
-        known = [f.name for f in fields(cls)]
-        for key in given:
-            if key not in known:
-                close = get_close_matches(key, known, 1, 0.0)[0]
-                raise UserError(f"The recipe's init has the unknown key '{key}'; did you mean '{close}'?")
-        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -72,15 +40,14 @@ class Start:
 
 
 def initialise(
-    init: Mapping[str, Any] | None,
+    files: Init,
     networks: Mapping[str, Mapping[str, Any]] | None,
-    device: torch.device | str = "cpu",
     say: Callable[[str], None] = print,
     schedule: NoiseSchedule = NoiseSchedule(),
 ) -> tuple[Networks, dict[str, dict[str, Any]]]:
     """The networks of a recipe, float32, frozen, and the config of every part, as a checkpoint stores it.
 
-    init: see `Init`. schedule: what the recipe trains with, which must be that of `init.model`.
+    schedule: what the recipe trains with, which must be that of `files.model`.
     networks: config per part; parts that it lacks get theirs from the files. Where no file gives a weight, it is
     torch's own initialisation by the global generator, which the caller seeds, but for what must begin as nothing:
     the scene and mask channels of `conv_in`, the output of every motion module and of the pose guider, and
@@ -88,7 +55,6 @@ def initialise(
 
     Raises UserError naming the file and the key where a file is not what it should be or does not fit the configs.
     """
-    files = Init.from_dict(init or {})
     configs = {part: dict(config) for part, config in (networks or {}).items()}
     given = _files_of_model(files, configs, schedule)
     _library_parts(files, configs, given)
@@ -113,7 +79,7 @@ def initialise(
         starts.setdefault("pose_guider", []).append(_guider_start(parts["pose_guider"], *guider))
     for part, module in parts.items():
         say(_load(part, module, starts.get(part, [])))
-        module.to(device).requires_grad_(False).train(False)
+        module.requires_grad_(False).train(False)
     return nets, configs
 
 

@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
 from anycharv_core.media.masks import mask_box
-from training.crops import Window, cut, cut_poses, figure_window, mirror_poses, person_window
-from training.data import STEADY, Data, drawn_poses, told_masks
-from training.shards import Clip, open_shards
+from training.config import Data
+from training.data.conditions import STEADY, drawn_poses, given_masks
+from training.data.crops import Window, cut, cut_poses, figure_window, mirror_poses, person_window
+from training.data.shards import Clip, open_shards
 
 Shown = tuple[Clip, int, int]
 """clip, frame of the clip, frame of the video"""
@@ -95,7 +96,7 @@ class ShardClips(Dataset):
             "frames": pictures,
             "pose": drawn_poses(poses, size, self.data.pose_scale or 1),
             "character": masks,
-            "mask": told_masks(masks, self.data, rng, smooth=STEADY if self.data.stride == 1 else 0),
+            "mask": given_masks(masks, self.data, rng, smooth=STEADY if self.data.stride == 1 else 0),
             "reference": reference,
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
@@ -28,42 +25,12 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import checkpoints
 from training.config import Engine, Phase
+from training.data.samples import loader
 from training.ema import Ema
-from training.samples import loader
+from training.stop import Stop, Unfinished
 
 Validation = Callable[[Accelerator, nn.Module, int], dict[str, float]]
 """(accelerator, wrapped module, step) -> held-out losses by name; all processes call it."""
-
-
-class Unfinished(Exception):
-    """Stopped, its state saved, before the last step; the same command goes on."""
-
-
-@dataclass
-class Stop:
-    """When to stop: `deadline` in time.monotonic() seconds, or `asked` by Ctrl-C."""
-
-    deadline: float = math.inf
-    asked: bool = field(default=False)
-
-    def now(self) -> bool:
-        return self.asked or time.monotonic() > self.deadline
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """The first Ctrl-C, or SIGTERM, asks to stop after the step; a second Ctrl-C stops at once."""
-
-        def ask(number: int, _: FrameType | None) -> None:
-            if self.asked and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.asked = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def new_accelerator(engine: Engine, phase: Phase, folder: Path, cpu: bool) -> Accelerator:
@@ -182,7 +149,7 @@ def fit(
                     accelerator.backward(losses["loss"])
                 for key, value in losses.items():
                     values[key] = values.get(key, 0) + value.detach().float() / phase.accumulate
-            norm = accelerator.clip_grad_norm_(parameters, phase.clip or math.inf)
+            norm = accelerator.clip_grad_norm_(parameters, phase.grad_clip or math.inf)
             means, stopping = _agreed(accelerator, values, stop)
             _check(name, step, means["loss"], float(norm), accelerator.scaler is not None, states)
             optimizer.step()

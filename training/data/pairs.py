@@ -1,4 +1,4 @@
-"""Self-boosting pairs (paper 3.3) as training samples: what training/make_pairs.py wrote, read back.
+"""Self-boosting pairs (paper 3.3) as training samples: what training/prepare/pairs.py wrote, read back.
 
 A pair of F frames has these members in `000000.tar`, all lossless, so that outside the mask the generated clip is
 the original to the bit:
@@ -34,7 +34,8 @@ from torch.utils.data import Dataset
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
 from anycharv_core.inference.pipeline import paste_weights
-from training.data import SCATTERED, STEADY, Data, told_masks
+from training.config import Data
+from training.data.conditions import SCATTERED, STEADY, given_masks
 
 HEADER = "pairs.json"
 LAYERS = ("frame", "scene", "mask", "character", "pose")
@@ -121,10 +122,10 @@ def _lost(shard: Path, what: str) -> UserError:
     )
 
 
-class Pairs(Dataset):
+class PairClips(Dataset):
     """The pairs in `data.path`; of each, `frames` successive ones from a place that changes with the epoch.
 
-    Samples are those of training/data.py, with the generated clip as `scene`, and `mask` after `data.mask`, in
+    Samples are those of `training.data`, with the generated clip as `scene`, and `mask` after `data.mask`, in
     the paper a box. `buckets` numbers the pairs' sizes.
     """
 
@@ -156,7 +157,7 @@ class Pairs(Dataset):
             "scene": np.where(touched, clip["scene"], clip["frame"]),
             "pose": clip["pose"],
             "character": clip["character"],
-            "mask": told_masks(clip["character"], self.data, rng, steady),
+            "mask": given_masks(clip["character"], self.data, rng, steady),
             "reference": clip["reference"],
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

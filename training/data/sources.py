@@ -1,0 +1,42 @@
+"""Where samples come from: one dataset for each `source` of the config."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from anycharv_core.errors import UserError
+from training.config import Data
+from training.data.pairs import PairClips
+from training.data.puppets import PuppetClips
+from training.data.samples import Sample
+from training.data.shard_clips import ShardClips
+
+
+class Clips(Protocol):
+    """A finite dataset of clips of one length; item (index, epoch) is a sample as `training.data` describes it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, sample: Sample, /) -> dict[str, Tensor]: ...
+
+    def reference(self, index: int, epoch: int) -> Tensor:
+        """A sample's reference without its clip."""
+        ...
+
+    def origin(self, index: int, epoch: int) -> dict[str, Any]:
+        """Where the sample comes from, for JSON; "video" in it tells videos apart."""
+        ...
+
+
+def open_dataset(data: Data, frames: int) -> Clips:
+    """The dataset of clips of `frames` frames.
+
+    Raises UserError where `path` is not named or does not hold what it should.
+    """
+    if data.source == "puppets":
+        return PuppetClips(data, frames)
+    if data.path is None:
+        raise UserError(f"data.source is '{data.source}' but data.path names no folder; name the prepared one.")
+    return ShardClips(data, frames) if data.source == "shards" else PairClips(data, frames)

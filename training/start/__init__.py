@@ -1,0 +1,1 @@
+"""Where a training starts: networks with the weights of published files."""
