@@ -74,9 +74,9 @@ MISTAKES = [
     ("phases.lora.lora=16", "'phases.lora.lora' is 16, but it must hold keys"),
     ("phases.last.betas=[0.9]", "must be a list of 2 values"),
     ("phases=3", "'phases' is 3, but it must hold keys"),
-    ("data.path=" + '"a\\0b"', "'data.path' is 'a\\x00b', but it must be a text"),
+    ("data.path=" + '"a\\0b"', "holds a text that is damaged"),
     # ranges
-    ("phases.last.lr=.inf", "'phases.last.lr' is inf, but it must be a finite number"),
+    ("phases.last.lr=.inf", "'phases.last.lr=.inf' holds a number that is too large or not finite"),
     ("phases.last.lr=nan", "'phases.last.lr' is 'nan', but it must be a finite number"),
     ("phases.last.lr=0", "'phases.last.lr' is 0.0, but it must be above 0"),
     ("phases.last.frames=0", "'phases.last.frames' is 0, but it must be at least 1"),
@@ -104,7 +104,7 @@ MISTAKES = [
     # the change itself
     ("phases.compose", "is not like"),
     ("seed.x=1", "'seed' holds a value, not further keys"),
-    ("seed=[", "what follows '=' is not valid YAML"),
+    ("seed=[", "--set 'seed=[' is not valid YAML"),
 ]
 
 
@@ -159,7 +159,21 @@ def test_every_section_has_defaults_that_are_valid() -> None:
     assert parse({"phases": {"a": {"steps": 1, "train": ["spatial"]}}}).phases["a"].lora is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "a: [", "\x00", "x", "phases: {a: null}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "a: [",
+        "\x00",
+        "x",
+        "phases: {a: null}",
+        "a: &a [*a]",
+        "[" * 5000,
+        "seed: 2020-01-01",
+        "seed: " + "9" * 5000,
+    ],
+)
 def test_what_is_no_config_is_said(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)

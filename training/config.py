@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from anycharv_core.errors import UserError
+from anycharv_core.foreign import parse_yaml, read_yaml
 from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, schedule_of
 from training.sections import Range, build, mapping, merged, path, plain, shown, unknown
 
@@ -276,12 +275,7 @@ def read_config(file: str | Path, changes: Sequence[str] = ()) -> Config:
     Raises UserError naming the file and the key where something is missing, unknown, of another kind, out of range
     or at odds with the rest.
     """
-    try:
-        raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); give a training config.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML ({' '.join(str(error).split())}).") from error
+    raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise UserError(f"{file} is not a training config: it must hold keys such as 'phases'.")
     for change in changes:
@@ -407,7 +401,4 @@ def _change(raw: dict[str, Any], change: str) -> None:
         at = at[key]
         if not isinstance(at, dict):
             raise UserError(f"--set '{change}': '{key}' holds a value, not further keys.")
-    try:
-        at[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set '{change}': what follows '=' is not valid YAML.") from None
+    at[last] = parse_yaml(text, f"--set '{change}'")
