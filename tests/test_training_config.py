@@ -121,7 +121,7 @@ def test_a_mistake_in_any_phase_is_named_when_the_file_is_read(
 
 def test_an_optimizer_that_is_not_installed_is_named(tmp_path: Path, capsys) -> None:
     if "bitsandbytes" in sys.modules:
-        pytest.skip("bitsandbytes is installed")
+        pytest.skip("needs a machine without bitsandbytes")
     path, change = write(tmp_path, recipe()), "phases.compose.optimizer=adamw8bit"
     assert "bitsandbytes" in fails(capsys, str(path), "--out", str(tmp_path / "run"), "--cpu", "--set", change)
 
@@ -159,21 +159,21 @@ def test_every_section_has_defaults_that_are_valid() -> None:
     assert parse({"phases": {"a": {"steps": 1, "train": ["spatial"]}}}).phases["a"].lora is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "a: [",
-        "\x00",
-        "x",
-        "phases: {a: null}",
-        "a: &a [*a]",
-        "[" * 5000,
-        "seed: 2020-01-01",
-        "seed: " + "9" * 5000,
-    ],
-)
+NO_CONFIGS = {
+    "empty": "",
+    "a list": "[]",
+    "torn": "a: [",
+    "zero byte": "\x00",
+    "a word": "x",
+    "an empty phase": "phases: {a: null}",
+    "itself": "a: &a [*a]",
+    "deep": "[" * 5000,
+    "a date": "seed: 2020-01-01",
+    "a huge number": "seed: " + "9" * 5000,
+}
+
+
+@pytest.mark.parametrize("text", NO_CONFIGS.values(), ids=NO_CONFIGS)
 def test_what_is_no_config_is_said(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
