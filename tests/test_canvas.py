@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anycharv_core.errors import UserError
-from anycharv_core.media.canvas import FRAME, PERSON, Canvas, choose_canvases
+from anycharv_core.media.canvas import FRAME, PERSON, Canvas, choose_canvases, poses_on_canvases
 from anycharv_core.media.masks import composite, feather
+from anycharv_core.media.pose import BODY, Poses, body_points, pack_person
 
 
 @st.composite
@@ -148,6 +149,21 @@ def test_what_is_pasted_lies_in_the_region(seed, frame):
         region = canvas.region
         assert region[0] <= max(0, x0 - keep) and region[1] <= max(0, y0 - keep)
         assert region[2] >= min(frame[0], x1 + keep) and region[3] >= min(frame[1], y1 + keep)
+
+
+def test_poses_lie_where_the_canvas_shows_the_person():
+    """Drawn on the canvas they cover the same pixels as the skeleton drawn on the frame and then placed."""
+    body = np.column_stack([np.linspace(105, 135, 18), np.linspace(110, 205, 18), np.ones(18)])
+    poses = Poses(1280, 720, [np.stack([pack_person({BODY: body * (2, 2, 1)})])] * 2)
+    boxes = [(100, 100, 140, 220), (110, 100, 150, 220)]
+    _, canvases = choose_canvases(PERSON, Canvas((640, 360), (64, 36), (64, 64)), boxes)
+    placed = poses_on_canvases(poses, canvases, 4)
+    assert placed.size == (256, 256)
+    for canvas, people in zip(canvases, placed.people, strict=True):
+        np.testing.assert_allclose(body_points(people[0])[:, :2], 4 * canvas.to_canvas(body[:, :2]), rtol=1e-5)
+        assert (people[0, :18, 2] == 1).all() and np.isnan(people[0, 18:]).all()
+    with pytest.raises(ValueError):
+        poses_on_canvases(poses, canvases[:1])
 
 
 def test_a_person_still_is_a_still_canvas():

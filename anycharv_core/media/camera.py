@@ -17,7 +17,7 @@ import numpy as np
 
 from .imaging import Size
 
-CONTEXT = 0.25  # of the longer side of a person's box, on each side
+CONTEXT = 0.1  # of the longer side of a person's box, on each side
 REACH = 8  # frames on either side over which bends are rounded
 _LOOSE = 0.5  # of the context, which the person may come into before the camera moves
 _SPARE = 1.25  # how much larger than it needs to be a window may stay, for the sake of not zooming
@@ -53,14 +53,13 @@ def camera_path(
 
 
 def seen_background(windows: np.ndarray, boxes: Sequence[Box | None], frame: Size) -> float:
-    """The pixels of the frame around the person's box that windows [F, 4] show, relative to all there are, as a
-    mean over the frames with a person; 1 where nobody is ever seen, or where nothing is around them."""
+    """The pixels around the person's box in windows [F, 4], past the frame's edges too, relative to those in whole
+    frames: a mean over the frames with a person. 1 where nobody is ever seen, or nothing is around them."""
     shown, whole = 0.0, 0.0
     for window, box in zip(windows, boxes, strict=True):
         if box is not None:
             person = (box[2] - box[0]) * (box[3] - box[1])
-            ends = np.clip(window.reshape(2, 2), 0, frame)
-            shown += float(np.prod(ends[1] - ends[0])) - person
+            shown += float(np.prod(window[2:] - window[:2])) - person
             whole += frame[0] * frame[1] - person
     return shown / whole if whole else 1.0
 

@@ -13,6 +13,7 @@ from ..errors import UserError
 from .camera import CONTEXT, Box, camera_path, seen_background
 from .imaging import Size, resample, resize
 from .masks import composite
+from .pose import Poses
 
 FRAME, PERSON, AUTO = CHOICES = ("frame", "person", "auto")
 WORTH_FOLLOWING = 0.5  # of the background that the network would see of whole frames
@@ -111,6 +112,18 @@ def _touched(mask: np.ndarray, span: tuple[float, float], count: int) -> np.ndar
     counts = np.zeros((height + 1, mask.shape[1]), np.int32)
     np.cumsum(mask, axis=0, out=counts[1:])
     return counts[last] > counts[np.minimum(first, last)]
+
+
+def poses_on_canvases(poses: Poses, canvases: Sequence[Canvas], scale: float = 1.0) -> Poses:
+    """Each frame's poses where its canvas shows them, for pictures `scale` times the canvases' padded size."""
+    width, height = (round(scale * side) for side in canvases[0].padded)
+    stretch = np.divide((width, height), canvases[0].padded)
+    placed = []
+    for people, canvas in zip(poses.scaled(*canvases[0].source).people, canvases, strict=True):
+        points = people.copy()
+        points[..., :2] = canvas.to_canvas(people[..., :2]) * stretch
+        placed.append(points)
+    return Poses(width, height, placed)
 
 
 def choose_canvases(
