@@ -128,6 +128,18 @@ def check_owned(folder: Path | str, inputs: Iterable[Path | str] = ()) -> None:
         raise unreadable(folder, error) from error
 
 
+def intact(folder: Path) -> bool:
+    """Whether `owned_folder` wrote `folder`, and it still holds exactly that."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        known = read_json(folder / MANIFEST)["files"]
+        check_owned(folder)
+    except (UserError, KeyError, TypeError):
+        return False
+    return {path.relative_to(folder).as_posix() for path in _files(folder)} == {MANIFEST, *known}
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """Everything below a folder but folders; a link to a folder is not followed."""
 

@@ -69,3 +69,18 @@ def test_what_tells_pairs_apart(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(content))
         seen.add(identity(pairs))
     assert len(seen) == 5
+
+
+def test_a_torn_file_is_encoded_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "run"
+    command = [str(write(tmp_path, recipe(steps=2, cache={"variants": 1}))), "--out", str(out), "--cpu"]
+    assert main(command) == 0
+    files = sorted((out / "cache").rglob("*.safetensors"))
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-5])
+    shutil.rmtree(out / "compose")
+    assert main(command) == 0
+    assert files[0].read_bytes() == content
+    assert [record.getMessage() for record in caplog.records if record.name == "training.data.cache"] == [
+        f"{files[0]} is torn, so it is made again."
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from anycharv_core.errors import UserError
-from anycharv_core.files import MANIFEST, atomic_folder, check_owned, file_digest, owned_folder
+from anycharv_core.files import MANIFEST, atomic_folder, check_owned, file_digest, intact, owned_folder
 
 
 def fill(folder: Path, names: list[str], text: str = "new", inputs: tuple[Path, ...] = ()) -> None:
@@ -147,3 +147,16 @@ def test_an_atomic_folder_replaces_nothing(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a folder"), each(file):
             pass
     assert content(out) == {"a.txt": "old"} and file.exists()
+
+
+def test_a_folder_is_intact_only_while_it_is_as_it_was_written(tmp_path: Path) -> None:
+    assert not intact(tmp_path / "none") and not intact(tmp_path)
+    for change in (foreign_file, changed_file, linked_file, torn_manifest, wrong_manifest, no_manifest):
+        (place := tmp_path / change.__name__).mkdir()
+        fill(place / "out", ["a.txt"], "old")
+        assert intact(place / "out")
+        change(place / "out")
+        assert not intact(place / "out")
+    fill(tmp_path / "out", ["a.txt"])
+    (tmp_path / "out" / "a.txt").unlink()
+    assert not intact(tmp_path / "out")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import atomic_folder, file_digest, write_error
+from ..files import file_digest, intact, owned_folder, write_error
 
 # Raised when what a stage writes changes, so that what older versions left is not taken for it.
-FORMAT = 1
+FORMAT = 2
+
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -44,14 +48,20 @@ def weights_key(path: Path) -> tuple[object, ...]:
 def kept(stage: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder that `make` filled for `key`, now or in an earlier run.
 
+    What was damaged since is made again, with a warning in the log.
+
     Raises UserError where the cache cannot be written, and what `make` raises; then nothing is kept.
     """
     folder = cache_folder() / f"{stage}-{key}"
-    if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(folder.parent, error) from error
-        with atomic_folder(folder) as temporary:
-            make(temporary)
+    if intact(folder):
+        return folder
+    try:
+        if folder.exists():
+            _log.warning("%s is damaged, so what it held is made again.", folder)
+            shutil.rmtree(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    with owned_folder(folder) as temporary:
+        make(temporary)
     return folder

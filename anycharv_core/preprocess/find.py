@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from ..errors import UserError
 from ..media.frames import batched
@@ -33,11 +33,12 @@ class Findings:
     cuts: list[int]
 
     def save(self, folder: Path) -> None:
-        save_file(self.poses.pack(), folder / "poses.safetensors")
+        # Not by safetensors' own writer, whose error for a full disk is none of the system's.
+        (folder / "poses.safetensors").write_bytes(save(self.poses.pack()))
         held = {"cuts": np.array(self.cuts, np.int64)}
         for number, person in enumerate(self.tracks):
             held |= {f"{number}.{name}": getattr(person, name) for name in _TRACK}
-        save_file(held, folder / "tracks.safetensors")
+        (folder / "tracks.safetensors").write_bytes(save(held))
 
     @classmethod
     def load(cls, folder: Path) -> Findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from anycharv_core.checkpoints.state_dicts import save_safetensors
 from anycharv_core.errors import UserError
-from anycharv_core.files import atomic_path
+from anycharv_core.foreign import read_header
 from training.config import Data
 from training.data.samples import Sample
 from training.data.shards import MANIFEST, read_lines
 from training.stop import Stop, Unfinished
+
+_log = logging.getLogger(__name__)
 
 
 class EncodedClips(Dataset):
@@ -42,12 +46,24 @@ class EncodedClips(Dataset):
         index, epoch = sample
         return self.folder / f"{index // 1000:03d}" / f"{index:06d}-{epoch % self.variants}.safetensors"
 
+    def holds(self, sample: Sample) -> bool:
+        """Whether there is a file for `sample`; a torn one, with a warning, counts as none."""
+        path = self.path(sample)
+        if not path.exists():
+            return False
+        try:
+            read_header(path)
+        except UserError:
+            _log.warning("%s is torn, so it is made again.", path)
+            return False
+        return True
+
     def __getitem__(self, sample: Sample) -> dict[str, Tensor]:
         path = self.path(sample)
         try:
             stored = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is torn or missing ({error}): delete it and run again.") from None
+            raise UserError(f"{path} is torn or missing ({error}): run again, which makes it again.") from None
         return {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
 
 
@@ -59,14 +75,15 @@ def fill(
     workers: int,
     stop: Stop,
 ) -> None:
-    """Encodes those of `wanted` (index, variant) that have no file yet, each process its share; all must call it.
+    """Encodes those of `wanted` (index, variant) that have no whole file yet, each process its share; all must
+    call it.
 
     encode: a batch of clips to a batch of encodings.
 
     One clip at a time: arithmetic may round differently in batches, and an interrupted run groups them
     differently.
     """
-    missing = [sample for sample in sorted(wanted) if not clips.path(sample).exists()]
+    missing = [sample for sample in sorted(wanted) if not clips.holds(sample)]
     accelerator.wait_for_everyone()
     own = missing[accelerator.process_index :: accelerator.num_processes]
     source = DataLoader(
@@ -79,8 +96,7 @@ def fill(
             encoded = encode(batch)
         path = clips.path(sample)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as tmp:
-            save_file({name: _stored(value[0]) for name, value in encoded.items()}, tmp)
+        save_safetensors({name: _stored(value[0]) for name, value in encoded.items()}, path, {})
         if stop.now():
             raise Unfinished("The clips are not all encoded yet; run again to go on.")
     accelerator.wait_for_everyone()
