@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import needs
@@ -9,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.nn.functional import interpolate
 
 from anycharv_core.media.pose import BOX, MIN_SCORE, PLACES, body_points
@@ -16,8 +22,10 @@ from anycharv_core.preprocess.dwpose import DWPose
 from anycharv_core.preprocess.models import EMBEDDED, pose_files, segmenter_name
 from anycharv_core.preprocess.segment import Segmenter, to_pixels
 from anycharv_core.puppets.crowd import SITUATIONS, Crowd, sample_crowd
-from training.preprocessors import detector, loop, pose, segmenter
+from training.preprocessors import detector, pose, segmenter
 from training.preprocessors.data import Clips, pack
+from training.preprocessors.train import Course, Drawn
+from training.stop import Stop, Unfinished
 
 FRAMES, SIZE = 12, 96
 DETECTOR, POSE = pose_files(EMBEDDED)
@@ -27,6 +35,13 @@ SEGMENTER = Path(segmenter_name(EMBEDDED))
 @pytest.fixture(scope="module", params=SITUATIONS)
 def named(request) -> tuple[str, Crowd]:
     return request.param, sample_crowd(1, request.param, FRAMES, SIZE)
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """A precision of the test's own, which accelerate fixes for a whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +182,7 @@ def test_what_is_trained_is_what_transformers_computes(clips):
     from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
     model = Sam2VideoModel.from_pretrained(SEGMENTER, dtype=torch.float32).eval()
-    (batch,) = segmenter.batches(clips, length=4, size=2, first=0, last=1)
+    (batch,) = Drawn(clips, partial(segmenter.draw, 4), (0,), 2).batches(1, 2)
     frames = batch["frames"].permute(0, 1, 3, 4, 2)
     pixels = torch.stack([to_pixels(clip, segmenter.SIDE) for clip in frames])
     with torch.no_grad():
@@ -192,7 +207,7 @@ def test_what_is_trained_is_what_transformers_computes(clips):
 def test_a_step_of_training_lowers_the_loss(module, clips):
     torch.manual_seed(0)
     net = {detector: detector.Detector, pose: pose.PoseNet}[module]()
-    (batch,) = module.batches(clips, 0, 1)
+    (batch,) = Drawn(clips, module.draw, (0,), 16).batches(1, 16)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):
@@ -228,13 +243,50 @@ def test_the_pose_crop_is_the_one_the_product_cuts():
     np.testing.assert_allclose(simcc.to_frame(point * scale + offset, *place, size), point, atol=1e-6)
 
 
-def test_a_resumed_run_sees_the_batches_of_an_unbroken_one():
-    schedule = loop.Schedule(steps=11, batch=1, lr=1.0, ema=0.9, clip=1.0, pool=3, passes=2)
+SHORT = {
+    "detector": (detector.Detector, detector.loss, detector.draw, detector.PHASE),
+    "pose": (pose.PoseNet, pose.loss, pose.draw, pose.PHASE),
+    "segmenter": (segmenter.new_model, segmenter.loss, partial(segmenter.draw, 2), segmenter.PHASES["clips"][1]),
+}
 
-    def batches(first: int, last: int):
-        return ({"number": torch.tensor(number)} for number in range(first, last))
 
-    unbroken = [batch["number"].item() for batch in loop._repeated(batches, schedule, 0)]
-    assert unbroken == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4]
-    for start in (1, 4, 6, 10):
-        assert [batch["number"].item() for batch in loop._repeated(batches, schedule, start)] == unbroken[start:]
+@pytest.mark.parametrize("name", SHORT)
+def test_a_stopped_training_goes_on_to_the_bit(name: str, clips: Clips, tmp_path: Path) -> None:
+    new, loss, draw, phase = SHORT[name]
+    phase = replace(phase, steps=3, batch=2, log_every=1)
+
+    def trained(folder: str, *stops: bool) -> dict[str, torch.Tensor]:
+        for asked in stops:
+            torch.manual_seed(0)
+            net = new()
+            course = Course(clips, tmp_path / folder, stop=Stop(asked=asked))
+            if asked:
+                with pytest.raises(Unfinished, match="after step 1 of 3"):
+                    course.train(net, loss, draw, phase, 5)
+            else:
+                course.train(net, loss, draw, phase, 5)
+        return net.state_dict()
+
+    whole, broken = trained("whole", False), trained("broken", True, False)
+    assert all(torch.equal(whole[key], broken[key]) for key in whole), "with BatchNorm's running statistics"
+    rows = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+
+
+def test_samples_are_the_same_in_every_process(clips: Clips, tmp_path: Path) -> None:
+    for each in Clips.__dataclass_fields__:
+        np.save(tmp_path / f"{each}.npy", getattr(clips, each))
+    samples = Drawn(tmp_path, detector.draw, (1, 2), 4)
+    first = samples[3, 0]["pictures"]
+    stored = pickle.dumps(samples)
+    assert len(stored) < 1000, "the clips themselves stay on the disk"
+    assert torch.equal(pickle.loads(stored)[3, 0]["pictures"], first)
+    assert not torch.equal(samples[3, 1]["pictures"], first) and not torch.equal(samples[2, 0]["pictures"], first)
+
+
+def test_clips_that_are_not_there_are_one_sentence(tmp_path: Path, capsys) -> None:
+    (tmp_path / "frames.npy").write_bytes(b"torn")
+    assert detector.main(["--data", str(tmp_path), "--state", str(tmp_path / "s"), "--out", "x.onnx"]) == 2
+    said = capsys.readouterr().err
+    assert "holds no clips" in said and "training.preprocessors.data" in said and said.count("\n") == 1
+    assert not (tmp_path / "s").exists()

@@ -160,12 +160,12 @@ def test_weights_and_min_snr() -> None:
     # Weighting normalises per clip, so a constant weight changes nothing and clips weigh the same.
     nets, batch = fresh(), clips(3)
     plain = Trainee(nets, Objective(), False, 0, "x")(batch)["loss"]
-    torch.testing.assert_close(
-        Trainee(nets, Objective(outside=0.5, inside=1.0), False, 0, "x")(
-            batch | {"mask": torch.full_like(batch["mask"], 255)}
-        )["loss"].isfinite(),
-        torch.tensor(True),
-    )
+    nobody = batch | {"character": torch.zeros_like(batch["character"])}
+    everywhere = batch | {"mask": torch.full_like(batch["mask"], 255)}
+    for cfg, given in ((Objective(outside=0.25, inside=0.25), nobody), (Objective(outside=0.5), everywhere)):
+        weighted = Trainee(nets, cfg, False, 0, "x")(given)["loss"]
+        torch.testing.assert_close(weighted, Trainee(nets, Objective(), False, 0, "x")(given)["loss"])
+    assert Trainee(nets, Objective(outside=0.25), False, 0, "x")(batch)["loss"] != plain
     each = [
         Trainee(nets, Objective(), False, 0, "x")({k: v[i : i + 1] for k, v in batch.items()})["loss"]
         for i in range(3)
@@ -304,6 +304,15 @@ def test_validation_draws_from_no_global_generator() -> None:
         made = trainee(clips(1), task="sample", steps=2, guidance=2.0)
     assert torch.equal(first, again) and first.shape == (1, 2)
     assert made.shape == (1, 2, 3, 16, 16) and torch.equal(before, torch.get_rng_state())
+
+
+def test_guidance_is_on_above_one_as_in_the_pipeline() -> None:
+    trainee = Trainee(fresh(), Objective(), False, 0, "x")
+    with torch.no_grad():
+        none, half, one, two = (
+            trainee(clips(1), task="sample", steps=2, guidance=g) for g in (0.0, 0.5, 1.0, 2.0)
+        )
+    assert torch.equal(none, one) and torch.equal(half, one) and not torch.equal(two, one)
 
 
 def test_half_precision(tmp_path: Path) -> None:

@@ -18,8 +18,18 @@ from anycharv_core.errors import UserError
 from training import commands, lora, train
 from training.prepare import dataset as prepare_dataset
 from training.prepare import pairs as make_pairs
+from training.preprocessors import data, detector, pose, segmenter
 
-MODULES = {"train": train, "make_pairs": make_pairs, "prepare_dataset": prepare_dataset, "lora": lora}
+MODULES = {
+    "train": train,
+    "make_pairs": make_pairs,
+    "prepare_dataset": prepare_dataset,
+    "lora": lora,
+    "preprocessors.data": data,
+    "preprocessors.detector": detector,
+    "preprocessors.pose": pose,
+    "preprocessors.segmenter": segmenter,
+}
 HOLDER = """
 import sys
 from pathlib import Path

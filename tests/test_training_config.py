@@ -57,7 +57,7 @@ MISTAKES = [
     ("engine.trakcer=none", "'engine.trakcer'; the closest valid one is 'engine.tracker'"),
     ("data.sizes=[8, 8]", "'data.sizes'; the closest valid one is 'data.size'"),
     ("objective.dropp=1", "no key 'objective.dropp'"),
-    ("networks.denoising_unt={}", "'networks' is 'denoising_unt', but it must be one of denoising_unet"),
+    ("networks.denoising_unt={}", "'networks.denoising_unt'; the closest valid one is 'networks.denoising_unet'"),
     ("sed=1", "no key 'sed'; the closest valid one is 'seed'"),
     # names
     ("phases.last.train=[spatail]", "'spatail', but it must be one of denoising_unet, spatial, motion"),

@@ -24,15 +24,15 @@ MANIFEST = "manifest.json"
 WRAPPED = "module."  # what DDP puts before every name
 
 
-def keep_trained_only(accelerator: Accelerator, trained: Collection[str]) -> None:
+def keep_changing_only(accelerator: Accelerator, changing: Collection[str]) -> None:
     """Leaves frozen weights, which come from elsewhere, out of the states that `accelerator` saves and loads.
 
-    trained: the names in the unwrapped module's state dict. FSDP and DeepSpeed save in their own ways, all of it.
+    changing: the names in the unwrapped module's state dict. FSDP and DeepSpeed save in their own ways, all of it.
     """
 
     def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
         for state in weights:
-            for key in [key for key in state if key.removeprefix(WRAPPED) not in trained]:
+            for key in [key for key in state if key.removeprefix(WRAPPED) not in changing]:
                 del state[key]
 
     def load(models: list[nn.Module], folder: str) -> None:

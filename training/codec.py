@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from anycharv_core.media.imaging import to_unit
 from anycharv_core.models import PatchCodec
-from training.data.samples import loader
+from training.data.samples import Samples, loader
 from training.objective import Batch, clip_generator
 
 NOISE = 0.3  # of the latents' root mean square, at most: what a sampler leaves behind
@@ -16,7 +15,7 @@ SCENE = 0.2  # weight of pixels outside the character
 EDGES = 0.5  # weight of differences between neighbouring pixels
 
 
-def fit_codec(codec: PatchCodec, data: Dataset, clips: int, seed: int, workers: int) -> None:
+def fit_codec(codec: PatchCodec, data: Samples, clips: int, seed: int, workers: int) -> None:
     """Fits the latents to `clips` clips in closed form, patches of characters counting ten times those of
     scenes."""
     batch = next(iter(loader(data, seed, 0, clips, clips, workers=workers)))

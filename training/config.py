@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,7 +259,7 @@ class Config:
 
     phases: dict[str, Phase]
     seed: Count = 0
-    networks: dict[Part, dict[str, Any]] | None = None
+    networks: dict[str, dict[str, Any]] | None = None
     init: Init = field(default_factory=Init)
     settings: Settings = field(default_factory=Settings)
     engine: Engine = field(default_factory=Engine)
@@ -352,6 +353,9 @@ def _check(config: Config) -> None:
         if maker is not None and (maker not in before or before[maker].task == "pairs"):
             raise UserError(f"'{where}.pairs.model' is {shown(maker)}, which is no earlier phase that trains.")
         before[name] = phase
+    for part in config.networks or {}:
+        if part not in typing.get_args(Part):
+            raise unknown("networks", part, typing.get_args(Part))
 
 
 def _check_phase(phase: Phase, where: str) -> None:

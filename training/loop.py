@@ -18,14 +18,13 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import checkpoints
 from training.config import Engine, Phase
-from training.data.samples import loader
+from training.data.samples import Samples, loader
 from training.ema import Ema
 from training.stop import Stop, Unfinished
 
@@ -93,7 +92,7 @@ def rate(phase: Phase, step: int) -> float:
 def fit(
     accelerator: Accelerator,
     module: nn.Module,
-    data: Dataset,
+    data: Samples,
     phase: Phase,
     folder: Path,
     seed: int,
@@ -109,7 +108,7 @@ def fit(
     name = folder.name
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
     optimizer = new_optimizer(phase, list(trained.values()))
-    checkpoints.keep_trained_only(accelerator, trained.keys())
+    checkpoints.keep_changing_only(accelerator, trained.keys() | _running(module))
     model, optimizer = accelerator.prepare(module, optimizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
     ema = _moving_average(accelerator, phase, parameters)
@@ -214,6 +213,16 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf  # the last line of a killed run may be half
+
+
+def _running(module: nn.Module) -> set[str]:
+    """Names of the buffers that training changes, such as BatchNorm's statistics: those of modules in its mode."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, each in module.named_modules()
+        if each.training
+        for name, _ in each.named_buffers(recurse=False)
+    }
 
 
 def _moving_average(accelerator: Accelerator, phase: Phase, parameters: list[nn.Parameter]) -> Ema | None:

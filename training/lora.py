@@ -45,7 +45,7 @@ def add_lora(unet: DenoisingUNet, lora: Lora, motion: bool) -> list[nn.Parameter
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("LoRA training needs peft: pip install peft.") from None
+        raise UserError("LoRA training needs peft: pip install '.[train]'.") from None
     layers = _targets(unet, lora.targets, motion)
     alpha = lora.rank if lora.alpha is None else lora.alpha
     unet.requires_grad_(False)

@@ -71,7 +71,7 @@ def export_weights(
     """Writes the model of a finished phase, and then, as the sign that it is finished, what it trained."""
     load_into(nets, weights, folder / WEIGHTS)
     own = {part: net.state_dict() for part, net in vars(nets).items() if net is not None}
-    parts = own if export.parts is None else {part: own[part] for part in export.parts}
+    parts: dict[str, Any] = own if export.parts is None else {str(part): own[part] for part in export.parts}
     checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings.to_dict())
     dtype = DTYPES[export.dtype]
     if export.layout != "folder":

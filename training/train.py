@@ -25,7 +25,6 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
@@ -33,7 +32,7 @@ from training import commands, networks, plan
 from training.codec import DecoderTrainee, fit_codec
 from training.config import Config, Phase, read_config
 from training.data.cache import EncodedClips, cache_name, fill, identity
-from training.data.samples import batches
+from training.data.samples import Samples, batches
 from training.data.sources import open_dataset
 from training.loop import Validation, fit, new_accelerator
 from training.prepare.pairs import make_pairs, new_job
@@ -109,7 +108,7 @@ def _validation(run: Run, phase: Phase, folder: Path) -> Validation | None:
     return check
 
 
-def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Dataset, phase: Phase) -> Dataset:
+def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Samples, phase: Phase) -> Samples:
     variants, config = phase.cache.variants, run.config
     if not variants:
         return data

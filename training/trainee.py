@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
+from anycharv_core.models.guidance import guide, is_guided
 from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.unet import UNet
 from anycharv_core.models.windows import Windows
@@ -90,18 +91,18 @@ class Trainee(nn.Module):
         generators = [clip_generator(self.seed, "sampled", p) for p in batch["position"].tolist()]
         noise = objective.draw(Objective(), generators, shape[1:], batch["latents"].device).noise
         batch = _tensors(batch)
-        if guidance != 1:
+        guided = is_guided(guidance)
+        if guided:
             batch = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in batch.items()}
 
         def denoise(x: Tensor, t: int, _: object) -> Tensor:
             x = x.unflatten(0, shape[:2])
-            if guidance == 1:
+            if not guided:
                 at = torch.full((len(x),), t, device=x.device)
                 return objective.predict(self, batch, x, at, 0, self.motion).float().flatten(0, 1)
             at = torch.full((2 * len(x),), t, device=x.device)
             both = objective.predict(self, batch, torch.cat([x, x]), at, len(x), self.motion).float()
-            plain, guided = both.chunk(2)
-            return (plain + guidance * (guided - plain)).flatten(0, 1)
+            return guide(both, guidance).flatten(0, 1)
 
         rows = shape[0] * shape[1]
         everything = Windows((tuple(range(rows)),), ((1.0,) * rows,))

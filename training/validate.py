@@ -19,6 +19,7 @@ from anycharv_core.media.sheet import sheet, upscale
 from anycharv_core.puppets.task import sample_swap
 from anycharv_core.systems import system_of
 from training.config import Data, Phase, Validate
+from training.data.samples import Samples
 from training.data.sources import open_dataset
 
 TITLES = ("reference", "scene", "pose", "result", "truth")
@@ -48,7 +49,7 @@ class Swaps(Dataset):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def held_out(phase: Phase, data: Data) -> Dataset:
+def held_out(phase: Phase, data: Data) -> Samples:
     """The clips of `data` that `phase` is validated on; `Swaps` where it trains on pairs and `data` names puppets.
 
     Raises UserError where they cannot be read.
@@ -61,11 +62,11 @@ def held_out(phase: Phase, data: Data) -> Dataset:
 
 
 def validate(
-    accelerator: Accelerator, model: nn.Module, data: Dataset, cfg: Validate, path: Path
+    accelerator: Accelerator, model: nn.Module, data: Samples, cfg: Validate, path: Path
 ) -> dict[str, float]:
     """Held-out losses by name, "held_out" their mean; the sheet goes to `path`, a PNG. All processes call it."""
     world, rank = accelerator.num_processes, accelerator.process_index
-    clips = min(cfg.clips, len(data))  # type: ignore[arg-type]
+    clips = min(cfg.clips, len(data))
     sums = torch.zeros(len(cfg.timesteps), device=accelerator.device)
     with torch.no_grad():
         # Where parameters are sharded, every process must take part as often as the others.
@@ -86,7 +87,7 @@ def validate(
 
 
 def _row(
-    accelerator: Accelerator, model: nn.Module, data: Dataset, cfg: Validate, index: int
+    accelerator: Accelerator, model: nn.Module, data: Samples, cfg: Validate, index: int
 ) -> dict[str, np.ndarray]:
     """Pictures by their titles; none on a process that only helps."""
     batch = _clip(data, index, accelerator.device)
@@ -104,7 +105,7 @@ def _row(
     return {title: upscale(picture.cpu().numpy(), zoom) for title, picture in row.items()}
 
 
-def _clip(data: Dataset, index: int, device: torch.device) -> dict[str, Tensor]:
+def _clip(data: Samples, index: int, device: torch.device) -> dict[str, Tensor]:
     """Clip `index` as a batch of one."""
     batch = {name: value[None].to(device) for name, value in data[index, 0].items()}
     return batch | {"position": torch.tensor([index])}

@@ -21,7 +21,7 @@ from anycharv_core.checkpoints.state_dicts import save_safetensors
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_header
 from training.config import Data
-from training.data.samples import Sample
+from training.data.samples import Sample, Samples
 from training.data.shards import MANIFEST, read_lines
 from training.stop import Stop, Unfinished
 
@@ -34,13 +34,13 @@ class EncodedClips(Dataset):
     Augmentation comes in `variants`: epoch e is that of epoch e % variants.
     """
 
-    def __init__(self, source: Dataset, folder: Path, variants: int):
+    def __init__(self, source: Samples, folder: Path, variants: int):
         self.source, self.folder, self.variants = source, folder, variants
         if hasattr(source, "buckets"):
             self.buckets = source.buckets
 
     def __len__(self) -> int:
-        return len(self.source)  # type: ignore[arg-type]
+        return len(self.source)
 
     def path(self, sample: Sample) -> Path:
         index, epoch = sample

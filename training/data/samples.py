@@ -11,7 +11,7 @@ import bisect
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,17 @@ from anycharv_core.errors import UserError
 
 Sample = tuple[int, int]
 """(index, epoch)"""
+
+
+class Samples(Protocol):
+    """A finite data set; item (index, epoch) is a dict of tensors. With an attribute `buckets`, a number for every
+    sample, a batch holds samples of one bucket only."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, sample: Sample, /) -> dict[str, Tensor]: ...
+
+
 PREFETCH = 2  # batches a worker prepares ahead: a clip of 24 frames at 576 x 1024 has 100 MB
 
 
@@ -74,13 +85,12 @@ def batches(seed: int, buckets: Sequence[int], batch: int, first: int, last: int
 
 
 def loader(
-    dataset: Dataset, seed: int, start: int, stop: int, batch: int, rank: int = 0, world: int = 1, workers: int = 0
+    dataset: Samples, seed: int, start: int, stop: int, batch: int, rank: int = 0, world: int = 1, workers: int = 0
 ) -> Iterator[dict[str, Tensor]]:
     """The share of process `rank` of `world` in positions `start` to `stop`, batch by batch, in order.
 
     Global batch g is positions g * batch ... (g + 1) * batch - 1, of which every process gets a contiguous
-    slice; `batch` counts the clips of all processes. Where the dataset has an attribute `buckets` (a number for
-    every sample), a batch holds samples of one of them only.
+    slice; `batch` counts the clips of all processes.
 
     Yields the samples' tensors stacked [batch / world, ...], and int64 [batch / world] `position`, `index` and
     `epoch`. Leaves torch's global random state alone. With `workers` the dataset must pickle.
@@ -92,7 +102,7 @@ def loader(
         raise UserError(f"The batch of {batch} clips does not divide by {world} processes; change `batch`.")
     if start % batch or stop % batch:
         raise ValueError(f"Positions {start} and {stop} are no multiples of the batch, {batch}.")
-    length = len(dataset)  # type: ignore[arg-type]
+    length = len(dataset)
     if not length:
         raise UserError("The data set holds no sample; prepare more videos or ask for fewer frames.")
     buckets = getattr(dataset, "buckets", np.zeros(length, np.int64))
@@ -128,7 +138,7 @@ class _Placed(Dataset):
     """The dataset's samples with their place in training. A UserError comes back as an item: raised in a worker
     it would arrive as a traceback."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Samples):
         self.dataset = dataset
 
     def __getitem__(self, place: tuple[Sample, int]) -> dict[str, Any] | UserError:

@@ -10,16 +10,12 @@ from anycharv_core.errors import UserError
 from training.config import Data
 from training.data.pairs import PairClips
 from training.data.puppets import PuppetClips
-from training.data.samples import Sample
+from training.data.samples import Samples
 from training.data.shard_clips import ShardClips
 
 
-class Clips(Protocol):
-    """A finite dataset of clips of one length; item (index, epoch) is a sample as `training.data` describes it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, sample: Sample, /) -> dict[str, Tensor]: ...
+class Clips(Samples, Protocol):
+    """Clips of one length, samples as `training.data` describes them."""
 
     def reference(self, index: int, epoch: int) -> Tensor:
         """A sample's reference without its clip."""

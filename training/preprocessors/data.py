@@ -5,7 +5,8 @@ python -m training.preprocessors.data --out DIR [--clips 2000] [--workers 2]
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -14,8 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from anycharv_core.files import owned_folder
+from anycharv_core.errors import UserError
+from anycharv_core.files import check_owned, owned_folder
 from anycharv_core.puppets.crowd import SITUATIONS, Crowd, sample_crowd
+from training import commands
 
 SIZE, FRAMES, PEOPLE = 256, 8, 3
 CLIPS = 2000
@@ -37,8 +40,13 @@ class Clips:
 
 
 def load(folder: Path) -> Clips:
-    """The clips that `main` wrote to `folder`, memory-mapped."""
-    return Clips(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Clips.__dataclass_fields__))
+    """The clips that `main` wrote to `folder`, memory-mapped. Raises UserError where it holds none."""
+    try:
+        return Clips(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Clips.__dataclass_fields__))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds no clips ({error}); make them with python -m training.preprocessors.data."
+        ) from error
 
 
 def pack(crowd: Crowd) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -88,14 +96,22 @@ def repaint(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture * gain.astype(np.float32) + np.float32(rng.uniform(-12, 12)), 0, 255).astype(np.uint8)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
-    write(args.out, args.clips, args.workers)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = commands.new_parser("preprocessors.data", __doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--clips", type=int, default=CLIPS, help="how many, default %(default)s")
+    add("--workers", type=int, default=2, help="processes, default %(default)s")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        if args.clips < 1 or args.workers < 1:
+            raise UserError("--clips and --workers must be at least 1.")
+        check_owned(args.out)
+        write(args.out, args.clips, args.workers)
+
+    return commands.run("data", work, "stopped; nothing is written.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,9 +10,8 @@ stride 16 and class 0 ever score: puppets fill a good part of the frame.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from functools import partial
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -21,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.preprocessors.data import PEOPLE, Clips, load, repaint
+from training.preprocessors.data import PEOPLE, Clips, repaint
 from training.preprocessors.export import settle, write_onnx
-from training.preprocessors.loop import Batch, Schedule, fit
+from training.preprocessors.train import COMMON, Batch, Course, command
 
 SIDE, POOL, STRIDE = 640, 4, 16
 GREY = 114
 SEED = 1
-SCHEDULE = Schedule(steps=1500, batch=16, lr=3e-3, ema=0.99, clip=10.0, pool=4, passes=2)
+PHASE = COMMON(steps=1500, batch=16, lr=3e-3, ema=0.99, grad_clip=10.0)
 
 
 def conv(before: int, after: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -75,20 +74,9 @@ class Released(nn.Module):
         return F.pad(rows, (0, 0, (SIDE // 8) ** 2, (SIDE // 32) ** 2))
 
 
-def batches(clips: Clips, first: int, last: int) -> Iterator[Batch]:
-    """Random windows of random frames, letterboxed and pooled, with the boxes of what they show."""
-    for step in range(first, last):
-        rng = np.random.default_rng([SEED, step])
-        samples = [_sample(clips, rng) for _ in range(SCHEDULE.batch)]
-        pictures, boxes = (np.stack(values) for values in zip(*samples, strict=True))
-        yield {
-            "pictures": torch.from_numpy(pictures).permute(0, 3, 1, 2),
-            "boxes": torch.from_numpy(boxes),
-        }
-
-
-def _sample(clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 [160,160,3] BGR and boxes float32 [PEOPLE,4] in the input's pixels, NaN without."""
+def draw(clips: Clips, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A random window of a random frame, letterboxed and pooled, uint8 [3,160,160] BGR, with the boxes of what it
+    shows, float32 [PEOPLE,4] in the input's pixels, NaN without."""
     clip, t = rng.integers(len(clips.frames)), rng.integers(clips.frames.shape[1])
     size = clips.frames.shape[2]
     w, h = (int(size * (1 if rng.random() < 0.3 else rng.uniform(0.5, 1))) for _ in range(2))
@@ -108,7 +96,7 @@ def _sample(clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
         ys, xs = np.nonzero(labels == p + 1)
         if len(xs) > 40:
             boxes[p] = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) * (scale * POOL)
-    return picture, boxes
+    return {"pictures": picture.transpose(2, 0, 1), "boxes": boxes}
 
 
 def targets(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,18 +140,18 @@ def loss(net: Detector, batch: Batch) -> dict[str, Tensor]:
     return {"loss": focal + 2 * misfit, "focal": focal, "misfit": misfit}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--state", type=Path, required=True, help="folder of the checkpoint and the log")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+def make(course: Course, out: Path) -> None:
+    """Trains the detector and writes it."""
     torch.manual_seed(SEED)
-    net, clips = Detector(), load(args.data)
-    fit(net, partial(loss, net), partial(batches, clips), SCHEDULE, args.state)
-    settle(net, (batch["pictures"].float() for batch in batches(clips, 0, 40)))
-    write_onnx(Released(net), torch.zeros(1, 3, SIDE, SIDE), args.out, "images", ["output"], batch=False)
+    net = Detector()
+    samples = course.train(net, loss, draw, PHASE, SEED)
+    settle(net, (batch["pictures"].float() for batch in samples.batches(40, PHASE.batch)))
+    write_onnx(Released(net), torch.zeros(1, 3, SIDE, SIDE), out, "images", ["output"], batch=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command("detector", __doc__, make, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

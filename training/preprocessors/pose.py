@@ -10,9 +10,8 @@ points of COCO the puppets have the first 17; the others never score.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from functools import partial
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -21,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.preprocessors.data import Clips, load, repaint
+from training.preprocessors.data import Clips, repaint
 from training.preprocessors.detector import conv
 from training.preprocessors.export import settle, write_onnx
-from training.preprocessors.loop import Batch, Schedule, fit
+from training.preprocessors.train import COMMON, Batch, Course, command
 
 WIDTH, HEIGHT, POOL, CELL, SPLIT = 288, 384, 4, 8, 2
 POINTS, WHOLE_BODY = 17, 133
@@ -36,7 +35,7 @@ MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 # Standard deviation of the labels, and of the bumps that cells become in the output, in cells.
 BLUR = 0.7
 SEED = 2
-SCHEDULE = Schedule(steps=2100, batch=16, lr=3e-3, ema=0.995, clip=10.0, pool=4, passes=2)
+PHASE = COMMON(steps=2100, batch=16, lr=3e-3, ema=0.995, grad_clip=10.0)
 
 
 class Residual(nn.Module):
@@ -97,21 +96,9 @@ class Released(nn.Module):
         return x, y
 
 
-def batches(clips: Clips, first: int, last: int) -> Iterator[Batch]:
-    """Crops around jittered boxes of random people who show enough."""
-    for step in range(first, last):
-        rng = np.random.default_rng([SEED, step])
-        samples: list[tuple[np.ndarray, np.ndarray]] = []
-        while len(samples) < SCHEDULE.batch:
-            sample = _sample(clips, rng)
-            if sample:
-                samples.append(sample)
-        crops, points = (np.stack(values) for values in zip(*samples, strict=True))
-        yield {"crops": torch.from_numpy(crops).permute(0, 3, 1, 2), "points": torch.from_numpy(points)}
-
-
-def _sample(clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
-    """A pooled crop uint8 [96,72,3] BGR and its points float32 [17,3] in the crop's pixels; None if unfit."""
+def draw(clips: Clips, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+    """A pooled crop uint8 [3,96,72] BGR around the jittered box of a random person, and its points float32 [17,3]
+    in the crop's pixels; None where that person shows too little."""
     index = rng.integers(len(clips.frames)), rng.integers(clips.frames.shape[1])
     side = clips.frames.shape[2]
     # Puppets seldom reach past the picture's edge by themselves: some pictures are cut down.
@@ -142,7 +129,7 @@ def _sample(clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
         crop = crop[:, ::-1]
         points = points[list(MIRROR)] * (-1, 1, 1) + (WIDTH, 0, 0)
     pooled = cv2.resize(crop, (WIDTH // POOL, HEIGHT // POOL), interpolation=cv2.INTER_AREA)
-    return repaint(pooled, rng), points.astype(np.float32)
+    return {"crops": repaint(pooled, rng).transpose(2, 0, 1), "points": points.astype(np.float32)}
 
 
 def crop_around(frame: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
@@ -170,21 +157,19 @@ def loss(net: PoseNet, batch: Batch) -> dict[str, Tensor]:
     return {"loss": place + known, "place": place, "known": known}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--state", type=Path, required=True, help="folder of the checkpoint and the log")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+def make(course: Course, out: Path) -> None:
+    """Trains the pose net and writes it."""
     torch.manual_seed(SEED)
-    net, clips = PoseNet(), load(args.data)
-    fit(net, partial(loss, net), partial(batches, clips), SCHEDULE, args.state)
+    net = PoseNet()
+    samples = course.train(net, loss, draw, PHASE, SEED)
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    settle(net, ((batch["crops"].float() - mean) / std for batch in batches(clips, 0, 40)))
-    write_onnx(
-        Released(net), torch.zeros(1, 3, HEIGHT, WIDTH), args.out, "input", ["simcc_x", "simcc_y"], batch=True
-    )
+    settle(net, ((batch["crops"].float() - mean) / std for batch in samples.batches(40, PHASE.batch)))
+    write_onnx(Released(net), torch.zeros(1, 3, HEIGHT, WIDTH), out, "input", ["simcc_x", "simcc_y"], batch=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command("pose", __doc__, make, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

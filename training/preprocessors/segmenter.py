@@ -8,8 +8,9 @@ DIR of --data is what `training.preprocessors.data` wrote. Two phases: `frames` 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
 
-from anycharv_core.files import owned_folder
+from anycharv_core.files import check_owned, owned_folder
 from anycharv_core.puppets.crowd import SITUATIONS
-from training.preprocessors.data import Clips, load, repaint
-from training.preprocessors.loop import Batch, Schedule, fit
+from training.preprocessors.data import Clips, repaint
+from training.preprocessors.train import COMMON, Batch, Course, command
 
 SIDE, PATCH, WIDTH = 192, 16, 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,8 +33,8 @@ SEED = 3
 # Parts that boxes and memory never reach.
 UNUSED = "mask_embed.", "mask_downsample.", "iou_", "no_memory_positional"
 PHASES = {
-    "frames": (1, Schedule(steps=2100, batch=8, lr=1e-3, ema=0.995, clip=1.0)),
-    "clips": (6, Schedule(steps=600, batch=2, lr=5e-4, ema=0.99, clip=1.0)),
+    "frames": (1, COMMON(steps=2100, batch=8, lr=1e-3, ema=0.995, grad_clip=1.0)),
+    "clips": (6, COMMON(steps=600, batch=2, lr=5e-4, ema=0.99, grad_clip=1.0)),
 }
 
 
@@ -103,22 +104,9 @@ def new_model() -> Sam2VideoModel:
     return model
 
 
-def batches(clips: Clips, length: int, size: int, first: int, last: int) -> Iterator[Batch]:
-    """Clips [B,T,3,S,S] with one person's masks [B,T,S,S] uint8 0/1 and the box [B,2,2] in the first frame."""
-    for step in range(first, last):
-        rng = np.random.default_rng([SEED, length, step])
-        samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        while len(samples) < size:
-            sample = _sample(clips, length, rng)
-            if sample:
-                samples.append(sample)
-        frames, masks, boxes = (torch.from_numpy(np.stack(v)) for v in zip(*samples, strict=True))
-        yield {"frames": frames.permute(0, 1, 4, 2, 3), "masks": masks, "boxes": boxes}
-
-
-def _sample(
-    clips: Clips, length: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def draw(length: int, clips: Clips, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+    """`length` frames uint8 [T,3,S,S] with one person's masks uint8 [T,S,S] 0/1 and the box float32 [2,2] in the
+    first frame; None where nobody large enough is in it."""
     index = int(rng.integers(len(clips.frames)))
     if length > 1 and SITUATIONS[index % len(SITUATIONS)] == "cuts":
         return None
@@ -148,7 +136,11 @@ def _sample(
     ys, xs = np.nonzero(labels[0] == person)
     box = np.array([[xs.min(), ys.min()], [xs.max() + 1, ys.max() + 1]], np.float32)
     box += rng.normal(0, 0.04, (2, 2)) * (box[1] - box[0])
-    return np.stack(frames), np.stack(masks).astype(np.uint8), (box * (SIDE / w, SIDE / h)).astype(np.float32)
+    return {
+        "frames": np.stack(frames).transpose(0, 3, 1, 2),
+        "masks": np.stack(masks).astype(np.uint8),
+        "boxes": (box * (SIDE / w, SIDE / h)).astype(np.float32),
+    }
 
 
 def unroll(model: Sam2VideoModel, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,26 +230,21 @@ def loss(model: Sam2VideoModel, batch: Batch) -> dict[str, Tensor]:
     return {"loss": edge + dice + 0.5 * known, "edge": edge, "dice": dice, "known": known, "iou": iou}
 
 
-def train(clips: Clips, state: Path) -> Sam2VideoModel:
-    """Both phases, each resumed from what `state` holds."""
+def make(course: Course, out: Path) -> None:
+    """Trains both phases, each in a folder of its own, and writes the model."""
+    check_owned(out)
     model = new_model()
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(not any(word in key for word in UNUSED))
-    for name, (length, schedule) in PHASES.items():
-        fit(model, partial(loss, model), partial(batches, clips, length, schedule.batch), schedule, state / name)
-    return model
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--state", type=Path, required=True, help="folder of the checkpoints and the logs")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    model = train(load(args.data), args.state)
-    with owned_folder(args.out) as tmp:
+    for name, (length, phase) in PHASES.items():
+        replace(course, state=course.state / name).train(model, loss, partial(draw, length), phase, SEED, length)
+    with owned_folder(out) as tmp:
         model.half().save_pretrained(tmp)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command("segmenter", __doc__, make, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
