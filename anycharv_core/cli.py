@@ -1,7 +1,8 @@
-"""The command line: `anycharv COMMAND`, each command with its options in `_parser`.
+"""The command line: `anycharv COMMAND`, its options and what it calls.
 
 Exit codes: 0 done; 1 `doctor` found something missing; 2 something the user can put right, said in one
-sentence on stderr; 130 stopped by Ctrl-C. torch is imported by the commands that need it, not by --help.
+sentence on stderr; 130 stopped by Ctrl-C. What a command needs, torch first of all, is imported when it runs, so
+that the others and --help start without it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import commands
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .jobs.run import RenderJob
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,16 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         return args.run(args)
     except UserError as error:
-        return commands.say(str(error), 2)
+        return _say(str(error), 2)
     except KeyboardInterrupt:
-        return commands.say("stopped; unfinished files were removed.", 130)
+        return _say("stopped; unfinished files were removed.", 130)
     except ImportError as error:
         if (error.name or "").startswith("anycharv_core"):
             raise
-        return commands.say(f"{error}; 'anycharv doctor' tells what is missing.", 2)
+        return _say(f"{error}; 'anycharv doctor' tells what is missing.", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return commands.say(f"{where}{error.strerror or error}; check the path and its permissions.", 2)
+        return _say(f"{where}{error.strerror or error}; check the path and its permissions.", 2)
+
+
+def _say(sentence: str, code: int) -> int:
+    """One line on stderr; returns `code`."""
+    print(f"anycharv: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,15 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     ):
         demo = subcommands.add_parser(name, help=f"make a video with the model '{model}', from nothing: {what}")
         add = demo.add_argument
-        add("--out", type=Path, default=Path("out", name), metavar="DIR", help="default: %(default)s")
+        add("--out", type=_path, default=Path("out", name), metavar="DIR", help="default: %(default)s")
         add("--clips", type=_count, default=4, metavar="N", help="clips to make (%(default)s)")
-        demo.set_defaults(run=commands.run_demo, model=model)
+        demo.set_defaults(run=_demo, model=model)
 
     make = subcommands.add_parser("generate", help="replace the masked person of a video by your character")
     add = make.add_argument
     add(
         "--reference",
-        type=Path,
+        type=_path,
         action="append",
         required=True,
         metavar="PNG",
@@ -72,76 +83,76 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--reference-mask",
-        type=Path,
+        type=_path,
         action="append",
         metavar="PNG",
         help="white where the reference shows the character; once for every reference, or not at all",
     )
-    add("--prepared", type=Path, metavar="DIR", help="what 'anycharv preprocess' wrote: video, mask and pose")
-    add("--video", type=Path, metavar="VIDEO", help="the clip to put the character into")
-    add("--mask", type=Path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
-    add("--pose", type=Path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add("--prepared", type=_path, metavar="DIR", help="what 'anycharv preprocess' wrote: video, mask and pose")
+    add("--video", type=_path, metavar="VIDEO", help="the clip to put the character into")
+    add("--mask", type=_path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
+    add("--pose", type=_path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors (default: %(default)s)")
-    _add_making(make, cfg=3.0)
-    make.set_defaults(run=commands.run_generate)
+    _add_render(make, cfg="3.0")
+    make.set_defaults(run=_generate)
 
     move = subcommands.add_parser("animate", help="animate a picture, with a model of Animate Anyone")
     add = move.add_argument
-    add("--reference", type=Path, required=True, metavar="PNG", help="the character, background and all")
-    add("--pose", type=Path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add("--reference", type=_path, required=True, metavar="PNG", help="the character, background and all")
+    add("--pose", type=_path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add(
         "--model",
         default="embedded-animate",
         metavar="MODEL",
         help="folder with denoising_unet.pth and more, or .safetensors (default: %(default)s)",
     )
-    add("--scene", type=Path, metavar="FILE", help="video or picture to put the character in front of")
+    add("--scene", type=_path, metavar="FILE", help="video or picture to put the character in front of")
     add(
         "--reference-mask",
-        type=Path,
+        type=_path,
         metavar="PNG",
         help="white where the reference shows the character; a scene needs it, or transparency, or --mask",
     )
-    add("--mask", type=Path, metavar="MASK", help="where the character covers the scene, in place of keying")
+    add("--mask", type=_path, metavar="MASK", help="where the character covers the scene, in place of keying")
     add("--frames", type=_number, metavar="N", help="make only the first N frames (default: all poses)")
     add("--fps", type=_rate, metavar="X", help="frames per second (default: the scene's or pose video's, else 24)")
     add("--rescale", action="store_true", help="give the skeleton the character's proportions, size and place")
-    add("--reference-pose", type=Path, metavar="POSE", help="the character's POSE_KEYPOINT, and rescale to it")
+    add("--reference-pose", type=_path, metavar="POSE", help="the character's POSE_KEYPOINT, and rescale to it")
     add("--pose-model", metavar="DIR", help="what finds it otherwise: DWPose's folder or 'embedded'")
-    _add_making(move, cfg=3.5)
-    move.set_defaults(run=commands.run_animate)
+    _add_render(move, cfg="3.5")
+    move.set_defaults(run=_animate)
 
     ready = subcommands.add_parser("preprocess", help="pose, mask and box of the people you choose in a clip")
     add = ready.add_argument
-    add("clip", type=Path, metavar="CLIP", help="any video")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for pose.json, mask.mkv, box.mkv and more")
+    add("clip", type=_path, metavar="CLIP", help="any video")
+    add("--out", type=_path, required=True, metavar="DIR", help="folder for pose.json, mask.mkv, box.mkv and more")
     add("--people", metavar="N,N", help="their numbers in people.png (default: the most prominent person)")
     add("--click", type=_numbers(3), metavar="F,X,Y", help="the person at this pixel of frame F, counted from 0")
     add("--box", type=_numbers(5), metavar="F,X0,Y0,X1,Y1", help="the person in this box of frame F")
-    add("--like", type=Path, metavar="PNG", help="the person who looks most like this picture")
+    add("--like", type=_path, metavar="PNG", help="the person who looks most like this picture")
     add("--pose-model", metavar="DIR", help="DWPose's ONNX folder, or 'embedded' (default: ComfyUI's)")
-    add("--poses", type=Path, metavar="POSE", help="POSE_KEYPOINT JSON made elsewhere, in place of DWPose")
+    add("--poses", type=_path, metavar="POSE", help="POSE_KEYPOINT JSON made elsewhere, in place of DWPose")
     add("--segmenter", metavar="DIR", help="SAM2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
-    add("--masks", type=Path, metavar="MASK", help="masks made elsewhere, in place of SAM2")
+    add("--masks", type=_path, metavar="MASK", help="masks made elsewhere, in place of SAM2")
     add("--smooth", action="store_true", help="steady the skeleton over time")
     add(
         "--retarget",
-        type=Path,
+        type=_path,
         action="append",
         default=[],
         metavar="PNG",
         help="give the skeleton the proportions of this character; once for every person chosen",
     )
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
-    ready.set_defaults(run=commands.run_preprocess)
+    _add_device(ready, "cpu", "cuda")
+    ready.set_defaults(run=_preprocess)
 
     bench = subcommands.add_parser("bench", help="score a model, or any system's frames, where the truth is exact")
     add = bench.add_argument
     add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps or animations of the puppet world")
     way = bench.add_mutually_exclusive_group()
     way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
-    way.add_argument("--export", type=Path, metavar="DIR", help="write the tasks for another system, and stop")
-    way.add_argument("--score", type=Path, metavar="DIR", help="score the frames another system put beside them")
+    way.add_argument("--export", type=_path, metavar="DIR", help="write the tasks for another system, and stop")
+    way.add_argument("--score", type=_path, metavar="DIR", help="score the frames another system put beside them")
     add(
         "--task",
         choices=("swap", "animation"),
@@ -150,89 +161,105 @@ def _parser() -> argparse.ArgumentParser:
     add("--clips", type=_count, default=64, metavar="N", help="tasks (%(default)s)")
     add("--frames", type=_count, default=8, metavar="N", help="frames of each (%(default)s)")
     add("--size", type=_count, metavar="N", help="pixels a side (64)")
-    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
-    add("--cfg", type=_finite, metavar="X", help="guidance scale (default: the model's, else 3.0)")
-    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
-    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
-    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
-    add("--lpips-weights", type=Path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
-    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    _add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone")
+    add("--lpips-weights", type=_path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
     add(
         "--out",
-        type=Path,
+        type=_path,
         default=Path("out/bench"),
         metavar="DIR",
         help="folder for puppets.json, puppets.md and sheet.png (default: %(default)s)",
     )
-    bench.set_defaults(run=commands.run_bench)
+    bench.set_defaults(run=_bench)
 
     compare = subcommands.add_parser("evaluate", help="score generated clips against real ones")
     add = compare.add_argument
-    add("real", type=Path, metavar="REAL_DIR", help="videos, or folders of PNGs")
-    add("generated", type=Path, metavar="GENERATED_DIR", help="as many, of the same names, lengths and sizes")
-    add("--masks", type=Path, metavar="DIR", help="what was replaced in each clip, for the background's PSNR")
-    add("--references", type=Path, metavar="DIR", help="each clip's reference picture, for CLIP-I")
-    add("--real-poses", type=Path, metavar="DIR", help="POSE_KEYPOINT JSON of each real clip, for the pose PCK")
-    add("--generated-poses", type=Path, metavar="DIR", help="the same of each generated clip")
+    add("real", type=_path, metavar="REAL_DIR", help="videos, or folders of PNGs")
+    add("generated", type=_path, metavar="GENERATED_DIR", help="as many, of the same names, lengths and sizes")
+    add("--masks", type=_path, metavar="DIR", help="what was replaced in each clip, for the background's PSNR")
+    add("--references", type=_path, metavar="DIR", help="each clip's reference picture, for CLIP-I")
+    add("--real-poses", type=_path, metavar="DIR", help="POSE_KEYPOINT JSON of each real clip, for the pose PCK")
+    add("--generated-poses", type=_path, metavar="DIR", help="the same of each generated clip")
     add("--pose-model", metavar="DIR", help="DWPose's folder or 'embedded', run on both in place of poses")
-    add("--lpips-weights", type=Path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
-    add("--clip-model", type=Path, metavar="DIR", help="transformers' CLIP, for CLIP-I")
-    add("--fvd-model", type=Path, metavar="PATH", help="I3D as TorchScript or a folder of VideoMAE, for FVD")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
+    add("--lpips-weights", type=_path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
+    add("--clip-model", type=_path, metavar="DIR", help="transformers' CLIP, for CLIP-I")
+    add("--fvd-model", type=_path, metavar="PATH", help="I3D as TorchScript or a folder of VideoMAE, for FVD")
+    _add_device(compare, "cpu", "cuda")
     add(
         "--out",
-        type=Path,
+        type=_path,
         default=Path("out/evaluate"),
         metavar="DIR",
         help="folder for evaluate.json and evaluate.md (default: %(default)s)",
     )
-    compare.set_defaults(run=commands.run_evaluate)
+    compare.set_defaults(run=_evaluate)
 
     doctor = subcommands.add_parser("doctor", help="tell what is installed, which weights are found, what to do")
     doctor.add_argument(
         "--models",
-        type=Path,
+        type=_path,
         action="append",
         metavar="DIR",
         help="folder with models (default: $ANYCHARV_MODELS and anycharv in ComfyUI's models)",
     )
-    doctor.set_defaults(run=commands.run_doctor)
+    doctor.set_defaults(run=_doctor)
 
     convert = subcommands.add_parser("convert", help="turn a model folder into a single file, or back")
     add = convert.add_argument
     add("source", metavar="SRC", help="model folder, .safetensors file or 'embedded'")
-    add("target", type=Path, metavar="DST", help="a name ending in .safetensors, or else a folder")
+    add("target", type=_path, metavar="DST", help="a name ending in .safetensors, or else a folder")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default: every weight keeps its own")
-    add("--vae", type=Path, metavar="DIR", help="VAE to put in, in place of the model's own")
-    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder to put in")
+    add("--vae", type=_path, metavar="DIR", help="VAE to put in, in place of the model's own")
+    add("--image-encoder", type=_path, metavar="DIR", help="CLIP image encoder to put in")
     add("--force", action="store_true", help="replace DST if it exists")
-    convert.set_defaults(run=commands.run_convert)
+    convert.set_defaults(run=_convert)
 
     get = subcommands.add_parser("download", help="fetch weights from the Hugging Face hub, or say how to")
     add = get.add_argument
     add("what", nargs="*", choices=NAMES, default="all", metavar="WHAT", help=f"any of {', '.join(NAMES)}")
-    add("--to", type=Path, metavar="DIR", help="models folder (default: ComfyUI's, where one is found)")
+    add("--to", type=_path, metavar="DIR", help="models folder (default: ComfyUI's, where one is found)")
     add("--dry-run", action="store_true", help="only list files, sizes, places and licences")
     add("--offline", action="store_true", help="without any network, say which file to put where")
-    get.set_defaults(run=commands.run_download)
+    get.set_defaults(run=_download)
     return parser
 
 
-def _add_making(parser: argparse.ArgumentParser, cfg: float) -> None:
-    """The options of a `generate.Making`; cfg: the guidance scale of a model that names none."""
+def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
+    """The options of a `RenderJob`; cfg: the guidance scale of a model that names none."""
+    _add_sampling(parser, cfg)
     add = parser.add_argument
-    add("--vae", type=Path, metavar="DIR", help="VAE, in place of the model's own")
-    add("--image-encoder", type=Path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
     add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
-    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
-    add("--cfg", type=_finite, metavar="X", help=f"guidance scale (default: the model's, else {cfg})")
-    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
     add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
-    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
+    add("--sheet", type=_path, metavar="PNG", help="also draw a contact sheet")
+    add("--out", type=_path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, cfg: str) -> None:
+    """What a model is run with."""
+    add = parser.add_argument
+    add("--vae", type=_path, metavar="DIR", help="VAE, in place of the model's own")
+    add("--image-encoder", type=_path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
+    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add(
+        "--cfg",
+        dest="guidance_scale",
+        type=_finite,
+        metavar="X",
+        help=f"guidance scale (default: the model's, else {cfg})",
+    )
+    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
+    _add_device(parser, "cpu", "cuda", "mps")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
-    add("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
-    add("--out", type=Path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
+
+
+def _add_device(parser: argparse.ArgumentParser, *names: str) -> None:
+    parser.add_argument("--device", choices=names, help="default: cuda where there is one, else cpu")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name a file or a folder")
+    return Path(text)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -292,3 +319,154 @@ def _finite(text: str) -> float:
     if not 0 <= value < 1000:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1000")
     return value
+
+
+def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """The options that a job is made of: all but `others`."""
+    return {name: value for name, value in vars(args).items() if name not in ("run", *others)}
+
+
+def _list(paths: Iterable[Path]) -> int:
+    """Prints where everything is."""
+    for path in paths:
+        print(path)
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .jobs.demo import run
+
+    with _progress_bar("clips", "clip") as progress:
+        run(args.out, args.clips, args.model, progress)
+    return _list(path for path in sorted(args.out.iterdir()) if path.is_file())
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from .jobs.replace import ReplaceJob, generate, people_of
+
+    video, people = people_of(args.reference, args.reference_mask, args.video, args.mask, args.pose, args.prepared)
+    own = ("reference", "reference_mask", "prepared", "video", "mask", "pose")
+    job = ReplaceJob(video=video, people=people, **_fields(args, *own))
+    with _progress_bar("denoising", "call") as progress:
+        report = generate(job, progress)
+    return _made(job, report)
+
+
+def _animate(args: argparse.Namespace) -> int:
+    from .jobs.animate import AnimateJob, animate
+
+    job = AnimateJob(**_fields(args))
+    with _progress_bar("denoising", "call") as progress:
+        report = animate(job, progress)
+    return _made(job, report)
+
+
+def _made(job: RenderJob, report: dict[str, Any]) -> int:
+    """Says what became of the sound, where that is not as expected, and where everything is."""
+    if report["audio"] not in ("copied", "none", "none in the source"):
+        print(report["audio"])
+    return _list(filter(None, (job.out, job.report, job.sheet)))
+
+
+def _preprocess(args: argparse.Namespace) -> int:
+    from .jobs.preprocess import Preparation, preprocess
+
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in bars:
+                bars[phase] = stack.enter_context(_progress_bar(phase, "frame"))
+            bars[phase](done, total)
+
+        report = preprocess(Preparation(**_fields(args, "retarget"), retarget=tuple(args.retarget)), progress)
+    others = len(report["people"]) - len(report["chosen"])
+    if others and not (args.people or args.click or args.box or args.like):
+        print(f"{len(report['people'])} people are in the clip; people.png shows them, --people chooses.")
+    if report["likeness"] is not None:
+        number = report["chosen"][0]["number"]
+        print(f"Person {number} looks most like {args.like}: {report['likeness']:.2f} of 1.")
+    return _list(path for path in sorted(args.out.rglob("*")) if path.is_file())
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench.exchange import export
+    from .bench.tasks import SWAP, Setup
+    from .jobs.bench import PuppetJob, bench_puppets
+
+    with _progress_bar("clips", "clip") as progress:
+        if args.export is not None:
+            setup = Setup(args.clips, args.frames, args.size or Setup.size, args.task or SWAP)
+            export(args.export, setup, progress)
+            return _list([args.export])
+        _, table = bench_puppets(PuppetJob(**_fields(args, "suite", "export")), progress)
+    print(table)
+    return _list(args.out / name for name in ("puppets.json", "puppets.md", "sheet.png"))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .jobs.evaluate import EvaluateJob, evaluate
+
+    with _progress_bar("pairs", "pair") as progress:
+        _, table = evaluate(EvaluateJob(**_fields(args)), progress)
+    print(table)
+    return _list(args.out / name for name in ("evaluate.json", "evaluate.md"))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .jobs.doctor import examine
+
+    return examine(args.models)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .jobs.convert import ConvertJob, convert
+
+    for path in convert(ConvertJob(**_fields(args))):
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    # Its own bars would run through ours, and its remarks on every lost connection too.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    from .checkpoints import download
+    from .checkpoints.places import models_folder
+
+    sources, to = download.choose(args.what), models_folder(args.to)
+    if args.offline:
+        print("\n".join(download.by_hand(sources, to)))
+        return 0
+    items = download.plan(sources, to)
+    print("\n".join(download.listing(items)), flush=True)
+    if args.dry_run:
+        return 0
+    from tqdm import tqdm
+
+    try:
+        with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            fetched = download.fetch(items, to, progress)
+    except KeyboardInterrupt:
+        return _say("stopped; run the same command again to go on where it stopped.", 130)
+    print("\n".join(str(path) for path in fetched) or "Nothing to do.")
+    return 0
+
+
+@contextmanager
+def _progress_bar(what: str, unit: str) -> Iterator[Any]:
+    """progress(done, total), drawn on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

@@ -20,7 +20,7 @@ from anycharv_core.bench.puppets import Method, measure, of_codec, of_model, ref
 from anycharv_core.bench.report import make_folder
 from anycharv_core.bench.tasks import SWAP, Setup
 from anycharv_core.jobs.bench import publish
-from anycharv_core.jobs.replace import versions
+from anycharv_core.jobs.run import versions
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""anycharv_core's pipeline with its networks in ComfyUI's hands."""
+"""anycharv_core's networks in ComfyUI's hands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.backend import Progress
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.pipeline import Pipeline
-from ..anycharv_core.jobs.replace import working_size
-from ..anycharv_core.media.canvas import Canvas, nearest_multiple
+from ..anycharv_core.media.canvas import nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square
 from ..anycharv_core.models.windows import Windows
 from ..anycharv_core.systems.recipes import Recipe
@@ -26,8 +26,8 @@ from .sampling import run_sampler
 from .windows import HANDLER
 
 
-class ComfyPipeline(Pipeline):
-    """Pipeline over MODEL, reference net, VAE and CLIP_VISION, which ComfyUI loads and moves.
+class ComfyBackend:
+    """The `Backend` of MODEL, reference net, VAE and CLIP_VISION, which ComfyUI loads and moves.
 
     Raises UserError where MODEL is not AnyCharV's or the VAE is not the model's.
     """
@@ -63,33 +63,26 @@ class ComfyPipeline(Pipeline):
         # Already of the encoder's size, so that it only normalises.
         return self.clip_vision.encode_image(square, crop="disabled")["image_embeds"].float()
 
-    def tokens(self, recipe: Recipe, picture: np.ndarray, embeds: Tensor, canvas: Canvas) -> list[Tensor]:
-        """The ReferenceNet's tokens [1, T, C] per spatial block, for a video of this canvas."""
-        placed = self.encode(recipe.reference(picture, canvas)[None])
+    def reference_tokens(self, latents: Tensor, image_embed: Tensor) -> list[Tensor]:
         comfy.model_management.load_models_gpu([self.net])
         network, device = self.net.model, self.net.load_device
-        tokens = network(placed.to(device, network.compute_dtype), embeds.to(device, network.compute_dtype))
-        kept = comfy.model_management.intermediate_device()
-        if recipe.bank_dtype is not None:
-            tokens = [x.to(recipe.bank_dtype).to(x.dtype) for x in tokens]
-        return [x.to(kept) for x in tokens]
+        tokens = network(latents.to(device, network.compute_dtype), image_embed.to(device, network.compute_dtype))
+        return [x.to(comfy.model_management.intermediate_device()) for x in tokens]
 
-    def sample_clip(
+    def denoise(
         self,
-        recipe: Recipe,
-        clip: EncodedVideo,
-        picture: np.ndarray,
-        embeds: Tensor,
+        video: EncodedVideo,
+        tokens: Sequence[Tensor],
+        image_embed: Tensor,
         noise: Tensor,
         steps: int,
-        guidance: float,
+        guidance_scale: float,
         windows: Windows,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None = None,
     ) -> Tensor:
-        tokens = self.tokens(recipe, picture, embeds, clip.canvas)
-        positive, negative = conditionings(clip, tuple(noise.shape), tokens, embeds)
+        positive, negative = conditionings(video, tuple(noise.shape), list(tokens), image_embed)
         own = None if HANDLER in self.model.model_options else windows
-        latents = run_sampler(self.model, positive, negative, noise, steps, guidance, own)
+        latents = run_sampler(self.model, positive, negative, noise, steps, guidance_scale, own)
         return self.model.model.process_latent_in(latents)
 
 
@@ -98,14 +91,14 @@ def conditionings(
 ) -> tuple[list[Any], list[Any]]:
     """positive and negative CONDITIONING of the clip, whose latents have this shape, for the ReferenceNet's tokens
     and embedding [1, D]."""
-    scene = None if clip.scene is None else torch.cat([clip.scene, clip.mask], dim=1)
+    scene = None if clip.scene is None or clip.mask is None else torch.cat([clip.scene, clip.mask], dim=1)
     options = {CLIP: ClipConditions(shape, scene, clip.poses, tokens)}
     token = embeds[:, None].float()
     return [[token, options]], [[torch.zeros_like(token), options]]
 
 
-def node_size(pipe: ComfyPipeline, recipe: str, clip: Size, asked: Size) -> Size | None:
-    """The (width, height) to work at, from those of a node and of the clip.
+def node_size(pipe: Pipeline, recipe: Recipe, shown: Size, asked: Size) -> Size | None:
+    """The (width, height) to work at, from those of a node and of the scene, or else of the poses.
 
     In the default recipe one side fills the canvas exactly, so that Composite can tell how it was scaled.
     """
@@ -113,8 +106,7 @@ def node_size(pipe: ComfyPipeline, recipe: str, clip: Size, asked: Size) -> Size
         return asked
     if any(asked):
         raise UserError(f"width is {asked[0]} and height {asked[1]}: give both, or 0 for both.")
-    area = pipe.settings.get("size")
-    if recipe == "official":
-        return None if pipe.system.reads_scene or area is None else tuple(area)
-    fitted = working_size(area, clip, pipe.multiple)
-    return fitted and nearest_multiple(fitted, pipe.multiple)
+    if pipe.system.reads_scene and not recipe.keeps_aspect:
+        return None
+    fitted = pipe.working_size(recipe, shown, None)
+    return nearest_multiple(fitted, pipe.backend.multiple) if fitted and recipe.keeps_aspect else fitted

@@ -6,7 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..anycharv_core.errors import UserError
-from .backend import ComfyPipeline, conditionings, node_size
+from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.media.frames import Source
+from .backend import ComfyBackend, conditionings, node_size
 from .pictures import masks_uint8, rgb_frames, same_length
 from .types import CATEGORY, CanvasType, ReferenceType, recipe_input, size_inputs
 
@@ -57,7 +59,9 @@ class AnyCharVConditioning(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, reference, vae, pose, width, height, recipe, scene=None, mask=None) -> io.NodeOutput:
-        pipe = ComfyPipeline(model, reference.net, vae, reference.clip_vision)
+        backend = ComfyBackend(model, reference.net, vae, reference.clip_vision)
+        pipe = Pipeline(backend)
+        chosen = pipe.system.recipe(recipe)
         frames = None if scene is None else rgb_frames(scene, "scene")
         poses = rgb_frames(pose, "pose")
         masks = None if mask is None else masks_uint8(mask, "mask")
@@ -68,11 +72,15 @@ class AnyCharVConditioning(io.ComfyNode):
                     f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both."
                 )
         shown = pose if scene is None else scene
-        size = node_size(pipe, recipe, (shown.shape[2], shown.shape[1]), (width, height))
-        made = pipe.prepare(reference.picture, frames, masks, poses, size, recipe, reference.mask)
-        chosen, reader = pipe.system.recipe(recipe), ComfyPipeline(model, reference.net, reference.vae)
-        tokens = reader.tokens(chosen, made.picture, made.embeds, made.clip.canvas)
-        positive, negative = conditionings(made.clip, made.shape, tokens, made.embeds)
-        return io.NodeOutput(
-            positive, negative, {"samples": torch.zeros(made.shape, device=pipe.device)}, made.clip.canvas
-        )
+        size = node_size(pipe, chosen, (shown.shape[2], shown.shape[1]), (width, height))
+        pose_source = Source("pose", poses, 3)
+        scene_source = None if frames is None else Source("scene", frames, 3)
+        mask_source = None if masks is None else Source("mask", masks, None)
+        plan = pipe.plan(chosen, scene_source and scene_source.size, pose_source.size, size)
+        made = pipe.prepare(plan, reference.picture, scene_source, mask_source, pose_source, reference.mask)
+        # The reference is encoded by the VAE it came with.
+        reader = Pipeline(ComfyBackend(model, reference.net, reference.vae))
+        tokens = reader.reference_tokens(made)
+        positive, negative = conditionings(made.video, made.shape, tokens, made.reference.image_embed)
+        latents = {"samples": torch.zeros(made.shape, device=backend.device)}
+        return io.NodeOutput(positive, negative, latents, plan.canvas)

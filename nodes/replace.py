@@ -17,7 +17,7 @@ from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.jobs.replace import pose_canvas
+from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks
@@ -25,7 +25,7 @@ from ..anycharv_core.media.pose import Poses
 from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
 from ..anycharv_core.media.video_write import VideoWriter
-from .backend import ComfyPipeline, node_size
+from .backend import ComfyBackend, node_size
 from .pictures import frame_boxes, image_uint8, masks_uint8, reference_mask_uint8, rgb_frames
 from .pose import parsed_poses
 from .types import (
@@ -97,7 +97,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         recipe,
         reference_mask=None,
     ) -> io.NodeOutput:
-        pipe = ComfyPipeline(model, reference_net, vae, clip_vision)
+        pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision))
         chosen = pipe.system.recipe(recipe)
         if not pipe.system.reads_scene:
             raise UserError(
@@ -109,19 +109,14 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         with _as_file(video) as source:
             info = probe(source)
             scene = Reopened(partial(read_frames, source))
-            size = node_size(pipe, recipe, (info.width, info.height), (width, height))
+            size = node_size(pipe, chosen, (info.width, info.height), (width, height))
             given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
-            pose_size = _pose_size(given)
-            canvas = chosen.canvas((info.width, info.height), pose_size, size, pipe.multiple)
-            # Keypoints are drawn at the size the networks work at, or as much larger as the model asks for.
-            drawn = pose_canvas(
-                canvas.inner if chosen.paste_back else size or pose_size, pipe.settings.get("pose_scale", 1)
-            )
+            plan = pipe.plan(chosen, (info.width, info.height), _pose_size(given), size)
             target = Path(folder_paths.get_temp_directory()) / f"anycharv_{secrets.token_hex(8)}.mp4"
             target.parent.mkdir(parents=True, exist_ok=True)
             writer = VideoWriter(
                 target,
-                *canvas.source,
+                *plan.canvas.source,
                 info.timestamps,
                 info.time_base,
                 info.rate,
@@ -133,7 +128,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     picture,
                     scene,
                     _masks(mask, info),
-                    _poses(given, info, drawn),
+                    _poses(given, info, plan.drawing),
                     steps=steps,
                     guidance_scale=cfg,
                     seed=seed,

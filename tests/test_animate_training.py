@@ -156,12 +156,12 @@ def test_both_stages_leave_the_published_layout(tmp_path: Path, v1: bool) -> Non
     model = out / "motion" / "model"
     assert {path.name for path in model.glob("*.pth")} >= {"denoising_unet.pth", "motion_module.pth"}
     pipe = Pipeline.from_pretrained(model)
-    assert pipe.system is ANIMATE_ANYONE and pipe.schedule == (V1 if v1 else NoiseSchedule())
-    assert pipe.networks.denoising_unet.cfg.joint_norm == v1
+    assert pipe.system is ANIMATE_ANYONE and pipe.backend.schedule == (V1 if v1 else NoiseSchedule())
+    assert pipe.backend.networks.denoising_unet.cfg.joint_norm == v1
     trained = load_file(out / "motion" / "weights.safetensors")
     assert trained and all("motion_modules" in name for name in trained)
-    before = Pipeline.from_pretrained(out / "frames" / "model").networks.denoising_unet.state_dict()
-    for key, value in pipe.networks.denoising_unet.state_dict().items():
+    before = Pipeline.from_pretrained(out / "frames" / "model").backend.networks.denoising_unet.state_dict()
+    for key, value in pipe.backend.networks.denoising_unet.state_dict().items():
         same = torch.equal(value, before[key])
         assert same or "motion_modules" in key, key
     rng = np.random.default_rng(0)

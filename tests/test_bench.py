@@ -25,7 +25,7 @@ from anycharv_core.bench.seam import SEAMS
 from anycharv_core.bench.tasks import ANIMATION, KINDS, SWAP, Setup, tasks
 from anycharv_core.cli import main
 from anycharv_core.jobs.bench import PuppetJob, _model
-from anycharv_core.jobs.inputs import mask_frames, pose_frames, read_reference
+from anycharv_core.jobs.inputs import mask_frames, open_skeletons, read_reference
 from anycharv_core.media.masks import box_masks
 from anycharv_core.media.sheet import sheet
 from anycharv_core.media.video_read import read_frames
@@ -272,9 +272,11 @@ def test_tasks_go_out_and_frames_come_back(tmp_path: Path) -> None:
         assert np.array_equal(driving, swap.driving.frames)
         assert np.array_equal(list(mask_frames(place / "masks", (48, 48))), swap.driving.mask)
         assert np.array_equal(list(mask_frames(place / "boxes.json", (48, 48))), swap.box)
-        drawn, count, size = pose_frames(place / "poses.json", (48, 48))
-        assert count == 3 and size == (48, 48)
-        assert np.array_equal(pose_pictures(swap.driving.poses(), 48)[0].shape, (48, 48, 3)) and list(drawn(size))
+        skeletons = open_skeletons(place / "poses.json", (48, 48))
+        assert skeletons.count == 3 and skeletons.size == (48, 48)
+        assert np.array_equal(pose_pictures(swap.driving.poses(), 48)[0].shape, (48, 48, 3)) and list(
+            skeletons.drawn(skeletons.size)
+        )
         assert len(list(read_frames(place / "driving.mp4"))) == 3
         assert sorted(path.name for path in place.iterdir()) == [
             "boxes.json",

@@ -71,7 +71,7 @@ def test_parts_left_out_are_asked_for(folder: Path, tiny_model: Path) -> None:
         Pipeline.from_pretrained(folder)
     given = Pipeline.from_pretrained(folder, vae=tiny_model / "vae")
     whole = Pipeline.from_pretrained(tiny_model)
-    for a, b in zip(given.networks.vae.parameters(), whole.networks.vae.parameters(), strict=True):
+    for a, b in zip(given.backend.networks.vae.parameters(), whole.backend.networks.vae.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

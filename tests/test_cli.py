@@ -28,7 +28,8 @@ from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.jobs.doctor import examine, find_models
 from anycharv_core.jobs.inputs import read_reference
-from anycharv_core.jobs.replace import pose_canvas, sheet_frames, working_size
+from anycharv_core.jobs.run import sheet_frames
+from anycharv_core.media.canvas import pose_canvas, working_size
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.systems import read_checkpoint, write_folder
@@ -245,7 +246,6 @@ def test_the_rule_for_the_working_size() -> None:
     assert working_size([64, 64], (540, 960), 4) == (48, 85)
     assert working_size([64, 64], (32, 32), 4) == (64, 64)
     assert working_size([64, 64], (6000, 10), 8)[1] == 8
-    assert working_size(None, (540, 960), 4) is None
     for clip in [(1920, 1080), (333, 777), (64, 64), (50, 2000)]:
         width, height = working_size([128, 96], clip, 8)
         assert min(width, height) >= 8 and abs(width * height / (128 * 96) - 1) < 0.1
@@ -489,7 +489,7 @@ def test_an_odd_system_error_is_one_sentence(
     def broken(_: object) -> None:
         raise OSError(5, "Input/output error", "/some/clip.mp4")
 
-    monkeypatch.setattr("anycharv_core.jobs.inputs.probe", broken)
+    monkeypatch.setattr("anycharv_core.jobs.replace.Video", broken)
     refused(run(*command(files, tmp_path, tmp_path / "a.mp4")), "/some/clip.mp4: Input/output error")
 
 

@@ -93,7 +93,7 @@ def test_missing_motion_modules_are_seen(pipe: Pipeline, monkeypatch: pytest.Mon
 
 
 def test_a_missing_bank_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipe.networks.denoising_unet, "project_bank", lambda tokens: None)
+    monkeypatch.setattr(pipe.backend.networks.denoising_unet, "project_bank", lambda tokens: None)
     assert run(pipe, "single")[0] > WRONG
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from anycharv_core.errors import UserError
-from anycharv_core.inference.pipeline import paste_weights
+from anycharv_core.inference.finish import paste_weights
 from training.commands import LOCK
 from training.config import Data, Pairs
 from training.data.pairs import PairClips, read_pairs

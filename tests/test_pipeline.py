@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anycharv_core import Pipeline, UserError
-from anycharv_core.inference.pipeline import FEATHER
+from anycharv_core.inference.finish import FEATHER
 from anycharv_core.media.canvas import Canvas
 from anycharv_core.media.masks import feather
 from anycharv_core.systems.anycharv import RECIPES
@@ -58,7 +58,7 @@ def test_stretches_without_a_person_are_not_sampled(pipe: Pipeline) -> None:
     reference = np.zeros((16, 16, 3), np.uint8)
     out = pipe(reference, mask=mask, **clip, steps=1, progress=lambda done, total: calls.append(total))
     assert calls == [1]
-    scene = pipe.encode(clip["scene"][-1:])
+    scene = pipe.backend.encode(clip["scene"][-1:])
     torch.testing.assert_close(out.latents[-1:], scene)
 
 

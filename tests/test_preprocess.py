@@ -161,8 +161,8 @@ def test_two_people_and_a_reference_for_each(stage, tmp_path):
     references = ["--reference", stage / "left.png", "--reference", stage / "right.png"]
     assert run("generate", "--prepared", out, *references, "--out", video) == 0
     report = json.loads((tmp_path / "result.report.json").read_text())
-    cast = report["inputs"]["cast"]
-    assert [part["pose"] for part in cast] == [str(out / "pose.json"), str(out / "person_2" / "pose.json")]
+    people = report["inputs"]["people"]
+    assert [each["pose"] for each in people] == [str(out / "pose.json"), str(out / "person_2" / "pose.json")]
     assert report["frames"] == FRAMES and report["background_bit_equal"]
 
 

@@ -28,6 +28,7 @@ from anycharv_core import Pipeline
 from anycharv_core.bench.puppets import Method, Setup, measure, of_model, references, sheet_titles
 from anycharv_core.bench.report import NOT_MEASURED, markdown, summarise
 from anycharv_core.files import atomic_path
+from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.media.sheet import sheet
 from training import commands, train
@@ -49,14 +50,14 @@ FIRST = ("codec", "decoder", "compose", "pairs")
 @dataclass(frozen=True)
 class Variant:
     """What differs from the paper's recipe. first: changes of stage one, whose model makes the pairs; second: of
-    stage two; boost: whether there is a stage two; fine: whether the last stage is told the exact mask; told:
-    whether it is told any; fvd: the paper's."""
+    stage two; boost: whether there is a stage two; fine: whether the last stage is shown the exact mask;
+    shows_mask: whether it is shown any; fvd: the paper's."""
 
     first: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
     boost: bool = True
     fine: bool = False
-    told: bool = True
+    shows_mask: bool = True
     fvd: float | None = None
 
 
@@ -69,17 +70,17 @@ VARIANTS = {
     "Box & Seg": Variant(BOX_FIRST, FINE_SECOND, fine=True, fvd=702.16),
     "without mask augmentation": Variant(("data.augment=false",), fvd=646.03),
     "without self-boost": Variant(boost=False, fine=True, fvd=652.34),
-    "without mask input": Variant(("objective.mask_input=false",), told=False, fvd=680.31),
+    "without mask input": Variant(("objective.mask_input=false",), shows_mask=False, fvd=680.31),
     "without character segmentation": Variant(("data.reference=picture",), fvd=678.51),
 }
 
 
-class Untold(Pipeline):
-    """A pipeline whose networks are not told the mask."""
+class Maskless(TorchBackend):
+    """Networks that are not shown the mask."""
 
-    def read_clip(self, *args: Any, **kwargs: Any) -> EncodedVideo:
-        clip = super().read_clip(*args, **kwargs)
-        return replace(clip, mask=torch.zeros_like(clip.mask))
+    def denoise(self, video: EncodedVideo, *args: Any, **kwargs: Any) -> torch.Tensor:
+        mask = None if video.mask is None else torch.zeros_like(video.mask)
+        return super().denoise(replace(video, mask=mask), *args, **kwargs)
 
 
 def train_variant(name: str, seed: int, out: Path) -> Path:
@@ -114,7 +115,7 @@ def _train(folder: Path, changes: list[str], last: str) -> None:
 
 def method(name: str, model: Path) -> Method:
     variant = VARIANTS[name]
-    pipe = (Pipeline if variant.told else Untold).from_pretrained(model)
+    pipe = Pipeline((TorchBackend if variant.shows_mask else Maskless).from_pretrained(model))
     steps, guidance = pipe.settings["steps"], pipe.settings["guidance_scale"]
     run = of_model(pipe, steps, guidance, fine=variant.fine, cut=not variant.boost)
     if "data.reference=picture" not in variant.first:

@@ -88,11 +88,13 @@ def of_model(
 def of_codec(pipe: Pipeline) -> Method:
     """The truth through the model's autoencoder: what it draws cannot be expected to score higher.
 
-    Task sizes must be multiples of `pipe.multiple`.
+    Task sizes must be multiples of `pipe.backend.multiple`.
     """
 
     def run(task: Task) -> np.ndarray:
-        return np.concatenate([pipe.decode(pipe.encode(frame[None])) for frame in task.given.truth.frames])
+        return np.concatenate(
+            [pipe.backend.decode(pipe.backend.encode(frame[None])) for frame in task.given.truth.frames]
+        )
 
     return run
 

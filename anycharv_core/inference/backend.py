@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..checkpoints.networks import Networks
+from ..checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS
+from ..checkpoints.folders import read_library_part
+from ..checkpoints.networks import Networks, build_networks
+from ..errors import UserError
 from ..media.frames import FrameStore
 from ..media.imaging import clip_input, to_unit
 from ..models.guidance import guide, is_guided
 from ..models.schedule import NoiseSchedule, schedule_of
 from ..models.windows import Windows
-from ..systems import System, system_of
+from ..systems import System, read_checkpoint, system_of
 from .encode import EncodedVideo, frames_at_a_time
 from .sampling import sample
 
@@ -81,31 +86,59 @@ class TorchBackend:
     def __init__(self, networks: Networks, settings: Mapping[str, Any] | None = None):
         cfg = networks.denoising_unet.cfg
         self.networks = networks
+        # Of diffusers and transformers, whose classes are not loaded to be named here.
+        self._vae: Any = networks.vae
+        self._image_encoder: Any = networks.image_encoder
         self.settings: Mapping[str, Any] = settings or {}
         self.system = system_of(cfg)
         self.schedule = schedule_of(self.settings)
-        self.multiple = 2 ** (len(networks.vae.config.block_out_channels) - 1)
+        self.multiple = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.latent_channels: int = cfg.out_channels
         weight = networks.denoising_unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        vae: str | Path | nn.Module | None = None,
+        image_encoder: str | Path | nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TorchBackend:
+        """The networks of a model, see `Pipeline.from_pretrained`."""
+        checkpoint = read_checkpoint(path)
+        modules: dict[str, Any] = {}
+        for part, given in zip(LIBRARY_PARTS, (vae, image_encoder), strict=True):
+            if isinstance(given, nn.Module):
+                modules[part] = given.to(device, dtype).requires_grad_(False).train(False)
+            elif given is not None:
+                checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, Path(given))
+            elif part not in checkpoint.weights:
+                raise UserError(
+                    f"{path} has no {part}: pass {part}= (--{part.replace('_', '-')} on the command line), "
+                    f"the folder of a copy of {HUB_PARTS[part]}."
+                )
+        networks = build_networks(checkpoint, device, dtype)
+        return cls(replace(networks, **modules), checkpoint.settings)
+
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
-        vae = self.networks.vae
+        vae = self._vae
         pixels = (2.0 * to_unit(pictures) - 1.0).to(self.device, self.dtype)
         latents: Tensor = vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor
         return latents
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, rounded: bool = True) -> np.ndarray:
-        vae = self.networks.vae
+        vae = self._vae
         decoded: Tensor = vae.decode((latents / vae.config.scaling_factor).to(self.dtype)).sample.float()
         levels = (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1) * 255
         return (levels.round() if rounded else levels).byte().cpu().numpy()
 
     @torch.inference_mode()
     def embed(self, picture: np.ndarray) -> Tensor:
-        encoder = self.networks.image_encoder
+        encoder = self._image_encoder
         pixels = clip_input(picture, encoder.config.image_size)
         image_embed: Tensor = encoder(pixels.to(self.device, self.dtype)).image_embeds
         return image_embed
@@ -130,7 +163,8 @@ class TorchBackend:
         with torch.inference_mode():
             bank = unet.project_bank(tokens)
             poses = self._pose_features(video, sorted(set().union(*windows.indices)))
-            both = torch.cat([torch.zeros_like(image_embed), image_embed])
+            given = torch.cat([torch.zeros_like(image_embed), image_embed]) if guided else image_embed
+            image = unet.project_image(given)
 
             def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
                 rows, frames = list(index), len(index)
@@ -139,9 +173,8 @@ class TorchBackend:
                 x = self.system.unet_input(x, scene, mask).to(self.dtype)
                 pose, at = poses.take(rows), torch.full((1,), t, device=self.device)
                 if not guided:
-                    return unet(x, at, image_embed, pose, bank, frames)
+                    return unet(x, at, image, pose, bank, frames)
                 x, pose = x.repeat(2, 1, 1, 1), pose.repeat(2, 1, 1, 1)
-                image = both.repeat_interleave(frames, dim=0)
                 v = unet(x, at, image, pose, bank, frames, plain_rows=frames).float()
                 return guide(v, guidance_scale)
 

@@ -1,10 +1,8 @@
-"""A character and a clip, or poses alone, in; the finished clip out."""
+"""A character and a video, or poses alone, in; the finished video out."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS
-from ..checkpoints.folders import read_library_part
-from ..checkpoints.networks import Networks, build_networks
 from ..errors import UserError
-from ..media.chroma_key import key_colour, key_onto, on_colour
-from ..media.frames import Frames, Replay
-from ..media.imaging import Size, clip_input, to_unit
-from ..media.masks import composite, feather
-from ..models.schedule import schedule_of
+from ..media.canvas import Canvas, pose_canvas
+from ..media.chroma_key import Colour, key_colour, on_colour
+from ..media.frames import Frames, Source
+from ..media.imaging import Size
 from ..models.windows import Windows
-from ..systems import read_checkpoint, system_of
+from ..systems import System
 from ..systems.recipes import Recipe
-from .encode import EncodedVideo, encode_clip, frames_at_a_time, place_poses, split_reference
-from .sampling import sample
-
-FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
+from .backend import Backend, Progress, TorchBackend
+from .encode import EncodedVideo, Watch, encode_people, frames_at_a_time, place_poses
+from .finish import Finish, PasteBack, keyed
+from .phases import Phases
 
 
 @dataclass
@@ -45,37 +39,46 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What `Pipeline.prepare` makes of a character and a clip.
+class Plan:
+    """What is decided before a video is read.
 
-    picture: the reference as the networks see it, uint8 [H, W, 3]; embeds: its image embedding [1, D]; shape: of
-    the latents, (F, c, h, w); key: the colour behind the character that is to be taken out again, or None.
+    size: (width, height) the networks were asked to work at, None = the video's own, of which came `canvas`;
+    drawing: the size at which skeletons given as points are drawn.
     """
 
-    clip: EncodedVideo
+    recipe: Recipe
+    canvas: Canvas
+    size: Size | None
+    drawing: Size
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A character as the networks see it: picture uint8 [H, W, 3], and image_embed [1, D].
+
+    key: the colour behind it that is to be taken out again, or None.
+    """
+
     picture: np.ndarray
-    embeds: Tensor
+    image_embed: Tensor
+    key: Colour | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that comes before sampling. shape: of the latents, (F, c, h, w)."""
+
+    recipe: Recipe
+    reference: Reference
+    video: EncodedVideo
     shape: tuple[int, ...]
-    key: tuple[int, int, int] | None
 
 
 class Pipeline:
-    """The networks of one model and the way to run them. `settings` are the model's recommended ones.
+    """The way to run the networks of one model, which a backend holds."""
 
-    Everything around the networks goes through `encode`, `decode`, `embed` and `sample_clip`, which a host
-    that keeps the weights elsewhere overrides; `multiple` is the pixels a latent pixel is wide, which has
-    `latent_channels`; `system` is the one the model is of.
-    """
-
-    def __init__(self, networks: Networks, settings: dict[str, Any] | None = None):
-        self.networks = networks
-        self.settings = settings or {}
-        self.multiple = 2 ** (len(networks.vae.config.block_out_channels) - 1)
-        self.latent_channels = networks.denoising_unet.cfg.out_channels
-        self.system = system_of(networks.denoising_unet.cfg)
-        self.schedule = schedule_of(self.settings)
-        weight = networks.denoising_unet.conv_in.weight
-        self.device, self.dtype = weight.device, weight.dtype
+    def __init__(self, backend: Backend):
+        self.backend = backend
 
     @classmethod
     def from_pretrained(
@@ -91,20 +94,17 @@ class Pipeline:
         vae, image_encoder: a folder or a module that takes the place of the checkpoint's own; needed
         where the checkpoint has none. Raises UserError when a file is missing or not what it should be.
         """
-        checkpoint = read_checkpoint(path)
-        modules: dict[str, nn.Module] = {}
-        for part, given in zip(LIBRARY_PARTS, (vae, image_encoder), strict=True):
-            if isinstance(given, nn.Module):
-                modules[part] = given.to(device, dtype).requires_grad_(False).train(False)
-            elif given is not None:
-                checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, Path(given))
-            elif part not in checkpoint.weights:
-                raise UserError(
-                    f"{path} has no {part}: pass {part}= (--{part.replace('_', '-')} on the command line), "
-                    f"the folder of a copy of {HUB_PARTS[part]}."
-                )
-        networks = build_networks(checkpoint, device, dtype)
-        return cls(replace(networks, **modules), checkpoint.settings)
+        return cls(TorchBackend.from_pretrained(path, vae, image_encoder, device, dtype))
+
+    @property
+    def system(self) -> System:
+        """The method the model is of."""
+        return self.backend.system
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The model's recommended settings."""
+        return self.backend.settings
 
     def __call__(
         self,
@@ -118,7 +118,7 @@ class Pipeline:
         noise: Tensor | None = None,
         size: Size | None = None,
         recipe: str = "default",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         reference_mask: np.ndarray | None = None,
     ) -> Output:
         """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
@@ -134,170 +134,195 @@ class Pipeline:
         A model of Animate Anyone needs only reference and pose, gives frames of the poses' size or `size`
         (divisible by `multiple`) and takes the background from the reference. Where a scene is given all the same,
         the finished character is put in front of it: by the masks where there are any, and else by its colours,
-        for which the reference must have a matte, alpha or reference_mask (see matte.py).
+        for which the reference must have a matte, alpha or reference_mask (see chroma_key.py).
 
         Raises UserError for input that does not fit together, or not to the model.
         """
         # What a model's own settings recommend is for the caller to ask for, as the command line does.
         steps, guidance_scale = self.system.sampling({}, steps, guidance_scale)
-        if steps < 1 or steps > 1000:
-            raise UserError(f"steps is {steps}; use 1 to 1000.")
-        chosen = self.system.recipe(recipe)
+        check_steps(steps)
         streamed = not isinstance(pose if scene is None else scene, np.ndarray)
-        scene, mask = (None if frames is None else Replay(frames) for frames in (scene, mask))
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "encode"):
-            made = self.prepare(reference, scene, mask, pose, size, recipe, reference_mask)
-        clip = made.clip
+        chosen = self.system.recipe(recipe)
+        shown = None if scene is None else Source("scene", scene, 3, replayed=True)
+        regions = None if mask is None else Source("mask", mask, None, replayed=True)
+        phases = Phases()
+        self.system.check_inputs(scene, mask, pose, chosen)
+        split_reference(reference, reference_mask)  # says what is wrong with it before the video is looked at
+        skeletons = Source("pose", pose, 3)
+        with phases("encode"):
+            plan = self.plan(chosen, shown and shown.size, skeletons.size, size)
+            made = self.prepare(plan, reference, shown, regions, skeletons, reference_mask)
         if noise is None:
-            noise = chosen.noise(made.shape, torch.Generator("cpu").manual_seed(seed))
+            noise = self.noise(made, seed)
         elif tuple(noise.shape) != made.shape:
-            raise UserError(f"noise has shape {tuple(noise.shape)}, but this clip's latents are {made.shape}.")
-        windows = chosen.windows(len(noise), guidance_scale)
-        if chosen.paste_back:
-            windows = _windows_with_person(windows, clip.present)
-        with _timed(seconds, "sample"):
-            latents = self.sample_clip(
-                chosen, clip, made.picture, made.embeds, noise.float(), steps, guidance_scale, windows, progress
-            )
-        if chosen.paste_back:
-            unseen = sorted(set(range(len(noise))).difference(*windows.indices))
-            latents[unseen] = clip.scene[unseen]
-        put = _putting(scene, mask, made.key) if chosen.composites else _as_it_is
-        frames = self._decode(chosen, latents, clip, put, seconds)
-        return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), seconds)
+            raise UserError(f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}.")
+        latents = self.sample(made, noise, steps, guidance_scale, phases, progress)
+        frames = self.decode(made, latents, self.finish(made, shown, regions), phases)
+        return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), phases.seconds)
 
     def prepare(
         self,
+        plan: Plan,
         reference: np.ndarray,
-        scene: Frames | None,
-        mask: Frames | None,
-        pose: Frames | None,
-        size: Size | None = None,
-        recipe: str = "default",
+        scene: Source | None,
+        mask: Source | None,
+        pose: Source,
         reference_mask: np.ndarray | None = None,
     ) -> Prepared:
-        """All that comes before sampling, of what `__call__` is given; scene and mask are read once.
+        """All that comes before sampling, of what `__call__` is given; scene and mask are read once at most.
 
         Raises UserError as `__call__` does.
         """
-        chosen = self.system.recipe(recipe)
-        self.system.check_inputs(scene, mask, pose, chosen)
-        picture, alpha = split_reference(reference, reference_mask)
-        key = None
-        if scene is not None and mask is None:
-            key = scene_key(picture, alpha)
-            picture = on_colour(picture, alpha, key)
+        recipe = plan.recipe
+        self.system.check_inputs(scene, mask, pose, recipe)
+        seen = self.refer(recipe, reference, reference_mask, keyed=scene is not None and mask is None)
+        if scene and mask and recipe.composites and mask.size != scene.size:
+            raise UserError(
+                f"The mask is {mask.size} but the scene is {scene.size} (width, height); give masks of the "
+                "scene's size."
+            )
+        if self.system.reads_scene and scene and mask:
+            (video,) = self.encode(plan, scene, [(mask, pose)])
+            if recipe.paste_back and not any(video.present):
+                raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
         else:
-            picture = chosen.cut_out(picture, alpha)
-        clip = self.read_clip(chosen, scene, mask, pose, size)
-        width, height = (side // self.multiple for side in clip.canvas.padded)
-        shape = (len(clip.poses), self.latent_channels, height, width)
-        return Prepared(clip, picture, self.embed(chosen.clip_view(picture)), shape, key)
+            video = place_poses(plan.canvas, pose, [given for given in (scene, mask) if given])
+        return self.prepared(recipe, seen, video)
 
-    @torch.inference_mode()
-    def encode(self, pictures: np.ndarray) -> Tensor:
-        """Pictures uint8 [N, H, W, 3] -> scaled mean latents float32 [N, c, h, w]."""
-        vae = self.networks.vae
-        pixels = (2.0 * to_unit(pictures) - 1.0).to(self.device, self.dtype)
-        return vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor
+    def working_size(self, recipe: Recipe, shown: Size, asked: Size | None) -> Size | None:
+        """The size to plan with: the one asked for, or else what the model was made for.
 
-    @torch.inference_mode()
-    def decode(self, latents: Tensor, rounded: bool = True) -> np.ndarray:
-        """Scaled latents [N, c, h, w] -> uint8 [N, H, W, 3], rounded or (as the release does) truncated."""
-        vae = self.networks.vae
-        decoded = vae.decode((latents / vae.config.scaling_factor).to(self.dtype)).sample.float()
-        levels = (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1) * 255
-        return (levels.round() if rounded else levels).byte().cpu().numpy()
+        shown: the size of the scene, or else of the poses. None, their own, where the model names no size.
+        """
+        area = self.settings.get("size")
+        if asked or area is None:
+            return asked
+        return recipe.working_size(area, shown, self.backend.multiple)
 
-    def read_clip(
-        self, recipe: Recipe, scene: Frames | None, mask: Frames | None, pose: Frames, size: Size | None
-    ) -> EncodedVideo:
-        """What this network takes of scene, mask and pose, given and sized as in `__call__`.
+    def plan(self, recipe: Recipe, scene: Size | None, pose: Size, size: Size | None) -> Plan:
+        """What follows from the sizes of scene (None where there is none) and poses, and the size to work at.
 
         Raises UserError where they do not fit together.
         """
-        if self.system.reads_scene:
-            return encode_clip(self.encode, self.multiple, recipe, scene, mask, pose, size)
-        return place_poses(self.multiple, recipe, scene, mask, pose, size)
+        canvas = recipe.canvas(scene, pose, size, self.backend.multiple)
+        working = canvas.inner if recipe.keeps_aspect else size or pose
+        return Plan(recipe, canvas, size, pose_canvas(working, self.settings.get("pose_scale", 1) if size else 1))
 
-    @torch.inference_mode()
-    def embed(self, picture: np.ndarray) -> Tensor:
-        """A reference uint8 [H, W, 3], squashed to CLIP's square -> image embedding [1, D]."""
-        encoder = self.networks.image_encoder
-        pixels = clip_input(picture, encoder.config.image_size)
-        return encoder(pixels.to(self.device, self.dtype)).image_embeds
+    def refer(
+        self, recipe: Recipe, reference: np.ndarray, mask: np.ndarray | None, keyed: bool = False
+    ) -> Reference:
+        """The character of `reference`, given with its mask as in `__call__`.
 
-    def sample_clip(
+        keyed: it goes in front of a scene by its colours. Raises UserError for pictures that cannot be used.
+        """
+        picture, alpha = split_reference(reference, mask)
+        key = None
+        if keyed:
+            key = scene_key(picture, alpha)
+            picture = on_colour(picture, alpha, key)
+        else:
+            picture = recipe.cut_out(picture, alpha)
+        return Reference(picture, self.backend.embed(recipe.clip_view(picture)), key)
+
+    def encode(
+        self, plan: Plan, scene: Source, people: Sequence[tuple[Source, Source]], watch: Watch | None = None
+    ) -> list[EncodedVideo]:
+        """The scene, once for each of the people to replace in it, see `encode_people`."""
+        return encode_people(self.backend.encode, plan.recipe, plan.canvas, scene, people, watch)
+
+    def prepared(self, recipe: Recipe, reference: Reference, video: EncodedVideo) -> Prepared:
+        width, height = (side // self.backend.multiple for side in video.canvas.padded)
+        shape = (len(video.poses), self.backend.latent_channels, height, width)
+        return Prepared(recipe, reference, video, shape)
+
+    def noise(self, made: Prepared, seed: int) -> Tensor:
+        """What sampling begins with: float32 [F, c, h, w]."""
+        return made.recipe.noise(made.shape, torch.Generator("cpu").manual_seed(seed))
+
+    def reference_tokens(self, made: Prepared) -> list[Tensor]:
+        """The ReferenceNet's tokens [1, T, C] per spatial block."""
+        recipe, reference = made.recipe, made.reference
+        placed = self.backend.encode(recipe.reference(reference.picture, made.video.canvas)[None])
+        tokens = self.backend.reference_tokens(placed, reference.image_embed)
+        if recipe.bank_dtype is not None:
+            tokens = [x.to(recipe.bank_dtype).to(x.dtype) for x in tokens]
+        return tokens
+
+    def sample(
         self,
-        recipe: Recipe,
-        clip: EncodedVideo,
-        picture: np.ndarray,
-        embeds: Tensor,
+        made: Prepared,
         noise: Tensor,
         steps: int,
-        guidance: float,
-        windows: Windows,
-        progress: Callable[[int, int], None] | None,
+        guidance_scale: float,
+        phases: Phases,
+        progress: Progress | None = None,
     ) -> Tensor:
-        """Latents float32 [F, c, h, w] of the clip with the character of `picture` uint8 [H, W, 3] in it."""
-        nets = self.networks
-        with torch.inference_mode():
-            placed = self.encode(recipe.reference(picture, clip.canvas)[None])
-            tokens = nets.reference_unet(placed.to(self.dtype), embeds)
-            if recipe.bank_dtype is not None:
-                tokens = [x.to(recipe.bank_dtype).to(self.dtype) for x in tokens]
-            denoise = self._denoiser(clip, nets.denoising_unet.project_bank(tokens), embeds, guidance)
-            latents = sample(denoise, noise.to(self.device), steps, windows, self.schedule, progress)
-        # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
-        return latents.clone()
+        """Latents float32 [F, c, h, w] of the video with the character in it. progress: as in `__call__`."""
+        recipe, video = made.recipe, made.video
+        windows = recipe.windows(len(noise), guidance_scale)
+        if recipe.paste_back:
+            windows = _windows_with_person(windows, video.present)
+        with phases("sample"):
+            tokens, image_embed = self.reference_tokens(made), made.reference.image_embed
+            latents = self.backend.denoise(
+                video, tokens, image_embed, noise.float(), steps, guidance_scale, windows, progress
+            )
+        if recipe.paste_back and video.scene is not None:
+            unseen = sorted(set(range(len(noise))).difference(*windows.indices))
+            latents[unseen] = video.scene[unseen]
+        return latents
 
-    def _denoiser(
-        self, clip: EncodedVideo, bank: list[tuple[Tensor, Tensor]], embeds: Tensor, guidance: float
-    ) -> Callable[[Tensor, int, Sequence[int]], Tensor]:
-        nets = self.networks
-        guided = guidance > 1
+    def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish | None:
+        """How frames get in front of a scene, where the recipe does that: by masks if given, else by colours."""
+        if scene is None or not made.recipe.composites:
+            return None
+        if made.reference.key is not None:
+            return keyed(scene, made.reference.key)
+        return None if mask is None else PasteBack(scene, mask)
 
-        def denoise(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
-            rows, frames = list(index), len(index)
-            pose = nets.pose_guider(to_unit(clip.poses.take(rows)).to(self.device, self.dtype))
-            around = (None, None) if clip.scene is None else (clip.scene[rows], clip.mask[rows])
-            x = self.system.unet_input(x, *around).to(self.dtype)
-            at = torch.full((1,), t, device=self.device)
-            if not guided:
-                return nets.denoising_unet(x, at, embeds, pose, bank, frames)
-            image = torch.cat([torch.zeros_like(embeds), embeds]).repeat_interleave(frames, dim=0)
-            x, pose = x.repeat(2, 1, 1, 1), pose.repeat(2, 1, 1, 1)
-            v = nets.denoising_unet(x, at, image, pose, bank, frames, plain_rows=frames).float()
-            unconditional, conditional = v.chunk(2)
-            return unconditional + guidance * (conditional - unconditional)
-
-        return denoise
-
-    def _decode(
-        self,
-        recipe: Recipe,
-        latents: Tensor,
-        clip: EncodedVideo,
-        put: Callable[[np.ndarray], np.ndarray],
-        seconds: dict[str, float],
+    def decode(
+        self, made: Prepared, latents: Tensor, finish: Finish | None, phases: Phases
     ) -> Iterator[np.ndarray]:
-        batch = frames_at_a_time(clip.canvas.padded)
+        """The finished frames uint8 [H, W, 3], each of which `finish` has put in front of a scene."""
+        canvas = made.video.canvas
+        batch = frames_at_a_time(canvas.padded)
         for start in range(0, len(latents), batch):
-            with _timed(seconds, "decode"):
-                decoded = self.decode(latents[start : start + batch], recipe.round)
-                made = [put(clip.canvas.restore(picture)) for picture in decoded]
-            yield from made
+            with phases("decode"):
+                decoded = self.backend.decode(latents[start : start + batch], made.recipe.round)
+                frames = [canvas.restore(picture) for picture in decoded]
+                if finish is not None:
+                    frames = [finish(frame) for frame in frames]
+            yield from frames
 
 
-def paste_weights(mask: np.ndarray) -> np.ndarray:
-    """The network's share of each pixel, float32 [H, W], for a mask uint8 [H, W]; 0 is the clip alone."""
-    width = max(1, round(FEATHER * min(mask.shape)))
-    return feather(mask, width, width)
+def check_steps(steps: int) -> None:
+    """Raises UserError for a number of denoising steps that DDIM cannot take."""
+    if steps < 1 or steps > 1000:
+        raise UserError(f"steps is {steps}; use 1 to 1000.")
 
 
-def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> tuple[int, int, int]:
-    """The colour behind a reference whose character goes in front of a scene, see matte.py.
+def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """A reference uint8 [H, W, 3 or 4] and its mask [H, W] or None -> picture [H, W, 3] and alpha or None.
+
+    Raises UserError for other shapes or types.
+    """
+    reference = np.asarray(reference)
+    if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] not in (3, 4):
+        raise UserError(
+            f"The reference must be uint8 [H, W, 3] or [H, W, 4]; it is {reference.dtype} {list(reference.shape)}."
+        )
+    if mask is None and reference.shape[2] == 4:
+        mask = reference[..., 3]
+    if mask is not None and (mask.dtype != np.uint8 or mask.shape != reference.shape[:2]):
+        raise UserError(
+            f"The reference mask must be uint8 {list(reference.shape[:2])}, the reference's size; it is "
+            f"{mask.dtype} {list(mask.shape)}."
+        )
+    return reference[..., :3], mask
+
+
+def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> Colour:
+    """The colour behind a reference whose character goes in front of a scene, see chroma_key.py.
 
     Raises UserError where it has no matte.
     """
@@ -309,40 +334,8 @@ def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> tuple[int, int, 
     return key_colour(picture, alpha)
 
 
-def _putting(
-    scene: Iterable[np.ndarray] | None, mask: Iterable[np.ndarray] | None, key: tuple[int, int, int] | None
-) -> Callable[[np.ndarray], np.ndarray]:
-    """What to do with each finished frame in turn, where they go in front of a scene."""
-    if scene is None:
-        return _as_it_is
-    if key is not None:
-        frames = iter(scene)
-        return lambda made: key_onto(made, next(frames), key)
-    pairs = zip(scene, mask, strict=True)
-
-    def paste(made: np.ndarray) -> np.ndarray:
-        original, region = next(pairs)
-        return composite(made, original, paste_weights(region))
-
-    return paste
-
-
-def _as_it_is(made: np.ndarray) -> np.ndarray:
-    return made
-
-
 def _windows_with_person(windows: Windows, present: Sequence[bool]) -> Windows:
     """Leaves out windows in which there is nobody to replace."""
     pairs = zip(windows.indices, windows.weights, strict=True)
-    kept = [(index, weight) for index, weight in pairs if any(present[frame] for frame in index)]
-    indices, weights = zip(*kept, strict=True)
+    indices, weights = zip(*((i, w) for i, w in pairs if any(present[frame] for frame in i)), strict=True)
     return replace(windows, indices=indices, weights=weights)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -13,33 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from ..device import device_name, peak_memory, pick_device
+from ..device import pick_device
 from ..errors import UserError
-from ..inference.pipeline import Pipeline
-from ..media.canvas import nearest_multiple
-from ..media.frames import Reopened
-from ..media.imaging import Size
-from ..media.pose import Poses, read_poses
+from ..inference.phases import Phases
+from ..inference.pipeline import check_steps
+from ..media.frames import FrameStore, Reopened, Source
+from ..media.pose import read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
 from ..media.video_write import VideoWriter
-from ..systems.animate_anyone import ANIMATE_ANYONE
-from .inputs import drawn_poses, holds_keypoints, mask_frames, pose_frames, read_reference, read_reference_mask
-from .replace import (
-    DTYPES,
-    Making,
-    Progress,
-    check_places,
-    explained_memory,
-    paths,
-    phase,
-    pose_canvas,
-    sheet_frames,
-    thumbnail,
-    versions,
-    working_size,
-    write_report,
-    write_sheet,
+from ..preprocess.rescale import rescale
+from ..systems.recipes import Recipe
+from .inputs import (
+    FilmedSkeletons,
+    PointSkeletons,
+    Skeletons,
+    mask_frames,
+    open_skeletons,
+    read_reference,
+    read_reference_mask,
 )
+from .run import Progress, RenderJob, explained_memory, paths, sheet_frames, thumbnail, write_sheet
 
 RATE = 24  # frames per second, where nothing that was given has a rate
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -47,14 +40,13 @@ SHEET_TITLES = ("reference", "pose", "output")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnimateJob(Making):
+class AnimateJob(RenderJob):
     """Which picture moves by which poses. None = nothing given.
 
     pose: POSE_KEYPOINT JSON, OpenPose's folder or a skeleton video; scene: a video or a picture to put the
     character in front of, mask: where it is shown then; frames: how many of the poses; fps: None = as the scene or
     the skeleton video has it. rescale: bring the skeleton to the character's proportions, size and place, which
-    `reference_pose` tells, a POSE_KEYPOINT file, or else the model `pose_model` finds, as in
-    `preprocess.job.Preparation`.
+    `reference_pose` tells, a POSE_KEYPOINT file, or else the model `pose_model` finds, as in `PreprocessJob`.
     """
 
     reference: Path
@@ -72,19 +64,24 @@ class AnimateJob(Making):
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The checked files. pose: skeletons on a canvas of the size asked for, made for `pose_size`; scene, mask:
-    as many frames; clip: the video that gives the output its times and sound, or None."""
+    """The checked files, scene and mask as many frames as `frames`.
+
+    timed: the video that gives the output its times and sound, or None; info: what that holds.
+    """
 
     reference: np.ndarray
     reference_mask: np.ndarray | None
-    pose: Callable[[Size], Reopened]
-    pose_size: Size
+    skeletons: Skeletons
     frames: int
-    scene: Reopened | None
-    scene_size: Size | None
-    mask: Reopened | None
-    clip: Path | None
+    scene: Source | None
+    mask: Source | None
+    timed: Path | None
     info: VideoInfo | None
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether the sound of the timed video goes with the output; that of one cut short would outlast it."""
+        return self.info is not None and self.info.has_audio and self.info.frames == self.frames
 
 
 def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]:
@@ -93,76 +90,54 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
     progress(done, total) is called after every denoising call. Returns the report. Raises UserError for anything
     the user can put right; old files are then as they were.
     """
-    started = time.perf_counter()
-    seconds: dict[str, float] = {}
-    sources = (job.reference, job.reference_mask, job.reference_pose, job.pose, job.scene, job.mask)
-    check_places(job.out, job.report, job.sheet, sources)
+    job.check_places((job.reference, job.reference_mask, job.reference_pose, job.pose, job.scene, job.mask))
     device = pick_device(job.device)
-    recipe = ANIMATE_ANYONE.recipe(job.recipe)
-    with phase(seconds, "check"):
+    with explained_memory():
+        return _animate(job, device, progress)
+
+
+def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[str, Any]:
+    started, phases = time.perf_counter(), Phases()
+    with phases("check"):
         given = _read(job)
-        recipe.canvas(given.scene_size, given.pose_size, job.size, 1)  # raises where proportions differ
-    with explained_memory(), phase(seconds, "load"):
-        pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
-    pipe.system.check_command("animate", job.model)
-    size = _working_size(job, pipe, given)
-    sampling = job.sampling(pipe)
-    canvas = recipe.canvas(given.scene_size, given.pose_size, size, pipe.multiple)
-    drawn = given.pose(pose_canvas(canvas.inner, pipe.settings.get("pose_scale", 1) if size else 1))
-    width, height = canvas.source
-    writer = _writer(job, given, width, height)
+    pipe, recipe = job.load("animate", device, phases)
+    steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
+    check_steps(steps)
+    poses = FrameStore() if job.sheet else None
+    with phases("encode"):
+        skeletons = _rescaled(job, recipe, given.skeletons)
+        scene = given.scene and given.scene.size
+        size = pipe.working_size(recipe, scene or skeletons.size, job.size)
+        plan = pipe.plan(recipe, scene, skeletons.size, size)
+        drawn = _first(skeletons.drawn(plan.drawing), given.frames)
+        pose = Source("pose", _noted(drawn, poses) if poses is not None else drawn, 3)
+        made = pipe.prepare(plan, given.reference, given.scene, given.mask, pose, given.reference_mask)
+    writer = _writer(job, given, *plan.canvas.source)
     chosen = sheet_frames(given.frames) if job.sheet else ()
-    output: list[np.ndarray] = []
-    with explained_memory(), writer:
-        out = pipe(
-            given.reference,
-            given.scene,
-            given.mask,
-            drawn,
-            **sampling,
-            seed=job.seed,
-            size=size,
-            recipe=job.recipe,
-            progress=progress,
-            reference_mask=given.reference_mask,
-        )
-        sampled = time.perf_counter()
-        for index, frame in enumerate(out.frames):
-            writer.write(frame)
-            if index in chosen:
-                output.append(thumbnail(frame))
-    seconds |= out.seconds
-    seconds["write"] = time.perf_counter() - sampled - out.seconds["decode"]
-    if job.sheet:
-        skeletons = [thumbnail(frame) for index, frame in enumerate(drawn) if index in chosen]
-        write_sheet(job.sheet, SHEET_TITLES, [given.reference], skeletons, output)
-    seconds["total"] = time.perf_counter() - started
-    report = {
-        "model": job.model,
-        "settings": {
-            "recipe": job.recipe,
-            **sampling,
-            "seed": job.seed,
-            "size": list(size) if size else None,
-            "rescale": job.rescale or job.reference_pose is not None,
-            "dtype": job.dtype,
-        },
-        "inputs": paths(
-            job, "reference", "reference_mask", "reference_pose", "pose", "scene", "mask", "vae", "image_encoder"
-        ),
-        "output": str(job.out),
-        "sheet": str(job.sheet) if job.sheet else None,
-        "frames": given.frames,
-        "network_size": list(canvas.padded),
-        "output_size": [width, height],
-        "audio": writer.audio_note or ("copied" if _has_audio(given) else "none"),
-        "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
-        "peak_memory_bytes": peak_memory(device),
-        "device": device_name(device),
-        "versions": versions(),
+    output = []
+    with writer:
+        latents = pipe.sample(made, pipe.noise(made, job.seed), steps, guidance, phases, progress)
+        with phases("write"):
+            for index, frame in enumerate(
+                pipe.decode(made, latents, pipe.finish(made, given.scene, given.mask), phases)
+            ):
+                writer.write(frame)
+                if index in chosen:
+                    output.append(thumbnail(frame))
+    if job.sheet and poses is not None:
+        write_sheet(job.sheet, SHEET_TITLES, [given.reference], [poses[index] for index in chosen], output)
+    phases.seconds["total"] = time.perf_counter() - started
+    settings = job.settings(steps, guidance, plan.size) | {
+        "rescale": job.rescale or job.reference_pose is not None
     }
-    write_report(job.report, report)
-    return report
+    inputs = paths(job, "reference", "reference_mask", "reference_pose", "pose", "scene", "mask")
+    facts = {
+        "frames": given.frames,
+        "network_size": list(plan.canvas.padded),
+        "output_size": list(plan.canvas.source),
+        "audio": writer.audio_note or ("copied" if given.has_audio else "none"),
+    }
+    return job.write_report(settings, inputs, facts, device, phases)
 
 
 def _read(job: AnimateJob) -> _Inputs:
@@ -170,66 +145,49 @@ def _read(job: AnimateJob) -> _Inputs:
     outline = read_reference_mask(job.reference_mask, reference) if job.reference_mask else None
     still = job.scene is not None and job.scene.suffix.lower() in PICTURES
     info = probe(job.scene) if job.scene and not still else None
-    clip = job.scene if info else None
+    timed = job.scene if info else None
     scene_size = (info.width, info.height) if info else None
-    if still:
+    if job.scene and still:
         picture = read_reference(job.scene)[..., :3]
         scene_size = picture.shape[1], picture.shape[0]
-    if holds_keypoints(job.pose):
-        poses = read_poses(job.pose, scene_size)
-        pose, count, pose_size = drawn_poses(_rescaled(job, poses))
-    else:
-        if job.rescale or job.reference_pose:
-            raise UserError(f"{job.pose} is a video, whose skeletons can't be rescaled; give POSE_KEYPOINT JSON.")
-        pose, count, pose_size = pose_frames(job.pose, None)
-        if info is None:
-            info, clip = probe(job.pose), job.pose
-    if job.frames and count < job.frames:
+    skeletons = open_skeletons(job.pose, scene_size)
+    if info is None and isinstance(skeletons, FilmedSkeletons):
+        info, timed = skeletons.info, job.pose
+    if job.frames and skeletons.count < job.frames:
         raise UserError(
-            f"{job.pose} holds {count} poses but {job.frames} frames are asked for; give more poses or a smaller "
-            "--frames."
+            f"{job.pose} holds {skeletons.count} poses but {job.frames} frames are asked for; give more poses or "
+            "a smaller --frames."
         )
-    frames = job.frames or count
+    frames = job.frames or skeletons.count
     scene = mask = None
-    if still:
-        scene = Reopened(partial(repeat, picture, frames))
-    elif job.scene:
+    if job.scene and still:
+        scene = Source("scene", Reopened(partial(repeat, picture, frames), frames), 3)
+    elif job.scene and info:
         _check_length(job.scene, info.frames, frames, job)
-        scene = _first(Reopened(partial(read_frames, job.scene)), frames)
+        scene = Source("scene", _first(Reopened(partial(read_frames, job.scene)), frames), 3)
     if job.mask:
         if scene_size is None:
             raise UserError("There is a mask but no scene; give --scene too, or leave --mask out.")
         masks = mask_frames(job.mask, scene_size)
         _check_length(job.mask, sum(1 for _ in masks), frames, job)
-        mask = _first(masks, frames)
+        mask = Source("mask", _first(masks, frames), None)
     if job.fps is not None:
-        info = clip = None
-    return _Inputs(
-        reference,
-        outline,
-        lambda size: _first(pose(size), frames),
-        pose_size,
-        frames,
-        scene,
-        scene_size,
-        mask,
-        clip,
-        info,
-    )
+        info = timed = None
+    return _Inputs(reference, outline, skeletons, frames, scene, mask, timed, info)
 
 
-def _rescaled(job: AnimateJob, poses: Poses) -> Poses:
+def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: Skeletons) -> Skeletons:
+    if not (job.rescale or job.reference_pose):
+        return skeletons
+    if not isinstance(skeletons, PointSkeletons):
+        raise UserError(f"{job.pose} is a video, whose skeletons can't be rescaled; give POSE_KEYPOINT JSON.")
     if job.reference_pose:
         character = read_poses(job.reference_pose)
-    elif job.rescale:
+    else:
         from .preprocess import figure
 
         character = figure(job.reference, job.pose_model, job.device)
-    else:
-        return poses
-    from ..preprocess.rescale import rescale
-
-    return rescale(poses, character, keep_aspect=job.recipe != "official")
+    return PointSkeletons(rescale(skeletons.poses, character, keep_aspect=recipe.keeps_aspect))
 
 
 def _check_length(path: Path, count: int, frames: int, job: AnimateJob) -> None:
@@ -240,17 +198,14 @@ def _check_length(path: Path, count: int, frames: int, job: AnimateJob) -> None:
 
 
 def _first(source: Iterable[np.ndarray], frames: int) -> Reopened:
-    return Reopened(lambda: islice(iter(source), frames))
+    return Reopened(lambda: islice(iter(source), frames), frames)
 
 
-def _working_size(job: AnimateJob, pipe: Pipeline, given: _Inputs) -> Size | None:
-    area = pipe.settings.get("size")
-    if job.size or area is None:
-        return job.size
-    if job.recipe == "official":
-        return tuple(area)
-    fitted = working_size(area, given.scene_size or given.pose_size, pipe.multiple)
-    return nearest_multiple(fitted, pipe.multiple)
+def _noted(frames: Iterable[np.ndarray], thumbnails: FrameStore) -> Iterator[np.ndarray]:
+    """Passes the frames on, and keeps what the sheet shows of them."""
+    for frame in frames:
+        thumbnails.append(thumbnail(frame))
+        yield frame
 
 
 def _writer(job: AnimateJob, given: _Inputs, width: int, height: int) -> VideoWriter:
@@ -264,10 +219,5 @@ def _writer(job: AnimateJob, given: _Inputs, width: int, height: int) -> VideoWr
         given.info.timestamps[: given.frames],
         given.info.time_base,
         given.info.rate,
-        audio_from=given.clip if _has_audio(given) else None,
+        audio_from=given.timed if given.has_audio else None,
     )
-
-
-def _has_audio(given: _Inputs) -> bool:
-    """Whether the sound of the clip goes with the video; that of a clip cut short would outlast it."""
-    return given.info is not None and given.info.has_audio and given.info.frames == given.frames

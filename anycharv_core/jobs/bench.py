@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
 from ..media.sheet import sheet
-from .replace import DTYPES, versions
+from .run import DTYPES, versions
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
         setup = Setup(job.clips, job.frames, job.size or Setup.size, task_of(pipe))
         methods = _references(job, setup.task, job.model)
-        if setup.size % pipe.multiple == 0:
+        if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
         name, method = _model(job, pipe)
         methods[name] = method

@@ -7,7 +7,7 @@ differences wrap around: 250 - 5 squared is then small, and every PSNR too high.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +28,11 @@ from ..bench.report import NOT_MEASURED, make_folder, markdown, summarise, write
 from ..bench.seam import SEAMS, SeamScore
 from ..device import pick_device
 from ..errors import UserError
-from ..media.frames import Reopened, batched, together
+from ..media.frames import Reopened, Source, batched, together
 from ..media.pose import Poses, read_poses
 from ..systems.anycharv import ANYCHARV
 from .inputs import mask_frames, read_reference
-from .replace import versions
+from .run import versions
 
 METRICS = {
     "PSNR": "dB, from the squared error of all the clip's frames; inf where the clips are equal",
@@ -185,22 +185,22 @@ def _rows(
     job: EvaluateJob, name: str, real: Path, generated: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """Real frame, generated frame and mask (None without masks), checked."""
-    clips: dict[str, Iterable[np.ndarray]] = {f"real clip {real}": clip_frames(real)}
-    clips[f"generated clip {generated}"] = clip_frames(generated)
+    truths = Source(f"real clip {real}", clip_frames(real), 3)
+    others = [Source(f"generated clip {generated}", clip_frames(generated), 3)]
     if job.masks is not None:
-        first = next(clip_frames(real))
         path = partner(job.masks, name, _MASKS)
-        clips[f"mask {path}"] = mask_frames(path, (first.shape[1], first.shape[0]))
-    for truth, *others in together(**clips):
-        for of, other in zip(list(clips)[1:], others, strict=True):
-            if other.shape[:2] != truth.shape[:2]:
-                raise UserError(
-                    f"The {of} is {other.shape[1]}x{other.shape[0]} and {real} is {truth.shape[1]}x"
-                    f"{truth.shape[0]}; bring them to one size, the same for every system you compare."
-                )
-        if min(truth.shape[:2]) < _SMALLEST:
-            raise UserError(f"{real} is smaller than {_SMALLEST} pixels, the window of SSIM; give larger clips.")
-        yield truth, others[0], others[1] if len(others) > 1 else None
+        others.append(Source(f"mask {path}", mask_frames(path, truths.size), None))
+    width, height = truths.size
+    for other in others:
+        if other.size != truths.size:
+            raise UserError(
+                f"The {other.name} is {other.size[0]}x{other.size[1]} and {real} is {width}x{height}; bring them "
+                "to one size, the same for every system you compare."
+            )
+    if min(truths.size) < _SMALLEST:
+        raise UserError(f"{real} is smaller than {_SMALLEST} pixels, the window of SSIM; give larger clips.")
+    for truth, made, *mask in together(truths, *others):
+        yield truth, made, mask[0] if mask else None
 
 
 def _ssim(made: np.ndarray, truth: np.ndarray) -> float:

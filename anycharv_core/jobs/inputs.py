@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from ..errors import UserError
 from ..foreign import read_picture
-from ..media.frames import Reopened
+from ..media.frames import Reopened, Source
 from ..media.imaging import Size
 from ..media.masks import boxes_to_masks, read_boxes
 from ..media.pose import Poses, read_poses
 from ..media.pose_drawing import draw_poses
-from ..media.video_read import VideoInfo, has_alpha, probe, read_alpha, read_frames
+from ..media.video_read import Video, VideoInfo, has_alpha, read_alpha
 from ..media.video_write import read_gray
-from ..systems.recipes import Recipe
 
 
 @dataclass(frozen=True)
-class Part:
-    """A person of the clip, and the character who takes their place.
+class Replacement:
+    """A person of the video, and the character who takes their place.
 
     mask: a video, a folder of PNGs or a JSON list of boxes; pose: POSE_KEYPOINT JSON (a file, or
     OpenPose's folder) or a skeleton video.
@@ -36,38 +36,89 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PartInputs:
-    """The checked files of a part. reference: uint8 [H, W, 3 or 4]; reference_mask: uint8 [H, W] or None;
-    pose: the skeletons, drawn on a canvas of the size asked for; they were made for `pose_size`."""
+class ReplacementInputs:
+    """The opened files of a `Replacement`. reference: uint8 [H, W, 3 or 4]; reference_mask: uint8 [H, W] or None;
+    mask: uint8 [H, W] for every frame."""
 
     reference: np.ndarray
     reference_mask: np.ndarray | None
-    mask: Reopened
-    pose: Callable[[Size], Reopened]
-    pose_size: Size
+    mask: Source
+    skeletons: Skeletons
+
+    def poses(self, canvas: Size, files: Replacement, video: Video) -> Source:
+        """The skeletons on `canvas`, which are checked to be as many as the video's frames."""
+        frames = _one_each(files.pose, "poses", self.skeletons.drawn(canvas), video)
+        return Source(f"pose {files.pose}", frames, 3)
 
 
-def read_inputs(
-    video: Path, cast: Iterable[Part], recipe: Recipe, size: Size | None
-) -> tuple[VideoInfo, list[PartInputs]]:
-    """Opens and checks the files of a clip and of the parts in it, without weights.
+class Skeletons(Protocol):
+    """Skeletons that are drawn on a canvas of the size asked for, or come as pictures.
 
-    Raises UserError when one cannot be read, or when they don't fit together, or into the (width, height)
-    `size` the networks are to work at.
+    size: the (width, height) in pixels they were made for; count: how many there are.
     """
-    info = probe(video)
-    clip = info.width, info.height
-    inputs = []
-    for part in cast:
-        reference = read_reference(part.reference)
-        outline = read_reference_mask(part.reference_mask, reference) if part.reference_mask else None
-        mask = mask_frames(part.mask, clip)
-        _check_mask(part.mask, mask, video, info, same_size=recipe.paste_back)
-        poses, count, pose_size = pose_frames(part.pose, clip)
-        _check_count(part.pose, "poses", count, video, info)
-        recipe.canvas(clip, pose_size, size, 1)  # raises where proportions differ
-        inputs.append(PartInputs(reference, outline, mask, poses, pose_size))
-    return info, inputs
+
+    @property
+    def size(self) -> Size: ...
+    @property
+    def count(self) -> int: ...
+
+    def drawn(self, canvas: Size) -> Reopened:
+        """Pictures uint8 [H, W, 3] that can be read any number of times."""
+        ...
+
+
+class PointSkeletons:
+    """`Skeletons` of one or more POSE_KEYPOINT frames."""
+
+    def __init__(self, poses: Poses):
+        self.poses = poses
+        self.size = poses.size
+        self.count = len(poses)
+
+    def drawn(self, canvas: Size) -> Reopened:
+        return Reopened(lambda: draw_poses(self.poses.scaled(*canvas)))
+
+
+class FilmedSkeletons:
+    """`Skeletons` of a video of pictures drawn already, of whatever size they are. To count them decodes them."""
+
+    def __init__(self, path: Path):
+        self._video = Video(path)
+        self.size = self._video.size
+
+    @property
+    def info(self) -> VideoInfo:
+        return self._video.info
+
+    @property
+    def count(self) -> int:
+        return self.info.frames
+
+    def drawn(self, canvas: Size) -> Reopened:
+        return Reopened(lambda: iter(self._video))
+
+
+def open_replacement(files: Replacement, video: Video) -> ReplacementInputs:
+    """Opens the files of a person of the video, of which the first frame is decoded.
+
+    Raises UserError where a file cannot be read. That there is a mask and a pose for every frame shows when they
+    are read, beside the video's own frames.
+    """
+    reference = read_reference(files.reference)
+    outline = read_reference_mask(files.reference_mask, reference) if files.reference_mask else None
+    frames = _one_each(files.mask, "masks", mask_frames(files.mask, video.size), video)
+    mask = Source(f"mask {files.mask}", frames, None)
+    return ReplacementInputs(reference, outline, mask, open_skeletons(files.pose, video.size))
+
+
+def check_mask_size(opened: ReplacementInputs, files: Replacement, video: Video) -> None:
+    """Raises UserError where the masks are not of the video's size."""
+    (width, height), size = opened.mask.size, video.size
+    if (width, height) != size:
+        raise UserError(
+            f"{files.mask} is {width}x{height} but {video.path} is {size[0]}x{size[1]}; give masks of the video's "
+            "size."
+        )
 
 
 def read_reference(path: Path) -> np.ndarray:
@@ -93,27 +144,23 @@ def read_reference_mask(path: Path, reference: np.ndarray) -> np.ndarray:
     return mask
 
 
-def mask_frames(path: Path, clip: Size) -> Reopened:
-    """The masks of a clip of size `clip` from a box list (.json), a video, or a folder of PNGs.
+def mask_frames(path: Path, video: Size) -> Reopened:
+    """The masks of a video of this size from a box list (.json), a video, or a folder of PNGs.
 
     Of pictures that are transparent somewhere the opacity is the mask, of others the brightness.
     """
     if path.suffix.lower() != ".json":
         return Reopened(partial(read_alpha if has_alpha(path) else read_gray, path))
     boxes = read_boxes(path)
-    return Reopened(lambda: (boxes_to_masks([box], *clip)[0] for box in boxes))
+    return Reopened(lambda: (boxes_to_masks([box], *video)[0] for box in boxes))
 
 
-def pose_frames(path: Path, clip: Size | None) -> tuple[Callable[[Size], Reopened], int, Size]:
-    """How to get the skeleton pictures of a clip of size `clip`, None where there is no clip (drawn on a canvas of
-    the size asked for), how many there are, and the size they were made for.
+def open_skeletons(path: Path, video: Size | None) -> Skeletons:
+    """POSE_KEYPOINT JSON, a folder of OpenPose's JSON files, or a video of skeletons drawn already.
 
-    `path`: POSE_KEYPOINT JSON, a folder of OpenPose's JSON files, or a video of skeletons drawn already.
+    video: the size of the video they are for, None where there is none.
     """
-    if not holds_keypoints(path):
-        info = probe(path)
-        return lambda canvas: Reopened(partial(read_frames, path)), info.frames, (info.width, info.height)
-    return drawn_poses(read_poses(path, clip))
+    return PointSkeletons(read_poses(path, video)) if holds_keypoints(path) else FilmedSkeletons(path)
 
 
 def holds_keypoints(path: Path) -> bool:
@@ -126,32 +173,22 @@ def holds_keypoints(path: Path) -> bool:
     return path.suffix.lower() == ".json" or path.is_dir()
 
 
-def drawn_poses(poses: Poses) -> tuple[Callable[[Size], Reopened], int, Size]:
-    """What `pose_frames` gives, for poses at hand."""
-
-    def drawn(canvas: Size) -> Reopened:
-        return Reopened(lambda: draw_poses(poses.scaled(*canvas)))
-
-    return drawn, len(poses), poses.size
+def _one_each(path: Path, what: str, frames: Iterable[np.ndarray], video: Video) -> Reopened:
+    """The frames of `path`, of which there must be one for every frame of the video, which is read before them."""
+    return Reopened(lambda: _counted(path, what, frames, video))
 
 
-def _check_mask(path: Path, masks: Iterable[np.ndarray], video: Path, info: VideoInfo, same_size: bool) -> None:
-    count, present = 0, False
-    for mask in masks:
-        if same_size and mask.shape != (info.height, info.width):
-            raise UserError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]} but {video} is {info.width}x{info.height}; "
-                "give masks of the video's size."
-            )
+def _counted(path: Path, what: str, frames: Iterable[np.ndarray], video: Video) -> Iterator[np.ndarray]:
+    count = 0
+    rest = iter(frames)
+    for frame in rest:
         count += 1
-        present = present or bool((mask >= 128).any())
-    _check_count(path, "masks", count, video, info)
-    if not present:
-        raise UserError(f"{path} marks nothing in any frame; mark the person to replace with white.")
-
-
-def _check_count(path: Path, what: str, count: int, video: Path, info: VideoInfo) -> None:
-    if count != info.frames:
+        if video.measured and count > video.info.frames:
+            count += sum(1 for _ in rest)
+            break
+        yield frame
+    if count != video.info.frames:
         raise UserError(
-            f"{path} holds {count} {what} but {video} has {info.frames} frames; give one for every frame."
+            f"{path} holds {count} {what} but {video.path} has {video.info.frames} frames; give one for every "
+            "frame."
         )

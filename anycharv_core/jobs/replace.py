@@ -1,312 +1,198 @@
 """Files in, finished video out: the job behind `anycharv generate`.
 
-The clip, its masks and its poses are read again whenever they are needed and are never wholly in memory.
+The video, its masks and its poses are read once to be encoded and once to be pasted into, and are never wholly in
+memory.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
-from importlib import metadata
-from itertools import cycle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
-from .. import __version__
-from ..device import device_name, peak_memory, pick_device
+from ..device import pick_device
 from ..errors import UserError
-from ..files import atomic_path
-from ..inference.pipeline import Pipeline, paste_weights
-from ..media.frames import Reopened
-from ..media.imaging import Size, resize
-from ..media.sheet import sheet
-from ..media.video_read import read_frames
+from ..inference.encode import encode_scene
+from ..inference.finish import PasteBack
+from ..inference.phases import Phases
+from ..inference.pipeline import check_steps
+from ..media.frames import FrameStore, Source
+from ..media.video_read import Video
 from ..media.video_write import VideoWriter
-from ..systems.anycharv import ANYCHARV
-from .doctor import OPENCV
-from .inputs import Part, read_inputs
+from .inputs import Replacement, check_mask_size, open_replacement
+from .preprocess import read_prepared
+from .run import (
+    Progress,
+    RenderJob,
+    explained_memory,
+    paths,
+    sheet_frames,
+    thumbnail,
+    write_sheet,
+)
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-REPORTED = ("torch", "diffusers", "transformers", "numpy", "av")
-SHEET_FRAMES, SHEET_CELL = 6, 290  # rows, and the longer side of a picture in pixels
 SHEET_TITLES = ("reference", "driving", "pose", "output")
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """Which networks make a video, how, and where it goes. None = the model's own setting, or nothing given.
-
-    size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
-    exact size for "official"; device: None = CUDA where there is one, else the CPU; sheet: a PNG to draw a
-    contact sheet to.
-    """
-
-    out: Path
-    model: str
-    vae: Path | None = None
-    image_encoder: Path | None = None
-    size: Size | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int = 42
-    recipe: str = "default"
-    device: str | None = None
-    dtype: str = "fp32"
-    sheet: Path | None = None
-
-    @property
-    def report(self) -> Path:
-        return self.out.with_suffix(".report.json")
-
-    def sampling(self, pipe: Pipeline) -> dict[str, Any]:
-        """steps and guidance_scale as asked, or else as the model says, or else its system's."""
-        steps, guidance_scale = pipe.system.sampling(pipe.settings, self.steps, self.guidance_scale)
-        return {"steps": steps, "guidance_scale": guidance_scale}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job(Making):
-    """Who is put into which clip: `cast` has at least one, and several go in one after the other, each into what
-    the one before left."""
+class ReplaceJob(RenderJob):
+    """Who is put into which video: of `people` there is at least one, and several go in one after the other, each
+    into what the one before left."""
 
     video: Path
-    cast: tuple[Part, ...]
+    people: tuple[Replacement, ...]
     model: str = "embedded"
 
 
-def generate(job: Job, progress: Progress | None = None) -> dict[str, Any]:
+class _Rows:
+    """What the sheet shows of every frame as it is encoded."""
+
+    def __init__(self) -> None:
+        self.driving, self.poses = FrameStore(), FrameStore()
+
+    def __call__(self, frame: np.ndarray, skeletons: Sequence[np.ndarray]) -> None:
+        self.driving.append(thumbnail(frame))
+        self.poses.append(thumbnail(np.maximum.reduce(skeletons)))
+
+
+def people_of(
+    references: Sequence[Path],
+    reference_masks: Sequence[Path] | None,
+    video: Path | None,
+    mask: Path | None,
+    pose: Path | None,
+    prepared: Path | None,
+) -> tuple[Path, tuple[Replacement, ...]]:
+    """The video, and a `Replacement` for every reference, from the files named or from a prepared folder.
+
+    Raises UserError, in terms of the command line's options, where they do not fit together.
+    """
+    if prepared:
+        found = read_prepared(prepared)
+        video = video or found.clip
+        people = found.people
+    elif video and mask and pose:
+        people = [(mask, pose)]
+    else:
+        given = {"--video": video, "--mask": mask, "--pose": pose}
+        raise UserError(
+            f"{' and '.join(name for name, path in given.items() if path is None)} missing: give --video, --mask "
+            "and --pose, or --prepared with the folder that 'anycharv preprocess' wrote."
+        )
+    if len(references) != len(people):
+        raise UserError(
+            f"There are {len(people)} people to replace and {len(references)} references; give --reference "
+            "once for each, in their order."
+        )
+    outlines: Sequence[Path | None] = reference_masks or [None] * len(people)
+    if len(outlines) != len(people):
+        raise UserError(f"Give --reference-mask once for each of the {len(people)} references, or not at all.")
+    if (mask or pose) and len(people) > 1:
+        raise UserError("--mask and --pose speak of one person; leave them out for several prepared people.")
+    rows = zip(references, people, outlines, strict=True)
+    return video, tuple(Replacement(r, mask or of[0], pose or of[1], outline) for r, of, outline in rows)
+
+
+def generate(job: ReplaceJob, progress: Progress | None = None) -> dict[str, Any]:
     """Runs the job: writes the video, its report beside it, and the sheet where one is asked for.
 
-    The output has the clip's frame count, timestamps and audio, and with recipe "default" its size.
+    The output has the video's frame count, timestamps and audio, and with recipe "default" its size.
     progress(done, total) is called after every denoising call.
 
     Returns the report. Raises UserError for anything the user can put right; old files are then as
     they were.
     """
-    started = time.perf_counter()
-    seconds: dict[str, float] = {}
-    parts = (path for part in job.cast for path in (part.reference, part.reference_mask, part.mask, part.pose))
-    check_places(job.out, job.report, job.sheet, (job.video, *parts))
+    files = (path for each in job.people for path in (each.reference, each.reference_mask, each.mask, each.pose))
+    job.check_places((job.video, *files))
     device = pick_device(job.device)
-    recipe = ANYCHARV.recipe(job.recipe)
-    if len(job.cast) > 1 and not recipe.paste_back:
+    with explained_memory():
+        return _generate(job, device, progress)
+
+
+def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[str, Any]:
+    started, phases = time.perf_counter(), Phases()
+    with phases("check"):
+        video = Video(job.video)
+        opened = [open_replacement(files, video) for files in job.people]
+    pipe, recipe = job.load("generate", device, phases)
+    steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
+    check_steps(steps)
+    if recipe.paste_back:
+        for each, files in zip(opened, job.people, strict=True):
+            check_mask_size(each, files, video)
+    elif len(job.people) > 1:
         raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
-    with phase(seconds, "check"):
-        info, cast = read_inputs(job.video, job.cast, recipe, job.size)
-    with explained_memory(), phase(seconds, "load"):
-        pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
-    pipe.system.check_command("generate", job.model)
-    size = job.size or working_size(pipe.settings.get("size"), (info.width, info.height), pipe.multiple)
-    sampling = job.sampling(pipe)
-    canvas = recipe.canvas((info.width, info.height), cast[0].pose_size, size, pipe.multiple)
-    working = canvas.inner if recipe.paste_back else size or cast[0].pose_size
-    pose_size = pose_canvas(working, pipe.settings.get("pose_scale", 1))
-    width, height = canvas.source
-    # The writer is opened first, so that audio or timestamps mp4 cannot hold show before the long part.
+    with phases("encode"):
+        size = pipe.working_size(recipe, video.size, job.size)
+        plan = pipe.plan(recipe, video.size, opened[0].skeletons.size, size)
+        references = [pipe.refer(recipe, each.reference, each.reference_mask) for each in opened]
+        scene = Source(f"video {job.video}", video, 3)
+        streams = [
+            (each.mask, each.poses(plan.drawing, files, video))
+            for each, files in zip(opened, job.people, strict=True)
+        ]
+        rows = _Rows() if job.sheet else None
+        encoded = pipe.encode(plan, scene, streams, rows)
+        for one, files in zip(encoded, job.people, strict=True):
+            if not any(one.present):
+                raise UserError(f"{files.mask} marks nothing in any frame; mark the person to replace with white.")
+    info = video.info
     writer = VideoWriter(
         job.out,
-        width,
-        height,
+        *plan.canvas.source,
         info.timestamps,
         info.time_base,
         info.rate,
         audio_from=job.video if info.has_audio else None,
         sample_aspect=info.sample_aspect,
     )
-    equal = True
     chosen = sheet_frames(info.frames) if job.sheet else ()
-    driving: list[np.ndarray] = []
-    output: list[np.ndarray] = []
-    with explained_memory(), writer:
-        scene = Reopened(partial(read_frames, job.video))
+    output = []
+    pasted = []
+    with writer:
         frames: Iterable[np.ndarray] = scene
-        spent = []  # each part's seconds by phase, which still grow while its frames are decoded
-        for number, part in enumerate(cast):
-            out = pipe(
-                part.reference,
-                frames,
-                part.mask,
-                part.pose(pose_size),
-                **sampling,
-                seed=job.seed,
-                size=size,
-                recipe=job.recipe,
-                progress=progress and _share(progress, number, len(cast)),
-                reference_mask=part.reference_mask,
-            )
-            frames = out.frames
-            spent.append(out.seconds)
-        sampled = time.perf_counter()
-        rows = zip(frames, scene, *(part.mask for part in cast), strict=True)
-        for index, (frame, original, *masks) in enumerate(rows):
-            writer.write(frame)
+        for number, (one, reference) in enumerate(zip(encoded, references, strict=True)):
+            if number:
+                before = Source("video", frames, 3, replayed=True)
+                with phases("encode"):
+                    one = replace(one, scene=encode_scene(pipe.backend.encode, plan.canvas, before))
+                frames = before
+            made = pipe.prepared(recipe, reference, one)
+            share = progress and _share(progress, number, len(encoded))
+            latents = pipe.sample(made, pipe.noise(made, job.seed), steps, guidance, phases, share)
+            finish = None
             if recipe.paste_back:
-                equal = equal and background_equal(frame, original, masks)
-            if index in chosen:
-                driving.append(thumbnail(original))
-                output.append(thumbnail(frame))
-    seconds["write"] = time.perf_counter() - sampled - spent[-1]["decode"]
-    for name in spent[0]:
-        seconds[name] = sum(each[name] for each in spent)
-    if job.sheet:
-        drawn = zip(*(part.pose(pose_size) for part in cast), strict=True)
-        skeletons = [thumbnail(np.maximum.reduce(frame)) for i, frame in enumerate(drawn) if i in chosen]
-        references = [part.reference for part in cast]
-        write_sheet(job.sheet, SHEET_TITLES, references, driving, skeletons, output)
-    seconds["total"] = time.perf_counter() - started
-    latent = out.latents.shape
-    report = {
-        "model": job.model,
-        "settings": {
-            "recipe": job.recipe,
-            **sampling,
-            "seed": job.seed,
-            "size": list(size) if size else None,
-            "dtype": job.dtype,
-        },
-        "inputs": paths(job, "video", "vae", "image_encoder")
-        | {"cast": [paths(part, "reference", "reference_mask", "mask", "pose") for part in job.cast]},
-        "output": str(job.out),
-        "sheet": str(job.sheet) if job.sheet else None,
+                finish = PasteBack(frames, opened[number].mask)
+                pasted.append(finish)
+            frames = pipe.decode(made, latents, finish, phases)
+        with phases("write"):
+            for index, frame in enumerate(frames):
+                writer.write(frame)
+                if index in chosen:
+                    output.append(thumbnail(frame))
+    if job.sheet and rows:
+        columns = ([store[index] for index in chosen] for store in (rows.driving, rows.poses))
+        write_sheet(job.sheet, SHEET_TITLES, [each.reference for each in opened], *columns, output)
+    phases.seconds["total"] = time.perf_counter() - started
+    inputs = paths(job, "video") | {
+        "people": [paths(files, "reference", "reference_mask", "mask", "pose") for files in job.people]
+    }
+    facts = {
         "frames": info.frames,
         "source_size": [info.width, info.height],
-        "network_size": [latent[3] * pipe.multiple, latent[2] * pipe.multiple],
-        "output_size": [width, height],
+        "network_size": list(plan.canvas.padded),
+        "output_size": list(plan.canvas.source),
         "audio": writer.audio_note or ("copied" if info.has_audio else "none in the source"),
-        "background_bit_equal": equal if recipe.paste_back else None,
-        "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
-        "peak_memory_bytes": peak_memory(device),
-        "device": device_name(device),
-        "versions": versions(),
+        "background_bit_equal": all(each.untouched for each in pasted) if recipe.paste_back else None,
     }
-    write_report(job.report, report)
-    return report
+    settings = job.settings(steps, guidance, plan.size)
+    return job.write_report(settings, inputs, facts, device, phases)
 
 
-def working_size(area: list[int] | None, clip: Size, multiple: int) -> Size | None:
-    """The (width, height) in pixels that a model made for pictures of `area` = [w, h] works on `clip` at.
-
-    The clip keeps its proportions and is scaled, up or down, until it covers about w * h pixels, so that
-    the networks see as much as they were trained on: for 64 x 64, a clip of 540 x 960 is worked on at
-    48 x 85. Neither side becomes smaller than `multiple`, one latent pixel of the VAE. None, the clip's own
-    size, where the model names no area.
-    """
-    if area is None:
-        return None
-    scale = max((area[0] * area[1] / (clip[0] * clip[1])) ** 0.5, multiple / min(clip))
-    return round(clip[0] * scale), round(clip[1] * scale)
-
-
-def pose_canvas(working: Size, scale: float) -> Size:
-    """The size in pixels at which skeletons given as points are drawn for a clip worked on at `working`.
-
-    `scale` is the model's "pose_scale": the released weights know skeletons drawn at the working size (1),
-    smaller models draw them larger and bring them down, so that joints keep fractions of a pixel.
-    """
-    return round(scale * working[0]), round(scale * working[1])
-
-
-def background_equal(frame: np.ndarray, original: np.ndarray, masks: Iterable[np.ndarray]) -> bool:
-    """Whether every pixel outside all padded and feathered masks is the original's, bit for bit."""
-    outside = np.all([paste_weights(mask) == 0 for mask in masks], axis=0)
-    return bool((frame == original).all(axis=-1)[outside].all())
-
-
-def versions() -> dict[str, str]:
-    found = {"anycharv": __version__, "python": platform.python_version()}
-    for name in (*REPORTED, *OPENCV):
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def sheet_frames(count: int) -> tuple[int, ...]:
-    """Indices of up to SHEET_FRAMES frames spread evenly over a clip of `count`, its ends among them."""
-    return tuple(sorted({round(i) for i in np.linspace(0, count - 1, min(count, SHEET_FRAMES))}))
-
-
-def thumbnail(frame: np.ndarray) -> np.ndarray:
-    """The frame, scaled to fit a cell of the sheet."""
-    scale = SHEET_CELL / max(frame.shape[:2])
-    return resize(frame, (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))))
-
-
-def write_sheet(
-    path: Path, titles: Sequence[str], references: Sequence[np.ndarray], *columns: list[np.ndarray]
-) -> None:
-    """Draws a PNG with a row for each frame: the references in turn, then the thumbnails of `columns`."""
-    characters = [thumbnail(_on_white(picture)) for picture in references]
-    rows = zip(cycle(characters), *columns)
-    page = sheet(list(rows), titles)
-    with atomic_path(path) as temporary:
-        page.save(temporary, "PNG")
-
-
-def _on_white(reference: np.ndarray) -> np.ndarray:
-    picture = Image.fromarray(reference)
-    if picture.mode == "RGBA":
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return np.asarray(picture)
-
-
-def _share(progress: Progress, number: int, parts: int) -> Progress:
-    """The progress of part `number` of `parts` as progress of the whole job."""
-    return lambda done, total: progress(number * total + done, parts * total)
-
-
-def paths(holder: Any, *names: str) -> dict[str, str]:
-    """Those of the attributes that name a file, for a report."""
-    return {name: str(path) for name in names if (path := getattr(holder, name)) is not None}
-
-
-def check_places(out: Path, report: Path, drawn: Path | None, sources: Iterable[Path | None]) -> None:
-    """Raises UserError where video, report or sheet could not be written, or would replace an input."""
-    if out.suffix.lower() != ".mp4":
-        raise UserError(f"The output {out} is an mp4 video; let its name end in .mp4.")
-    if drawn and drawn.suffix.lower() != ".png":
-        raise UserError(f"The sheet {drawn} is a PNG picture; let its name end in .png.")
-    sources = tuple(sources)
-    for place in filter(None, (out, report, drawn)):
-        if any(source and source.resolve() == place.resolve() for source in sources):
-            raise UserError(f"{place} is one of the inputs and would be overwritten; choose another output.")
-        with suppress(_OnlyTried), atomic_path(place):
-            raise _OnlyTried
-
-
-class _OnlyTried(Exception):
-    """Ends an attempt to write that was only made to see whether it would work."""
-
-
-@contextmanager
-def explained_memory() -> Iterator[None]:
-    """Turns a full memory inside it into a UserError."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(
-            "The memory is not enough for this clip; give a smaller --size, or --dtype fp16 on a GPU."
-        ) from error
-
-
-@contextmanager
-def phase(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Notes the seconds spent inside it."""
-    started = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started
+def _share(progress: Progress, number: int, people: int) -> Progress:
+    """The progress of person `number` of `people` as progress of the whole job."""
+    return lambda done, total: progress(number * total + done, people * total)

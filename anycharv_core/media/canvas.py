@@ -162,3 +162,23 @@ def nearest_multiple(size: Size, multiple: int) -> Size:
     """The size next to `size` whose sides are divisible by `multiple`, none of them 0."""
     width, height = (max(1, round(side / multiple)) * multiple for side in size)
     return width, height
+
+
+def working_size(area: Sequence[int], picture: Size, multiple: int) -> Size:
+    """The (width, height) in pixels at which a model made for pictures of `area` = [w, h] sees one of `picture`.
+
+    It keeps its proportions and is scaled, up or down, until it covers about w * h pixels, so that
+    the networks see as much as they were trained on: for 64 x 64, a video of 540 x 960 is worked on at
+    48 x 85. Neither side becomes smaller than `multiple`, one latent pixel of the VAE.
+    """
+    scale = max((area[0] * area[1] / (picture[0] * picture[1])) ** 0.5, multiple / min(picture))
+    return round(picture[0] * scale), round(picture[1] * scale)
+
+
+def pose_canvas(working: Size, scale: float) -> Size:
+    """The size in pixels at which skeletons given as points are drawn for a video worked on at `working`.
+
+    `scale` is the model's "pose_scale": the released weights know skeletons drawn at the working size (1),
+    smaller models draw them larger and bring them down, so that joints keep fractions of a pixel.
+    """
+    return round(scale * working[0]), round(scale * working[1])

@@ -11,13 +11,15 @@ import numpy as np
 
 from ..errors import UserError
 
-COLOURS = ((0, 255, 0), (0, 0, 255), (255, 0, 255), (0, 255, 255), (255, 0, 0), (255, 255, 0))
+Colour = tuple[int, int, int]
+
+COLOURS: tuple[Colour, ...] = ((0, 255, 0), (0, 0, 255), (255, 0, 255), (0, 255, 255), (255, 0, 0), (255, 255, 0))
 # Levels by which a pixel's farthest channel is off the key: as much as decoding makes of a flat colour, and as
 # much as nothing mixed with it still shows.
 NEAR, FAR = 40, 120
 
 
-def key_colour(picture: np.ndarray, alpha: np.ndarray) -> tuple[int, int, int]:
+def key_colour(picture: np.ndarray, alpha: np.ndarray) -> Colour:
     """The colour that the character, uint8 [H, W, 3] where alpha uint8 [H, W] is white, has least of.
 
     Raises UserError where alpha shows no character.

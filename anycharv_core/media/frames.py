@@ -1,14 +1,17 @@
-"""Clips as streams: read twice, checked as they pass, never wholly in memory."""
+"""Videos as streams: read twice, checked as they pass, never wholly in memory."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import chain, islice, zip_longest
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import UserError
+from ..files import write_error
+from .imaging import Size
 
 MEMORY = 2**28  # bytes a store keeps in memory before it moves to a temporary file
 
@@ -17,7 +20,7 @@ Frames = np.ndarray | Iterable[np.ndarray]
 
 
 class FrameStore:
-    """Frames of one shape, appended once and read by index; large ones lie in a temporary file."""
+    """uint8 arrays of one shape, appended once and read by index; large ones lie in a temporary file."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(MEMORY)  # noqa: SIM115 (closed with the store)
@@ -28,9 +31,15 @@ class FrameStore:
         return self._count
 
     def append(self, frame: np.ndarray) -> None:
+        """Raises UserError where the disk of temporary files is full."""
         self._shape = frame.shape
-        self._file.seek(0, 2)
-        self._file.write(np.ascontiguousarray(frame).tobytes())
+        try:
+            self._file.seek(0, 2)
+            self._file.write(np.ascontiguousarray(frame).tobytes())
+        except OSError as error:
+            raise write_error(
+                f"temporary files to {tempfile.gettempdir()} (TMPDIR names another)", error
+            ) from error
         self._count += 1
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -45,18 +54,22 @@ class FrameStore:
         return np.stack([self[index] for index in indices])
 
 
-def batched(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Lists of `size` frames, the last one possibly shorter; nothing is read ahead."""
-    stream = iter(frames)
+Row = TypeVar("Row")
+
+
+def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of `size` rows, the last one possibly shorter; nothing is read ahead."""
+    stream = iter(rows)
     while batch := list(islice(stream, size)):
         yield batch
 
 
 class Reopened:
-    """Frames that can be read any number of times: every loop calls `read` anew."""
+    """Frames that can be read any number of times: every loop calls `read` again. count: how many, where known."""
 
-    def __init__(self, read: Callable[[], Iterator[np.ndarray]]):
+    def __init__(self, read: Callable[[], Iterator[np.ndarray]], count: int | None = None):
         self._read = read
+        self.count = count
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self._read()
@@ -104,15 +117,50 @@ def checked(name: str, frames: Iterable[np.ndarray], channels: int | None) -> It
         yield frame
 
 
-def together(**streams: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Frames of several streams side by side. Raises UserError when their lengths differ."""
+class Source:
+    """Frames uint8 [H, W] (channels None) or [H, W, channels] of one size, checked as they pass.
+
+    name: what messages call them. Every loop starts at the first frame, where `replayed` even of an iterator.
+    """
+
+    def __init__(self, name: str, frames: Frames, channels: int | None, replayed: bool = False):
+        self.name = name
+        self._frames = Replay(frames) if replayed else frames
+        self._channels = channels
+        self._size: Size | None = None
+        self._begun: Iterator[np.ndarray] | None = None
+        self.count = len(frames) if isinstance(frames, Sized) else getattr(frames, "count", None)
+
+    @property
+    def size(self) -> Size:
+        """(width, height) of the first frame, which is read ahead. Raises UserError where there is none."""
+        if self._size is None:
+            frames = iter(self)
+            first = next(frames, None)
+            if first is None:
+                raise UserError(f"The {self.name} has no frames; give at least one.")
+            self._size = first.shape[1], first.shape[0]
+            self._begun = chain([first], frames)
+        return self._size
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        begun, self._begun = self._begun, None
+        return begun or checked(self.name, self._frames, self._channels)
+
+
+def together(*sources: Source) -> Iterator[tuple[np.ndarray, ...]]:
+    """Frames of several sources side by side. Raises UserError when their lengths differ."""
     end = object()
-    for index, row in enumerate(zip_longest(*streams.values(), fillvalue=end)):
-        short = [name for name, frame in zip(streams, row, strict=True) if frame is end]
-        if short:
-            longer = next(name for name in streams if name not in short)
-            raise UserError(
-                f"The {short[0]} has {index} frames but the {longer} has more; give one {short[0]} frame "
-                f"for every {longer} frame."
-            )
+    for index, row in enumerate(zip_longest(*sources, fillvalue=end)):
+        ended = [frame is end for frame in row]
+        if any(ended):
+            raise uneven(sources[ended.index(True)].name, index, sources[ended.index(False)].name)
         yield row
+
+
+def uneven(short: str, count: int, longer: str) -> UserError:
+    """The sentence for a source that ends after `count` frames, before another; the caller raises it."""
+    return UserError(
+        f"The {short} has {count} frames but the {longer} has more; give one {short} frame for every {longer} "
+        "frame."
+    )

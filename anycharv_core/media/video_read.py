@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,56 @@ def probe(path: Path | str) -> VideoInfo:
 
     Raises UserError if the file is missing, is not a video, has no frames or cannot be decoded.
     """
-    timestamps: list[int] = []
+    video = Video(path)
     with open_input(path) as container:
+        for _ in video.decoded(container):
+            pass
+    return video.info
+
+
+class Video:
+    """A video file that is measured while its frames are read for the first time.
+
+    Every loop over it yields what `read_frames` does, and raises UserError as that does.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = path
+        self._info: VideoInfo | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether its frames have been read to the end."""
+        return self._info is not None
+
+    @property
+    def info(self) -> VideoInfo:
+        """What it holds; where its frames have not been read to the end yet, they are decoded for this."""
+        if self._info is None:
+            self._info = probe(self.path)
+        return self._info
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first frame, the only one that is decoded for this."""
+        first = next(iter(self))
+        return first.shape[1], first.shape[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        reformatter = VideoReformatter()
+        with open_input(self.path) as container:
+            for frame, matrix in self.decoded(container):
+                yield _oriented(_rgb(self.path, frame, reformatter), matrix)
+
+    def decoded(self, container: InputContainer) -> Iterator[tuple[av.VideoFrame, _Matrix]]:
+        """The frames of the opened file, which is measured once they have all passed."""
+        timestamps: list[int] = []
         stream = _video_stream(container)
         time_base = stream.time_base or Fraction(1, 25)
         nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         step = max(1, round(1 / (nominal * time_base)))
-        for frame, matrix in _decoded(path, container):
+        for frame, matrix in _decoded(self.path, container):
             if not timestamps:
                 turned = matrix[0] == 0
                 width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
@@ -131,7 +174,8 @@ def probe(path: Path | str) -> VideoInfo:
             if pts is None:
                 pts = timestamps[-1] + step if timestamps else 0
             timestamps.append(pts if earliest is None else max(pts, earliest))
-        return VideoInfo(
+            yield frame, matrix
+        self._info = VideoInfo(
             width=width,
             height=height,
             frames=len(timestamps),

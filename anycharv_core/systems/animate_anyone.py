@@ -22,9 +22,10 @@ from ..checkpoints.state_dicts import read_training_weights, read_weights, save_
 from ..errors import UserError
 from ..files import atomic_path
 from ..foreign import read_json
-from ..media.canvas import Canvas, nearest_multiple
+from ..media.canvas import Canvas, nearest_multiple, working_size
 from ..media.imaging import Size
 from ..models import DenoisingUNet, UNetConfig
+from ..models.guidance import is_guided
 from ..models.schedule import SCHEDULER, NoiseSchedule
 from ..models.windows import closed_loop_windows
 from . import anycharv
@@ -268,11 +269,13 @@ RECIPES = {
     "official": replace(
         anycharv.RECIPES["official"],
         canvas=_official_canvas,
-        windows=lambda frames, guidance: closed_loop_windows(frames, guidance > 1, overlap=4),
+        working_size=lambda area, shown, multiple: (area[0], area[1]),
+        windows=lambda frames, guidance: closed_loop_windows(frames, is_guided(guidance), overlap=4),
     ),
     "default": replace(
         anycharv.RECIPES["default"],
         canvas=_default_canvas,
+        working_size=lambda area, shown, multiple: nearest_multiple(working_size(area, shown, multiple), multiple),
         reference=lambda picture, canvas: canvas.pad(letterbox(picture, canvas.inner, "edge"), "edge"),
         clip_view=lambda picture: letterbox(picture, (max(picture.shape[:2]),) * 2, "edge"),
         paste_back=False,

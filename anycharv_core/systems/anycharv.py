@@ -9,7 +9,9 @@ import torch
 
 from ..checkpoints.checkpoint import LIBRARY_PARTS, NETWORKS, Checkpoint
 from ..checkpoints.folders import read_networks, write_parts, write_settings
+from ..media.canvas import working_size
 from ..media.imaging import latent_mask, resize
+from ..models.guidance import is_guided
 from ..models.windows import closed_loop_windows, linear_windows
 from .recipes import Recipe, canvas_of_pose, canvas_of_scene, channel_noise, frame_noise, letterbox, on_black
 from .system import Layout, System
@@ -17,19 +19,22 @@ from .system import Layout, System
 RECIPES = {
     "official": Recipe(
         canvas=canvas_of_pose,
+        working_size=working_size,
         cut_out=lambda picture, alpha: picture,
         reference=lambda picture, canvas: resize(picture, canvas.padded),
         clip_view=lambda picture: picture,
         mask=lambda masks, canvas, size: latent_mask(masks, size),
-        windows=lambda frames, guidance: closed_loop_windows(frames, average=guidance > 1),
+        windows=lambda frames, guidance: closed_loop_windows(frames, average=is_guided(guidance)),
         noise=channel_noise,
         bank_dtype=torch.float16,
         composites=False,
         paste_back=False,
+        keeps_aspect=False,
         round=False,
     ),
     "default": Recipe(
         canvas=canvas_of_scene,
+        working_size=working_size,
         cut_out=on_black,
         reference=lambda picture, canvas: letterbox(picture, canvas.padded),
         clip_view=lambda picture: letterbox(picture, (max(picture.shape[:2]),) * 2),
@@ -39,6 +44,7 @@ RECIPES = {
         bank_dtype=None,
         composites=True,
         paste_back=True,
+        keeps_aspect=True,
         round=True,
     ),
 }

@@ -20,16 +20,20 @@ class Recipe:
     """The choices around the sampler.
 
     canvas(scene size or None where there is no scene, pose size, asked size or None, multiple of the VAE);
+    working_size(area [w, h] the model is made for, size of the scene or else the poses, multiple) -> the size to
+    ask for where nobody asks for one;
     cut_out(picture, alpha or None) -> the reference as it is shown to the networks, uint8 [H, W, 3], of
     which reference(picture, canvas) is the VAE's view and clip_view(picture) what is squashed for CLIP;
     mask(masks [F, H, W], canvas, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
     noise(latents' shape (F, c, h, w), CPU generator) -> float32 of that shape;
     bank_dtype: what the ReferenceNet's tokens are rounded to, None = not at all; composites: whether a scene, if
     given, shows around the character in the output; paste_back: whether the output is the scene outside the mask,
-    which then must be of the scene's size; round: whether pixels are rounded or, as in the releases, truncated.
+    which then must be of the scene's size; keeps_aspect: whether pictures keep their proportions or, as in the
+    releases, are squashed; round: whether pixels are rounded or, as in the releases, truncated.
     """
 
     canvas: Callable[[Size | None, Size, Size | None, int], Canvas]
+    working_size: Callable[[Sequence[int], Size, int], Size]
     cut_out: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
     reference: Callable[[np.ndarray, Canvas], np.ndarray]
     clip_view: Callable[[np.ndarray], np.ndarray]
@@ -39,6 +43,7 @@ class Recipe:
     bank_dtype: torch.dtype | None
     composites: bool
     paste_back: bool
+    keeps_aspect: bool
     round: bool
 
 

@@ -106,11 +106,10 @@ def test_an_assumed_canvas_is_right_at_the_models_own_size() -> None:
     composite = core("nodes.composite")
     recipe = recipes.RECIPES["default"]
 
-    class Pipe:
-        settings, multiple = {"size": [64, 64]}, 4
+    pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded")
 
     for source in ((540, 960), (1920, 1080), (854, 480), (64, 64), (333, 517)):
         for asked in ((0, 0), (512, 512), (256, 512)):
-            size = backend.node_size(Pipe, "default", source, asked)
-            canvas = recipe.canvas(source, source, size, Pipe.multiple)
+            size = backend.node_size(pipe, recipe, source, asked)
+            canvas = recipe.canvas(source, source, size, pipe.backend.multiple)
             assert composite.assumed_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)

@@ -197,7 +197,7 @@ def test_whole_job_equals_core_where_nobody_is() -> None:
     masks[9:] = 0
     inputs = (swap.reference, swap.driving.frames, masks, swap.pose)
     settings = {"steps": 2, "guidance_scale": 2.0, "seed": 1, "size": (64, 64)}
-    ours = pipeline.ComfyPipeline(*load())(*inputs, **settings)
+    ours = core("anycharv_core.inference.pipeline").Pipeline(pipeline.ComfyBackend(*load()))(*inputs, **settings)
     expected = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded")(*inputs, **settings)
     assert np.array_equal(ours.frames[9:], swap.driving.frames[9:])
     assert np.abs(ours.frames.astype(int) - expected.frames).max() <= 1

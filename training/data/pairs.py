@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
-from anycharv_core.inference.pipeline import paste_weights
+from anycharv_core.inference.finish import paste_weights
 from training.config import Data
 from training.data.conditions import SCATTERED, STEADY, given_masks
 

@@ -27,7 +27,9 @@ from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from anycharv_core.foreign import read_json
-from anycharv_core.inference.pipeline import Pipeline, paste_weights
+from anycharv_core.inference.backend import TorchBackend
+from anycharv_core.inference.finish import paste_weights
+from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.models import DenoisingUNet
 from training import commands
 from training.config import Config, Data, Pairs, read_config
@@ -217,10 +219,10 @@ def _partner(dataset: Clips, driving: tuple[int, int], rng: np.random.Generator)
 
 
 def _noise(pipe: Pipeline, shape: Sequence[int], motion: bool, seed: int) -> torch.Tensor:
-    frames, height, width = shape[0], *(-(-side // pipe.multiple) for side in shape[1:3])
+    frames, height, width = shape[0], *(-(-side // pipe.backend.multiple) for side in shape[1:3])
     count = frames if motion else 1
     generator = torch.Generator().manual_seed(seed)
-    channels = pipe.networks.denoising_unet.cfg.out_channels
+    channels = pipe.backend.latent_channels
     noise = torch.randn(count, channels, height, width, generator=generator)
     return noise.expand(frames, -1, -1, -1).contiguous()
 
@@ -236,10 +238,10 @@ def _sharpened(frames: np.ndarray, amount: float) -> np.ndarray:
 def _pipeline(job: Job) -> Pipeline:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, dtype)
+    backend = TorchBackend.from_pretrained(job.model, job.vae, job.image_encoder, device, dtype)
     if not job.settings.motion:
-        _hold_still(pipe.networks.denoising_unet)
-    return pipe
+        _hold_still(backend.networks.denoising_unet)
+    return Pipeline(backend)
 
 
 def _hold_still(unet: DenoisingUNet) -> None:

@@ -1,0 +1,199 @@
+"""What every job shares: the places it writes to, the report, the sheet, the number format, a full memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import __version__
+from ..device import device_name, peak_memory
+from ..errors import UserError
+from ..files import atomic_path
+from ..inference.phases import Phases
+from ..inference.pipeline import Pipeline
+from ..media.imaging import Size, resize
+from ..media.sheet import sheet
+from ..systems import SYSTEMS
+from ..systems.recipes import Recipe
+from .doctor import OPENCV
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+REPORTED = ("torch", "diffusers", "transformers", "numpy", "av")
+SHEET_FRAMES, SHEET_CELL = 6, 290  # rows, and the longer side of a picture in pixels
+
+_FULL = "The memory is not enough for this video; give a smaller --size, or --dtype fp16 on a GPU."
+# What oneDNN, torch's allocator and C++ say of it, which have no exception of their own.
+_SIGNS_OF_FULL_MEMORY = ("could not create a primitive", "can't allocate memory", "not enough memory", "bad_alloc")
+
+Progress = Callable[[int, int], None]
+"""(done, total)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderJob:
+    """Which networks make a video, how, and where it goes. None = the model's own setting, or nothing given.
+
+    size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
+    exact size for "official"; device: None = CUDA where there is one, else the CPU; dtype: a name of `DTYPES`;
+    sheet: a PNG to draw a contact sheet to.
+    """
+
+    out: Path
+    model: str
+    vae: Path | None = None
+    image_encoder: Path | None = None
+    size: Size | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 42
+    recipe: str = "default"
+    device: str | None = None
+    dtype: str = "fp32"
+    sheet: Path | None = None
+
+    @property
+    def report(self) -> Path:
+        """The JSON beside the video."""
+        return self.out.with_suffix(".report.json")
+
+    def check_places(self, inputs: Iterable[Path | None]) -> None:
+        """Raises UserError where video, report or sheet could not be written, or would replace an input."""
+        if self.out.suffix.lower() != ".mp4":
+            raise UserError(f"The output {self.out} is an mp4 video; let its name end in .mp4.")
+        if self.sheet and self.sheet.suffix.lower() != ".png":
+            raise UserError(f"The sheet {self.sheet} is a PNG picture; let its name end in .png.")
+        check_places((self.out, self.report, self.sheet), inputs)
+
+    def load(self, command: str, device: str, phases: Phases) -> tuple[Pipeline, Recipe]:
+        """The pipeline of the job's model, which must be one for `command`, and the job's recipe for it."""
+        if not any(self.recipe in system.recipes for system in SYSTEMS.values()):
+            next(iter(SYSTEMS.values())).recipe(self.recipe)  # says so before the weights are read
+        with phases("load"):
+            pipe = Pipeline.from_pretrained(self.model, self.vae, self.image_encoder, device, DTYPES[self.dtype])
+        pipe.system.check_command(command, self.model)
+        return pipe, pipe.system.recipe(self.recipe)
+
+    def settings(self, steps: int, guidance_scale: float, size: Size | None) -> dict[str, Any]:
+        """What was decided, for the report."""
+        return {
+            "recipe": self.recipe,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "seed": self.seed,
+            "size": list(size) if size else None,
+            "dtype": self.dtype,
+        }
+
+    def write_report(
+        self, settings: dict[str, Any], inputs: dict[str, Any], facts: dict[str, Any], device: str, phases: Phases
+    ) -> dict[str, Any]:
+        """Writes and returns the report: what was decided, was given, was found out, and what it took."""
+        report = {
+            "model": self.model,
+            "settings": settings,
+            "inputs": inputs | paths(self, "vae", "image_encoder"),
+            "output": str(self.out),
+            "sheet": str(self.sheet) if self.sheet else None,
+            **facts,
+            "seconds": {name: round(spent, 3) for name, spent in phases.seconds.items()},
+            "peak_memory_bytes": peak_memory(device),
+            "device": device_name(device),
+            "versions": versions(),
+        }
+        with atomic_path(self.report) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        return report
+
+
+def check_places(places: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Raises UserError where one of `places` could not be written, would replace an input, or lies in a folder
+    that is an input, where it would be read as a part of it."""
+    # Path.resolve raises for a symbolic link that leads back to itself, before Python 3.13.
+    taken = {os.path.realpath(path): path for path in inputs if path}
+    for place in filter(None, places):
+        target = os.path.realpath(place)
+        if target in taken:
+            raise UserError(f"{place} is one of the inputs and would be overwritten; choose another output.")
+        if folder := taken.get(str(Path(target).parent)):
+            raise UserError(f"{place} lies in {folder}, which is an input; choose another folder.")
+        with suppress(_OnlyTried), atomic_path(place):
+            raise _OnlyTried
+
+
+class _OnlyTried(Exception):
+    """Ends an attempt to write that was only made to see whether it would work."""
+
+
+@contextmanager
+def explained_memory() -> Iterator[None]:
+    """Turns a full memory inside it into a UserError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(_FULL) from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _SIGNS_OF_FULL_MEMORY):
+            raise
+        raise UserError(_FULL) from error
+
+
+def paths(holder: Any, *names: str) -> dict[str, str]:
+    """Those of the attributes that name a file, for a report."""
+    return {name: str(path) for name in names if (path := getattr(holder, name)) is not None}
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python, and the packages that decide what comes out."""
+    found = {"anycharv": __version__, "python": platform.python_version()}
+    for name in (*REPORTED, *OPENCV):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def sheet_frames(count: int) -> tuple[int, ...]:
+    """Indices of up to SHEET_FRAMES frames spread evenly over a video of `count`, its ends among them."""
+    return tuple(sorted({round(i) for i in np.linspace(0, count - 1, min(count, SHEET_FRAMES))}))
+
+
+def thumbnail(frame: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3], scaled to fit a cell of the sheet."""
+    scale = SHEET_CELL / max(frame.shape[:2])
+    return resize(frame, (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))))
+
+
+def write_sheet(
+    path: Path, titles: Sequence[str], references: Sequence[np.ndarray], *columns: Sequence[np.ndarray]
+) -> None:
+    """Draws a PNG with a row for each frame: the references in turn, then the thumbnails of `columns`."""
+    characters = [thumbnail(_on_white(picture)) for picture in references]
+    save_png(path, sheet(list(zip(cycle(characters), *columns)), titles))
+
+
+def save_png(path: Path, page: Image.Image) -> None:
+    """Raises UserError where `path` cannot be written."""
+    # Of a full disk PIL's own writer says only that its encoder failed.
+    encoded = io.BytesIO()
+    page.save(encoded, "PNG")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
+
+
+def _on_white(reference: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(reference)
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return np.asarray(picture)
