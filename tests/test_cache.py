@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 from test_shards import write_folder
 from tiny_training import recipe, write
@@ -21,7 +20,6 @@ from training.train import main
 
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
-    torch.set_num_threads(1)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

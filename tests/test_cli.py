@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from keypoint_files import write_frames as write_poses
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from waiting import PATIENCE, until
 
 from anycharv_core import Pipeline, UserError
 from anycharv_core.checkpoints.single_file import write_single
@@ -505,15 +505,10 @@ def test_control_c_leaves_the_old_video(files: Files, tiny_model: Path, tmp_path
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:
-        # Outputs are tried, and then the writer's temporary file stays: sampling is about to begin.
-        ends = time.monotonic() + 180
-        seen = 0
-        while seen < 5 and process.poll() is None and time.monotonic() < ends:
-            time.sleep(0.1)
-            seen = seen + 1 if any(path.name.startswith(".writing") for path in tmp_path.iterdir()) else 0
-        assert process.poll() is None
+        # Outputs are tried, and then written under another name: both leave nothing behind.
+        until(lambda: list(tmp_path.glob(".writing*")), process)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130 and output == b""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import urllib.error
 from collections.abc import Callable
 from fractions import Fraction
@@ -363,13 +362,15 @@ def test_interrupt_stops_finding_poses(server: Server) -> None:
     prompt_id = server.queue(prompt)
     while (event := next(events))["type"] != "progress" or event["data"]["node"] != "pose":
         pass
-    assert event["data"]["max"] == 2000 * FRAMES
-    start = time.monotonic()
     server.interrupt()
+    while event["type"] != "execution_interrupted":
+        if event["type"] == "progress":
+            done = event["data"]
+        event = next(events)
+    assert done["value"] < done["max"] == 2000 * FRAMES
     with pytest.raises(ExecutionFailed) as failed:
         server.wait(prompt_id)
     assert failed.value.kind == "execution_interrupted"
-    assert time.monotonic() - start < 2
 
 
 def test_embedded_models_cut_a_puppet_out(server: Server) -> None:

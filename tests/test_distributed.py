@@ -13,9 +13,9 @@ from typing import Any
 
 import needs
 import pytest
-import torch
 import yaml
 from tiny_training import recipe, write
+from waiting import PATIENCE
 
 from training.train import main
 
@@ -26,7 +26,6 @@ FSDP2 = Path(__file__).parents[1] / "training" / "configs" / "accelerate" / "fsd
 
 def process(config: Path, out: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    torch.set_num_threads(1)
     os._exit(main([str(config), "--out", str(out), "--cpu"]))
 
 
@@ -57,7 +56,7 @@ def train(config: Path, out: Path, world: int, run: Callable[..., None] = proces
     for each in started:
         each.start()
     for each in started:
-        each.join(180)
+        each.join(PATIENCE)
         each.kill()
     assert [each.exitcode for each in started] == [0] * world
     return [json.loads(line) for line in (out / "compose" / "log.jsonl").read_text().splitlines()]
@@ -106,7 +105,7 @@ def no_card(config: Path, out: Path, said: Path) -> None:
 def test_processes_that_do_not_find_each_other_stop(config: Path, tmp_path: Path) -> None:
     alone = FORK.Process(target=no_card, args=(config, tmp_path / "out", tmp_path / "said"))
     alone.start()
-    alone.join(120)
+    alone.join(PATIENCE)
     assert alone.exitcode == 2 and not (tmp_path / "out").exists()
     said = (tmp_path / "said").read_text()
     assert said.startswith("training: 2 processes were launched, but accelerate finds no graphics cards")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hub_server import COMMIT, Hub, serve
+from waiting import PATIENCE, until
 
 from anycharv_core import UserError, cli
 from anycharv_core.checkpoints import download, places
@@ -333,7 +334,7 @@ def test_the_command(hub: Hub, tmp_path: Path) -> None:
 
     def run(*args: str) -> tuple[int, str, str]:
         line, environment = command(hub, *args, "--to", to)
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         return done.returncode, done.stdout, done.stderr
 
     code, out, _ = run("pose", "--dry-run")
@@ -352,11 +353,9 @@ def test_ctrl_c_keeps_what_has_arrived(hub: Hub, tmp_path: Path) -> None:
     hub.cut[DETECTOR], hub.always = 30 * 2**20, True  # so that the transfer cannot end before the signal
     line, environment = command(hub, "pose", "--to", str(tmp_path))
     with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 30
-        while not any(p.stat().st_size for p in tmp_path.rglob("*.part")) and time.monotonic() < deadline:
-            pass
+        until(lambda: any(p.stat().st_size for p in tmp_path.rglob("*.part")), process)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and b"go on where it stopped" in err
     (partial,) = tmp_path.rglob("*.part")
     assert 0 < partial.stat().st_size < len(big) and big.startswith(partial.read_bytes())
@@ -372,7 +371,7 @@ code = cli.main(["download", "sam2", "--offline", "--to", sys.argv[1]])
 print(json.dumps([before, code]))
 """
     line = [sys.executable, "-c", code, str(tmp_path / "models")]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
     assert json.loads(done.stdout.splitlines()[-1]) == [[], 0]
     assert f"to {tmp_path / 'models' / 'sam2' / 'sam2-hiera-large' / 'config.json'}" in done.stdout
     assert not (tmp_path / "models").exists()

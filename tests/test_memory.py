@@ -24,7 +24,6 @@ sys.path.insert(0, sys.argv[1])
 from conftest import CONFIGS
 from anycharv_core.checkpoints.networks import untrained
 from training.memory import _step
-torch.set_num_threads(1)
 nets = untrained(CONFIGS)
 for net in vars(nets).values():
     net.requires_grad_(False)

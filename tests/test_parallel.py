@@ -10,14 +10,15 @@ from pathlib import Path
 
 import needs
 import pytest
+from waiting import PATIENCE
 
 PARENT = """
 import time
 from training.prepare.parallel import run_all
-work = run_all(time.sleep, [0, 0, 0, 60, 60, 60], workers=2)
+work = run_all(time.sleep, [0, 0, 0, 3600, 3600, 3600], workers=2)
 next(work)
 print("at work", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -34,7 +35,7 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
         assert parent.stdout.readline() == "at work\n"
         parent.kill()
         # The workers share its output, which therefore ends when the last of them does.
-        assert parent.communicate(timeout=20) == ("", None)
+        assert parent.communicate(timeout=PATIENCE) == ("", None)
         assert parent.returncode == -signal.SIGKILL
     except subprocess.TimeoutExpired:
         os.killpg(parent.pid, signal.SIGKILL)

@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,6 @@ def train(config: Path, out: Path) -> int:
 
 
 def child(config: Path, out: Path, flush_number: int, which: int) -> None:
-    torch.set_num_threads(1)
     flush, flushes = os.fsync, itertools.count(1)
     states = out / "compose" / "checkpoints"
 
@@ -66,15 +64,6 @@ def assert_same(first: Path, second: Path) -> None:
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the children: sums over another number of threads are rounded otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
+from waiting import PATIENCE
 
 from anycharv_core.errors import UserError
 from anycharv_core.media.masks import mask_box
@@ -103,7 +104,7 @@ def test_real_processes_see_every_sample_once() -> None:
         subprocess.Popen([sys.executable, "-c", SHARE, str(rank)], cwd=root, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[0].split() for process in started]
+    said = [process.communicate(timeout=PATIENCE)[0].split() for process in started]
     assert all(process.returncode == 0 for process in started)
     counts = Counter(said[0] + said[1])
     assert set(counts.values()) == {1} and len(counts) == 36

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_training import recipe, write
 from torch.autograd.graph import saved_tensors_hooks
+from waiting import PATIENCE
 
 from anycharv_core import Pipeline
 from anycharv_core.models.schedule import alphas_cumprod
@@ -36,8 +37,7 @@ ALL = ("denoising_unet", "reference_unet", "pose_guider")
 
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
-    """One thread, and a precision of the test's own, which accelerate fixes for a whole process."""
-    torch.set_num_threads(1)
+    """A precision of the test's own, which accelerate fixes for a whole process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -388,7 +388,7 @@ sys.exit(train.main(sys.argv[1:]))
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     config = write(tmp_path, recipe())
     command = [sys.executable, "-c", FULL_DISK, str(config), "--out", str(tmp_path / "run"), "--cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parents[1], timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parents[1], timeout=PATIENCE)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("training: Cannot write"), done.stderr
     assert "Traceback" not in done.stderr

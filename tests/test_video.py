@@ -17,6 +17,7 @@ import needs
 import numpy as np
 import pytest
 from clip_files import make_clip
+from waiting import PATIENCE
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
@@ -407,7 +408,7 @@ with VideoWriter(sys.argv[1], 128, 96, rate=Fraction(25)) as writer:
     assert process.stdout is not None and process.stdout.readline() == b"writing\n"
     assert leftovers(tmp_path) and not (tmp_path / "a.mp4").exists()
     process.send_signal(2)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert b"KeyboardInterrupt" in errors and names(tmp_path) == []
 
 
