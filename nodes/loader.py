@@ -194,8 +194,7 @@ def _vae(checkpoint: Checkpoint) -> Any:
     config, weights = checkpoint.configs["vae"], checkpoint.weights["vae"]
     if all(config.get(key) == value for key, value in SD15_VAE.items()):
         return comfy.sd.VAE(sd=dict(weights))
-    module = library_part("vae", config)
-    check_keys("vae", module, weights)
+    module = library_part("vae", config, weights)
     module.load_state_dict({key: value.float() for key, value in weights.items()})
     return ModuleVAE(module.requires_grad_(False).train(False))
 

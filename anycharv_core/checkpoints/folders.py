@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ..errors import UserError
 from ..files import atomic_path
 from ..foreign import read_json
+from .check import check_part, check_settings
 from .checkpoint import NETWORKS, Checkpoint, Weights
 from .state_dicts import read_weights, save_safetensors, stored
 
@@ -43,7 +44,9 @@ def read_library_parts(folder: Path, checkpoint: Checkpoint) -> None:
         if place is not None:
             checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, place)
     if (folder / SETTINGS).is_file():
-        checkpoint.settings |= read_json(folder / SETTINGS)
+        settings = read_json(folder / SETTINGS)
+        check_settings(settings, str(folder / SETTINGS))
+        checkpoint.settings |= settings
 
 
 def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]:
@@ -53,6 +56,7 @@ def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]
         lacking = "config.json" if path else "weights (.safetensors, .bin or .pth)"
         raise UserError(f"{folder} has no {lacking}: give the folder of the {part.replace('_', ' ')}.")
     config, weights = read_json(config_file), read_weights(path)
+    check_part(part, config, weights, str(config_file))
     if part == "image_encoder" or config.get("_class_name") == "PatchCodec":
         # Files of older transformers carry this index table, which newer ones rebuild.
         return config, {key: value for key, value in weights.items() if not key.endswith("position_ids")}

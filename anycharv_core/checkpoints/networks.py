@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +13,22 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from .check import check_ends
 from .checkpoint import LIBRARY_PARTS, NETWORKS, Checkpoint
 from .recognise import UNKNOWN, identify
+
+# The libraries raise all of these for settings that are not of their kind or do not go together.
+_BAD_CONFIG = (
+    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError),
+    ImportError,
+)
+
+
+# What a CLIP vision model computes depends on these alone.
+CLIP_SETTINGS = (
+    *("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"),
+    *("num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps"),
+)
 
 
 @dataclass
@@ -30,7 +46,6 @@ def build_networks(
     checkpoint: Checkpoint,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    operations: Any = nn,
 ) -> Networks:
     """Builds every part the checkpoint has, in inference mode.
 
@@ -39,13 +54,13 @@ def build_networks(
     modules: dict[str, nn.Module] = {}
     for part in NETWORKS:
         with torch.device("meta"):
-            modules[part] = _network(part, checkpoint.configs[part], operations)
+            modules[part] = _network(part, checkpoint.configs[part])
         check_keys(part, modules[part], checkpoint.weights[part])
     check_pairing(modules["denoising_unet"], modules["reference_unet"], modules["pose_guider"])
     for part in LIBRARY_PARTS:
         if part in checkpoint.weights:
-            modules[part] = library_part(part, checkpoint.configs[part])
-            check_keys(part, modules[part], checkpoint.weights[part])
+            modules[part] = library_part(part, checkpoint.configs[part], checkpoint.weights[part])
+    check_ends({part: checkpoint.configs[part] for part in modules})
     for part, module in modules.items():
         weights = {
             key: value.to(device, dtype if value.is_floating_point() else None)
@@ -56,25 +71,63 @@ def build_networks(
     return Networks(**modules)
 
 
-def untrained(configs: Mapping[str, Mapping[str, Any]], operations: Any = nn) -> Networks:
+def untrained(configs: Mapping[str, Mapping[str, Any]]) -> Networks:
     """Every part that `configs` describes, freshly initialised."""
-    networks = {part: _network(part, configs[part], operations) for part in NETWORKS}
-    others = {part: library_part(part, configs[part]) for part in LIBRARY_PARTS if part in configs}
+    networks = {part: _network(part, configs[part]) for part in NETWORKS}
+    others = {part: _new_library_part(part, configs[part]) for part in LIBRARY_PARTS if part in configs}
     return Networks(**networks, **others)
 
 
-def library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
+def library_part(part: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """A `vae` or `image_encoder` of this config, with room for these weights but without them.
+
+    Raises UserError where the two disagree.
+    """
+    with torch.device("meta"):
+        # Before any memory is taken: only the weights of the file bound what its config asks for.
+        check_keys(part, _new_library_part(part, config), weights)
+    return _new_library_part(part, config)
+
+
+def _new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
     """An untrained `vae` (diffusers AutoencoderKL, or our PatchCodec where the config names it) or
     `image_encoder` (transformers CLIP vision model)."""
     if config.get("_class_name") == "PatchCodec":
-        return PatchCodec.from_config(dict(config))
-    if part == "vae":
-        from diffusers import AutoencoderKL
+        return PatchCodec.from_config(config)
+    try:
+        if part == "vae":
+            from diffusers import AutoencoderKL
 
-        return AutoencoderKL.from_config(dict(config))
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+            parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
+            defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+            return AutoencoderKL(**_of_types(part, config, defaults))
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(config)))
+        defaults = {key: value for key, value in CLIPVisionConfig().to_dict().items() if key in CLIP_SETTINGS}
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**_of_types(part, config, defaults)))
+    except UserError:
+        raise
+    except _BAD_CONFIG as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"No {part} can be built from its config.json ({reason[:200]}).") from error
+
+
+def _of_types(part: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config that its library knows, but for those that are None.
+
+    Raises UserError where one is of another type than its default, which could show only when the part runs.
+    """
+    known = {key: value for key, value in config.items() if key in defaults and value is not None}
+    for key, value in known.items():
+        default = defaults[key]
+        kinds = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
+        if type(default) in (bool, int, float, str, tuple) and (
+            not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(default, bool)
+        ):
+            raise UserError(
+                f"The {part} config has {key}={reprlib.repr(value)}, but it must be something like {default!r}."
+            )
+    return known
 
 
 def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -95,6 +148,8 @@ def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> N
                 f"The {part} weight '{key}' has shape {tuple(value.shape)}, but its config.json asks for "
                 f"{tuple(expected[key].shape)}."
             )
+        if value.is_floating_point() != expected[key].is_floating_point():
+            raise UserError(f"The {part} weight '{key}' is of {value.dtype}, which no weight of it can be.")
 
 
 def check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuider) -> None:
@@ -109,8 +164,8 @@ def check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuid
         )
 
 
-def _network(part: str, config: Mapping[str, Any], operations: Any) -> nn.Module:
+def _network(part: str, config: Mapping[str, Any]) -> nn.Module:
     if part == "pose_guider":
-        return PoseGuider(PoseGuiderConfig.from_dict(config), operations)
+        return PoseGuider(PoseGuiderConfig.from_dict(config))
     kind = DenoisingUNet if part == "denoising_unet" else ReferenceNet
-    return kind(UNetConfig.from_dict(config), operations)
+    return kind(UNetConfig.from_dict(config))

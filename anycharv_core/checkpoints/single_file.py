@@ -19,7 +19,7 @@ FORMAT = "anycharv"
 def read_single(path: Path) -> Checkpoint:
     """Reads what `write_single` wrote.
 
-    Raises UserError naming the file when it is torn, incomplete, holds NaN, or is another model's.
+    Raises UserError naming the file when it is torn, holds NaN, or is another model's.
     """
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is not a .safetensors file: convert it with 'anycharv convert'.")
@@ -33,9 +33,6 @@ def read_single(path: Path) -> Checkpoint:
     for key, value in read_weights(path).items():
         part, _, name = key.partition(".")
         checkpoint.weights.setdefault(part, {})[name] = value
-    for part in NETWORKS:
-        if part not in checkpoint.weights or part not in checkpoint.configs:
-            raise UserError(f"{path} has no {part}: it is not a complete AnyCharV model.")
     return checkpoint
 
 

@@ -28,7 +28,9 @@ def read_weights(path: Path) -> Weights:
     Raises UserError when the file is torn, is no state dict, or holds NaN or infinite values.
     """
     weights = _loaded(path, "fetch it again")
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
         raise UserError(f"{path} is not a plain state dict of tensors.")
     _check_finite(path, weights)
     return weights
@@ -42,8 +44,9 @@ def read_training_weights(path: Path) -> Weights:
     """
     loaded = _loaded(path, "give the .safetensors version of it")
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
+    loaded = loaded if isinstance(loaded, Mapping) else {}
     # Beside the tensors AnimateDiff files keep a step number or a config.
-    weights = {key.removeprefix("module."): v for key, v in loaded.items() if isinstance(v, Tensor)}
+    weights = {str(key).removeprefix("module."): v for key, v in loaded.items() if isinstance(v, Tensor)}
     if not weights:
         raise UserError(f"{path} holds no weights: it is no state dict.")
     _check_finite(path, weights)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
+from .fields import Fields
 
 # Settings of the SD1.5 family that would change the arithmetic, with the value these networks implement.
 FIXED_SETTINGS = {
@@ -59,37 +59,39 @@ class UNetConfig:
     joint_norm: bool = False  # resnets normalise all frames of a window together, not each on its own
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
-        """Reads a diffusers-style UNet config.
+    def from_dict(cls, config: Any, name: str = "config.json") -> UNetConfig:
+        """Reads a diffusers-style UNet config, called `name` in messages.
 
-        Raises UserError where a setting is missing or asks for something these networks do not have.
+        Raises UserError where a setting is missing, is not of its type, does not go with the others, or asks for
+        something these networks do not have.
         """
-        for name, value in FIXED_SETTINGS.items():
-            if config.get(name, value) != value:
-                raise UserError(f"config.json sets {name}={config[name]!r}, but only {value!r} is supported.")
-        try:
-            channels = tuple(config["block_out_channels"])
-            down, up = config["down_block_types"], config["up_block_types"]
-            heads = config.get("num_attention_heads") or config["attention_head_dim"]
-            return cls(
-                in_channels=config["in_channels"],
-                out_channels=config["out_channels"],
-                block_out_channels=channels,
-                down_attention=tuple(kind.startswith("CrossAttn") for kind in down),
-                up_attention=tuple(kind.startswith("CrossAttn") for kind in up),
-                layers_per_block=config["layers_per_block"],
-                heads=(heads,) * len(channels) if isinstance(heads, int) else tuple(heads),
-                cross_attention_dim=config["cross_attention_dim"],
-                norm_num_groups=config["norm_num_groups"],
-                norm_eps=config["norm_eps"],
-                flip_sin_to_cos=config["flip_sin_to_cos"],
-                freq_shift=config["freq_shift"],
-                use_linear_projection=config.get("use_linear_projection", False),
-                motion=_motion(config) if config.get("use_motion_module") else None,
-                joint_norm=config.get("use_inflated_groupnorm", True) is False,
-            )
-        except KeyError as missing:
-            raise UserError(f"config.json has no {missing} setting: it is not a UNet config.") from None
+        given = Fields(config, name)
+        given.check_fixed(FIXED_SETTINGS)
+        channels = given.wholes("block_out_channels")
+        levels, groups = len(channels), given.whole("norm_num_groups")
+        kinds = [given.texts(f"{way}_block_types", levels) for way in ("down", "up")]
+        heads = "num_attention_heads" if given.has("num_attention_heads") else "attention_head_dim"
+        made = cls(
+            in_channels=given.whole("in_channels"),
+            out_channels=given.whole("out_channels"),
+            block_out_channels=channels,
+            down_attention=tuple(kind.startswith("CrossAttn") for kind in kinds[0]),
+            up_attention=tuple(kind.startswith("CrossAttn") for kind in kinds[1]),
+            layers_per_block=given.whole("layers_per_block"),
+            heads=given.wholes(heads, levels),
+            cross_attention_dim=given.whole("cross_attention_dim"),
+            norm_num_groups=groups,
+            norm_eps=given.number("norm_eps", above=0),
+            flip_sin_to_cos=given.flag("flip_sin_to_cos"),
+            freq_shift=given.number("freq_shift", above=-1, below=channels[0] // 2),
+            use_linear_projection=given.flag("use_linear_projection", False),
+            motion=_motion(given) if given.flag("use_motion_module", False) else None,
+            joint_norm=not given.flag("use_inflated_groupnorm", True),
+        )
+        given.check_divides("block_out_channels", channels, (2, groups, *({32} if made.motion else ())))
+        for width, count in zip(channels, made.heads, strict=True):
+            given.check_divides("block_out_channels", [width], (count, made.motion.heads if made.motion else 1))
+        return made
 
 
 @dataclass(frozen=True)
@@ -101,29 +103,33 @@ class PoseGuiderConfig:
     block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> PoseGuiderConfig:
-        """Reads the pose guider's config.json. Raises UserError when it is another model's."""
-        if "conditioning_embedding_channels" not in config:
-            raise UserError("config.json has no 'conditioning_embedding_channels': it is not a pose guider.")
+    def from_dict(cls, config: Any, name: str = "config.json") -> PoseGuiderConfig:
+        """Reads the pose guider's config, called `name` in messages.
+
+        Raises UserError where a setting is not of its type, or when it is another model's.
+        """
+        given = Fields(config, name)
+        if not given.has("conditioning_embedding_channels"):
+            raise UserError(f"{name} has no 'conditioning_embedding_channels': it is not a pose guider.")
         return cls(
-            embedding_channels=config["conditioning_embedding_channels"],
-            conditioning_channels=config.get("conditioning_channels", 3),
-            block_out_channels=tuple(config.get("block_out_channels", cls.block_out_channels)),
+            embedding_channels=given.whole("conditioning_embedding_channels"),
+            conditioning_channels=given.whole("conditioning_channels", 3),
+            block_out_channels=given.wholes("block_out_channels", default=cls.block_out_channels),
         )
 
 
-def _motion(config: Mapping[str, Any]) -> MotionConfig:
-    kwargs = config["motion_module_kwargs"]
-    kinds = kwargs["attention_block_types"]
-    narrower = kwargs.get("temporal_attention_dim_div", 1) != 1
-    if any(kind != "Temporal_Self" for kind in kinds) or not kwargs["temporal_position_encoding"] or narrower:
-        raise UserError("config.json asks for motion modules other than positional temporal self-attention.")
+def _motion(given: Fields) -> MotionConfig:
+    inner = given.section("motion_module_kwargs")
+    kinds = inner.texts("attention_block_types")
+    narrower = inner.whole("temporal_attention_dim_div", 1) != 1
+    if any(k != "Temporal_Self" for k in kinds) or not inner.flag("temporal_position_encoding") or narrower:
+        raise UserError(f"{given.name} asks for motion modules other than positional temporal self-attention.")
     return MotionConfig(
-        heads=kwargs["num_attention_heads"],
-        blocks=kwargs["num_transformer_block"],
+        heads=inner.whole("num_attention_heads"),
+        blocks=inner.whole("num_transformer_block"),
         attentions=len(kinds),
-        max_len=kwargs["temporal_position_encoding_max_len"],
-        resolutions=tuple(config["motion_module_resolutions"]),
-        mid_block=config.get("motion_module_mid_block", False),
-        decoder_only=config.get("motion_module_decoder_only", False),
+        max_len=inner.whole("temporal_position_encoding_max_len"),
+        resolutions=given.wholes("motion_module_resolutions"),
+        mid_block=given.flag("motion_module_mid_block", False),
+        decoder_only=given.flag("motion_module_decoder_only", False),
     )

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fields import Fields
+
 
 @dataclass(frozen=True)
 class PatchCodecConfig:
@@ -46,9 +48,11 @@ class PatchCodec(nn.Module):
         nn.init.zeros_(layers[-1].bias)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> PatchCodec:
-        keys = ("latent_channels", "block_out_channels", "scaling_factor")
-        return cls(PatchCodecConfig(**{key: config[key] for key in keys if key in config}))
+    def from_config(cls, config: Any) -> PatchCodec:
+        """An untrained codec of this config. Raises UserError where a setting is missing or not of its kind."""
+        given = Fields(config, "The PatchCodec's config.json")
+        widths, scaling = given.wholes("block_out_channels"), given.number("scaling_factor", 1.0, above=0)
+        return cls(PatchCodecConfig(given.whole("latent_channels"), widths, scaling))
 
     def encode(self, pixels: Tensor) -> SimpleNamespace:
         """pixels [N, 3, H, W] in -1..1 -> an object with `latent_dist.mean` [N, c, H / f, W / f]."""

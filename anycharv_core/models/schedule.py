@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .fields import Fields
 
 SCHEDULER = "noise_scheduler_kwargs"  # where a model's settings hold its schedule
 TRAIN_STEPS = 1000
@@ -45,22 +46,19 @@ class NoiseSchedule:
     offset: int = 1
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> NoiseSchedule:
+    def from_dict(cls, settings: Any) -> NoiseSchedule:
         """Reads `noise_scheduler_kwargs`, with diffusers' defaults. Raises UserError for other schedulers."""
-        for name, value in FIXED_SETTINGS.items():
-            if settings.get(name, value) != value:
-                raise UserError(f"The noise scheduler has {name}={settings[name]!r}; only {value!r} is supported.")
-        prediction = settings.get("prediction_type", "epsilon")
-        spacing = settings.get("timestep_spacing", "leading")
-        if prediction not in ("epsilon", "v_prediction") or spacing not in ("leading", "trailing"):
-            raise UserError(
-                f"The noise scheduler has prediction_type={prediction!r} and timestep_spacing={spacing!r}; "
-                "supported are 'epsilon' or 'v_prediction', and 'leading' or 'trailing'."
-            )
-        zero_snr = settings.get("rescale_betas_zero_snr", False)
+        given = Fields(settings, SCHEDULER)
+        given.check_fixed(FIXED_SETTINGS)
+        prediction = given.choice("prediction_type", ("epsilon", "v_prediction"), "epsilon")
+        spacing = given.choice("timestep_spacing", ("leading", "trailing"), "leading")
+        zero_snr = given.flag("rescale_betas_zero_snr", False)
         if zero_snr and prediction == "epsilon":
             raise UserError("The noise scheduler asks for epsilon with zero SNR, where epsilon says nothing.")
-        return cls(prediction == "epsilon", zero_snr, spacing == "leading", settings.get("steps_offset", 0))
+        offset = given.number("steps_offset", 0, above=-1, below=TRAIN_STEPS)
+        if offset != int(offset):
+            raise UserError(f"{SCHEDULER} has steps_offset={offset}, but it must be a whole number.")
+        return cls(prediction == "epsilon", zero_snr, spacing == "leading", int(offset))
 
     def to_dict(self) -> dict[str, Any]:
         """`noise_scheduler_kwargs` of this schedule."""

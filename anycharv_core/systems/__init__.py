@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.check import check_checkpoint
 from ..checkpoints.checkpoint import NETWORKS, Checkpoint
 from ..checkpoints.folders import read_library_parts
 from ..checkpoints.places import EMBEDDED
@@ -46,13 +47,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         system = next((system for system in SYSTEMS.values() if system.layout.recognises(path)), ANYCHARV)
         checkpoint = system.layout.read(path)
         read_library_parts(path, checkpoint)
-        return checkpoint
-    if path.is_file():
-        return read_single(path)
+    elif path.is_file():
+        checkpoint = read_single(path)
+    else:
+        raise _absent(path)
+    check_checkpoint(checkpoint, str(path))
+    system_of(checkpoint.configs["denoising_unet"])
+    return checkpoint
+
+
+def _absent(path: Path) -> UserError:
     if path in EMBEDDED.values():
-        raise UserError(f"{path.name}, an embedded model's weights, is missing: install the package again.")
+        return UserError(f"{path.name}, an embedded model's weights, is missing: install the package again.")
     names = " or ".join(f"'{name}'" for name in EMBEDDED)
-    raise UserError(f"There is no model at {path}: give a folder, a .safetensors file, or {names}.")
+    return UserError(f"There is no model at {path}: give a folder, a .safetensors file, or {names}.")
 
 
 def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.check import check_unet
 from ..checkpoints.checkpoint import LIBRARY_PARTS, Checkpoint, Weights
 from ..checkpoints.folders import write_parts, write_settings
 from ..checkpoints.recognise import identify, motion_weights
@@ -25,6 +26,7 @@ from ..foreign import read_json
 from ..media.canvas import Canvas, nearest_multiple, working_size
 from ..media.imaging import Size
 from ..models import DenoisingUNet, UNetConfig
+from ..models.fields import Fields
 from ..models.guidance import is_guided
 from ..models.schedule import SCHEDULER, NoiseSchedule
 from ..models.windows import closed_loop_windows
@@ -84,7 +86,7 @@ def _read(folder: Path) -> Checkpoint:
     weights = {name: read_weights(path) for name, path in paths.items() if path and name != "motion_module"}
     base = _base_config(folder, weights["denoising_unet"])
     additions, scheduler = _inference(folder / INFERENCE)
-    if additions is None or additions.get("use_motion_module"):
+    if additions is None or Fields(additions, INFERENCE).flag("use_motion_module", False):
         motion_file = paths["motion_module"] or _find(folder, *ANIMATEDIFF)
         if motion_file is None:
             raise UserError(
@@ -94,7 +96,9 @@ def _read(folder: Path) -> Checkpoint:
         motion = motion_weights(read_training_weights(motion_file), motion_file)
         additions = _fitting(additions, motion, motion_file)
         weights["denoising_unet"] = motion | weights["denoising_unet"]
-        _check_motion(UNetConfig.from_dict(base | additions), motion, motion_file)
+        cfg = UNetConfig.from_dict(base | additions, f"{INFERENCE} in {folder}")
+        check_unet(cfg, weights["denoising_unet"], f"{INFERENCE} in {folder}")
+        _check_motion(cfg, motion, motion_file)
     if scheduler is None:
         v1 = not additions["use_inflated_groupnorm"]
         scheduler = NoiseSchedule(epsilon=v1, zero_snr=not v1, leading=v1).to_dict()
@@ -145,13 +149,13 @@ def _find(folder: Path, *names: str) -> Path | None:
 def _base_config(folder: Path, denoising: Weights) -> dict[str, Any]:
     """SD 1.5's unet/config.json; it may be left out beside weights of the real size."""
     entrance = denoising.get("conv_in.weight")
-    if entrance is None:
+    if entrance is None or entrance.ndim != 4:
         raise UserError(f"denoising_unet.pth in {folder} is {identify(list(denoising))}, not a denoising UNet.")
     places = (folder / BASE / "unet" / "config.json", folder / "unet" / "config.json")
     found = next((path for path in (*places, *folder.glob("*/unet/config.json")) if path.is_file()), None)
     if found is None and len(entrance) != SD15["block_out_channels"][0]:
         raise UserError(f"{folder} has no {BASE}/unet/config.json, and its UNet is not of SD 1.5's size: add it.")
-    return read_json(found) if found else SD15
+    return dict(Fields(read_json(found), str(found)).config) if found else SD15
 
 
 def _inference(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -171,13 +175,15 @@ def _inference(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None
 def _fitting(additions: Mapping[str, Any] | None, motion: Weights, path: Path) -> dict[str, Any]:
     """`unet_additional_kwargs` for this motion file: those given, checked against it, or without any its own."""
     mid = any(key.startswith("mid_block.") for key in motion)
-    positions = next((value.shape[1] for key, value in motion.items() if key.endswith(".pe")), None)
+    codes = (value for key, value in motion.items() if key.endswith(".pe") and value.ndim == 3)
+    positions = next((code.shape[1] for code in codes), None)
     if positions is None:
         raise UserError(f"{path} has no positional encodings ('pos_encoder.pe'): it is not a whole motion file.")
     if additions is None:
         return motion_additions(mid, positions)
-    asked_mid = additions.get("motion_module_mid_block", False)
-    asked = additions.get("motion_module_kwargs", {}).get("temporal_position_encoding_max_len")
+    given = Fields(additions, INFERENCE)
+    asked_mid = given.flag("motion_module_mid_block", False)
+    asked = given.section("motion_module_kwargs").whole("temporal_position_encoding_max_len")
     if positions != asked or (mid and not asked_mid):
         raise UserError(
             f"{path} has motion modules for {positions} frames, {_with(mid)} the mid block, but {INFERENCE} is "
@@ -231,6 +237,8 @@ def _check_motion(cfg: UNetConfig, motion: Weights, path: Path) -> None:
 
 def _guider_config(weights: Weights, path: Path) -> dict[str, Any]:
     try:
+        if any(value.ndim != (4 if key.endswith("weight") else 1) for key, value in weights.items()):
+            raise KeyError("convolution")
         widths = [len(weights["conv_in.weight"])]
         while (key := f"blocks.{2 * len(widths) - 1}.weight") in weights:
             widths.append(len(weights[key]))
