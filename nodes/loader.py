@@ -12,6 +12,7 @@ import comfy.ops
 import comfy.sd
 import folder_paths
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ..anycharv_core.jobs.run import DTYPES
 from ..anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
 from ..anycharv_core.models.schedule import schedule_of
 from ..anycharv_core.systems import read_checkpoint
-from .model import AnyCharVConfig, AnyCharVModel
+from .model import RUN, AnyCharVConfig, AnyCharVModel, sample_as_run
 from .types import CATEGORY, ReferenceNetType
 from .vae import ModuleVAE
 
@@ -163,6 +164,7 @@ def _model(
         f"pose_guider.{key}": value for key, value in checkpoint.weights["pose_guider"].items()
     }
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sample_as_run)
     _fill("denoising_unet", model.diffusion_model, weights, dtype, patcher)
     return patcher
 

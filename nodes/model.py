@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.conds
 import comfy.context_windows
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_patcher
 import comfy.supported_models_base
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.encode import frames_at_a_time
+from ..anycharv_core.inference.features import FrameFeatures
 from ..anycharv_core.media.frames import FrameStore
 from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
+from ..anycharv_core.models.layers import KeyValue
 from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.systems import system_of
 
 CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
-UNCONDITIONAL = 1  # ComfyUI's index of the negative conditioning
+RUN = "anycharv_run"  # where the options that reach the network hold the `Run`
+CONDITIONAL, UNCONDITIONAL = 0, 1  # ComfyUI's indices of the positive and the negative conditioning
+
+Prepared = tuple[list[KeyValue], FrameFeatures]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipConditions:
     """What AnyCharV Conditioning hands to the model, beside the image embedding.
 
@@ -35,19 +45,14 @@ class ClipConditions:
     shape: tuple[int, ...]
     scene: Tensor | None
     pose: FrameStore
-    tokens: list[Tensor]
+    tokens: Sequence[Tensor]
 
 
-class StoredFrames(comfy.conds.CONDRegular):
-    """The frames `index` of a store, read when a window needs them: skeletons of a long clip are large."""
+class FrameNumbers(comfy.conds.CONDRegular):
+    """Which frames of the video a window has, int64 [F]."""
 
-    def __init__(self, store: FrameStore, index: Tensor):
-        super().__init__(index)
-        self.store = store
-
-    def process_cond(self, batch_size: int, **_: Any) -> comfy.conds.CONDRegular:
-        frames = torch.from_numpy(self.store.take(self.cond.tolist())).movedim(-1, 1)
-        return comfy.conds.CONDRegular(frames)
+    def process_cond(self, batch_size: int, **_: Any) -> FrameNumbers:
+        return self
 
 
 class NativeUNet(DenoisingUNet):
@@ -76,13 +81,14 @@ class NativeUNet(DenoisingUNet):
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
         *,
-        pose: Tensor,
-        bank: list[Tensor],
+        frame_numbers: Tensor,
+        video: ClipConditions,
         **_: Any,
     ) -> Tensor:
-        """x [n F, 2 c + 1 or c, h, w]: n conditionings of the same F frames; context [n F, 1, D]; pose
-        [n F, 3, H, W] in 0..255; bank: ReferenceNet tokens. Returns the prediction [n F, c, h, w]."""
-        kinds = (transformer_options or {})["cond_or_uncond"]
+        """x [n F, 2 c + 1 or c, h, w]: n conditionings of the same F frames; context [n F, 1, D]; frame_numbers
+        [n F]: those frames' places in the video. Returns the prediction [n F, c, h, w]."""
+        options = transformer_options or {}
+        kinds = options.get("cond_or_uncond", [CONDITIONAL])
         count, frames = len(kinds), len(x) // len(kinds)
         # The unconditional rows, which ignore the bank, come first.
         order = sorted(range(count), key=lambda i: kinds[i] != UNCONDITIONAL)
@@ -91,17 +97,63 @@ class NativeUNet(DenoisingUNet):
             chunks = rows.chunk(count)
             return torch.cat([chunks[place] for place in places])
 
-        features = self.pose_guider(pose[:frames] / 255).repeat(count, 1, 1, 1)
+        run = options.get(RUN)
+        bank, features = self.prepare(video, x) if run is None else run.prepared(self, video, x)
         made = super().forward(
             arranged(x, order),
             arranged(timesteps, order),
             arranged(context, order)[:, 0],
-            features,
-            self.project_bank(bank),
+            features.take(frame_numbers[:frames].tolist()).repeat(count, 1, 1, 1),
+            bank,
             frames,
             plain_rows=frames * kinds.count(UNCONDITIONAL),
+            attention=partial(optimized_attention, transformer_options=options),
         )
         return arranged(made, [order.index(i) for i in range(count)])
+
+    def prepare(self, video: ClipConditions, like: Tensor) -> Prepared:
+        """The video's bank and pose features, on the device and in the number format of `like`."""
+
+        def guide(frames: list[int]) -> Tensor:
+            skeletons = torch.from_numpy(video.pose.take(frames)).movedim(-1, 1)
+            return self.pose_guider(skeletons.to(like.device, like.dtype) / 255)
+
+        bank = self.project_bank([tokens.to(like.device, like.dtype) for tokens in video.tokens])
+        height, width, _ = video.pose[0].shape
+        return bank, FrameFeatures(guide, frames_at_a_time((width, height)))
+
+
+class Run:
+    """What one sampling run computes once, as it depends on neither step nor window: banks and pose features.
+
+    It depends on the weights, which LoRAs patch, and so is never kept for another run.
+    """
+
+    def __init__(self, patcher: Any):
+        self._patcher = patcher
+        self._prepared: dict[Any, Prepared] = {}
+
+    def prepared(self, network: NativeUNet, video: ClipConditions, like: Tensor) -> Prepared:
+        """As `NativeUNet.prepare`."""
+        if self._patcher.current_hooks is not None:
+            # Hooks patch weights in the middle of a run.
+            return network.prepare(video, like)
+        key = (video, like.device)
+        if key not in self._prepared:
+            self._prepared[key] = network.prepare(video, like)
+        return self._prepared[key]
+
+
+def sample_as_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """ComfyUI's OUTER_SAMPLE with a `Run` among the options that reach the network."""
+    guider = executor.class_obj
+    options = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(options)
+    guider.model_options["transformer_options"][RUN] = Run(guider.model_patcher)
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.model_options = options
 
 
 class AnyCharVModel(comfy.model_base.BaseModel):
@@ -135,8 +187,8 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         scene = {} if clip.scene is None else {"c_concat": comfy.conds.CONDNoiseShape(clip.scene)}
         return scene | {
             "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
-            "pose": StoredFrames(clip.pose, torch.arange(len(clip.pose))),
-            "bank": comfy.conds.CONDConstant(clip.tokens),
+            "frame_numbers": FrameNumbers(torch.arange(len(clip.pose))),
+            "video": comfy.conds.CONDConstant(clip),
         }
 
     def resize_cond_for_context_window(
@@ -148,8 +200,8 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         device: Any,
         retain_index_list: list[int] | tuple[int, ...] = (),
     ) -> Any:
-        if isinstance(cond_value, StoredFrames):
-            return StoredFrames(cond_value.store, window.get_tensor(cond_value.cond))
+        if isinstance(cond_value, FrameNumbers):
+            return FrameNumbers(window.get_tensor(cond_value.cond))
         if cond_key == "c_concat":
             return comfy.context_windows.slice_cond(
                 cond_value, window, x_in, device, temporal_dim=0, retain_index_list=list(retain_index_list)

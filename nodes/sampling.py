@@ -14,6 +14,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from ..anycharv_core.models.windows import Windows
 from .model import check_model
@@ -84,7 +85,7 @@ def run_sampler(
     step = partial(_ddim, coverage=coverage.reshape(-1, 1, 1, 1), schedule=schedule)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
-    guider.set_cfg(cfg if cfg > 1 else 1.0)
+    guider.set_cfg(cfg if is_guided(cfg) else 1.0)
     return guider.sample(
         noise,
         torch.zeros_like(noise),

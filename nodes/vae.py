@@ -25,17 +25,21 @@ class _FirstStage(nn.Module):
         return self.module.decode(latents).sample
 
 
+def _is_not_about_weights(record: logging.LogRecord) -> bool:
+    return "No VAE weights detected" not in record.getMessage()
+
+
 class ModuleVAE(comfy.sd.VAE):
     """A ComfyUI VAE around a module of anycharv_core, which ComfyUI could not build from weights alone."""
 
     def __init__(self, module: nn.Module):
-        # Without weights the base class only sets its defaults, and warns that it did no more.
-        disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        # Without weights the base class sets its defaults, which is all this needs, and warns that it did no more.
+        root = logging.getLogger()
+        root.addFilter(_is_not_about_weights)
         try:
             super().__init__(sd={})
         finally:
-            logging.disable(disabled)
+            root.removeFilter(_is_not_about_weights)
         ratio = 2 ** (len(module.config.block_out_channels) - 1)
         self.latent_channels = module.config.latent_channels
         self.downscale_ratio = self.upscale_ratio = ratio

@@ -137,6 +137,7 @@ COMFYUI_MODULES = (
     "comfy.model_management",
     "comfy.model_patcher",
     "comfy.ops",
+    "comfy.patcher_extension",
     "comfy.sample",
     "comfy.samplers",
     "comfy.sd",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,13 @@ from ..checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS
 from ..checkpoints.folders import read_library_part
 from ..checkpoints.networks import Networks, build_networks
 from ..errors import UserError
-from ..media.frames import FrameStore
 from ..media.imaging import clip_input, to_unit
 from ..models.guidance import guide, is_guided
 from ..models.schedule import NoiseSchedule, schedule_of
 from ..models.windows import Windows
 from ..systems import System, read_checkpoint, system_of
 from .encode import EncodedVideo, frames_at_a_time
+from .features import FrameFeatures
 from .sampling import sample
 
 Progress = Callable[[int, int], None]
@@ -162,7 +162,7 @@ class TorchBackend:
         guided = is_guided(guidance_scale)
         with torch.inference_mode():
             bank = unet.project_bank(tokens)
-            poses = self._pose_features(video, sorted(set().union(*windows.indices)))
+            poses = self._pose_features(video)
             given = torch.cat([torch.zeros_like(image_embed), image_embed]) if guided else image_embed
             image = unet.project_image(given)
 
@@ -182,33 +182,10 @@ class TorchBackend:
         # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
         return latents.clone()
 
-    def _pose_features(self, video: EncodedVideo, frames: Sequence[int]) -> _Features:
-        """What the pose guider makes of these frames' skeletons: it depends on no step and no window."""
-        features = _Features(self.device)
-        batch = frames_at_a_time(video.canvas.padded)
-        for start in range(0, len(frames), batch):
-            rows = frames[start : start + batch]
-            skeletons = to_unit(video.poses.take(rows)).to(self.device, self.dtype)
-            features.add(rows, self.networks.pose_guider(skeletons))
-        return features
+    def _pose_features(self, video: EncodedVideo) -> FrameFeatures:
+        """What the pose guider makes of each frame's skeletons: it depends on no step and no window."""
 
+        def compute(frames: list[int]) -> Tensor:
+            return self.networks.pose_guider(to_unit(video.poses.take(frames)).to(self.device, self.dtype))
 
-class _Features:
-    """Tensors of one shape by frame, kept off the device: for a long video they take gigabytes."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._store = FrameStore()
-        self._places: dict[int, int] = {}
-        self._device = device
-        self._dtype = torch.float32
-
-    def add(self, frames: Iterable[int], features: Tensor) -> None:
-        self._dtype = features.dtype
-        for frame, feature in zip(frames, features.cpu().contiguous(), strict=True):
-            self._places[frame] = len(self._store)
-            self._store.append(feature.view(torch.uint8).numpy())
-
-    def take(self, frames: Iterable[int]) -> Tensor:
-        """[frames, C, h, w] on the device."""
-        found = torch.from_numpy(self._store.take([self._places[frame] for frame in frames]))
-        return found.view(self._dtype).to(self._device)
+        return FrameFeatures(compute, frames_at_a_time(video.canvas.padded))
