@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_management
 import numpy as np
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
@@ -18,10 +19,8 @@ from ..anycharv_core.media.canvas import nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square
 from ..anycharv_core.models.windows import Windows
 from ..anycharv_core.systems.recipes import Recipe
-from .model import CLIP, ClipConditions, check_model
-from .pictures import (
-    image_tensor,
-)
+from .model import VIDEO, VideoConditions, check_model
+from .pictures import image_tensor
 from .sampling import run_sampler
 from .windows import HANDLER
 
@@ -66,7 +65,8 @@ class ComfyBackend:
     def reference_tokens(self, latents: Tensor, image_embed: Tensor) -> list[Tensor]:
         comfy.model_management.load_models_gpu([self.net])
         network, device = self.net.model, self.net.load_device
-        tokens = network(latents.to(device, network.compute_dtype), image_embed.to(device, network.compute_dtype))
+        inputs = (x.to(device, network.compute_dtype) for x in (latents, image_embed))
+        tokens = network(*inputs, attention=optimized_attention)
         return [x.to(comfy.model_management.intermediate_device()) for x in tokens]
 
     def denoise(
@@ -80,27 +80,28 @@ class ComfyBackend:
         windows: Windows,
         progress: Progress | None = None,
     ) -> Tensor:
-        positive, negative = conditionings(video, tuple(noise.shape), list(tokens), image_embed)
+        positive, negative = conditionings(video, tuple(noise.shape), tokens, image_embed)
         own = None if HANDLER in self.model.model_options else windows
         latents = run_sampler(self.model, positive, negative, noise, steps, guidance_scale, own)
         return self.model.model.process_latent_in(latents)
 
 
 def conditionings(
-    clip: EncodedVideo, shape: tuple[int, ...], tokens: list[Tensor], embeds: Tensor
+    video: EncodedVideo, shape: tuple[int, ...], tokens: Sequence[Tensor], image_embed: Tensor
 ) -> tuple[list[Any], list[Any]]:
-    """positive and negative CONDITIONING of the clip, whose latents have this shape, for the ReferenceNet's tokens
-    and embedding [1, D]."""
-    scene = None if clip.scene is None or clip.mask is None else torch.cat([clip.scene, clip.mask], dim=1)
-    options = {CLIP: ClipConditions(shape, scene, clip.poses, tokens)}
-    token = embeds[:, None].float()
+    """Positive and negative CONDITIONING of the video, whose latents have this shape, with the ReferenceNet's
+    tokens and the image_embed [1, D]."""
+    scene = None if video.scene is None or video.mask is None else torch.cat([video.scene, video.mask], dim=1)
+    options = {VIDEO: VideoConditions(shape, scene, video.poses, tokens)}
+    token = image_embed[:, None].float()
     return [[token, options]], [[torch.zeros_like(token), options]]
 
 
 def node_size(pipe: Pipeline, recipe: Recipe, shown: Size, asked: Size) -> Size | None:
     """The (width, height) to work at, from those of a node and of the scene, or else of the poses.
 
-    In the default recipe one side fills the canvas exactly, so that Composite can tell how it was scaled.
+    In the default recipe one side fills the canvas exactly, so that Composite can tell how it was scaled even
+    where no canvas is wired into it.
     """
     if all(asked):
         return asked

@@ -26,7 +26,7 @@ from ..anycharv_core.models.layers import KeyValue
 from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.systems import system_of
 
-CLIP = "anycharv_clip"  # where a conditioning's options hold its ClipConditions
+VIDEO = "anycharv_video"  # where a conditioning's options hold its VideoConditions
 RUN = "anycharv_run"  # where the options that reach the network hold the `Run`
 CONDITIONAL, UNCONDITIONAL = 0, 1  # ComfyUI's indices of the positive and the negative conditioning
 
@@ -34,7 +34,7 @@ Prepared = tuple[list[KeyValue], FrameFeatures]
 
 
 @dataclass(frozen=True, eq=False)
-class ClipConditions:
+class VideoConditions:
     """What AnyCharV Conditioning hands to the model, beside the image embedding.
 
     shape: of the latents, (F, c, h, w); scene: scaled latents of that shape and mask [F, 1, h, w] in 0..1 behind
@@ -82,7 +82,7 @@ class NativeUNet(DenoisingUNet):
         transformer_options: dict[str, Any] | None = None,
         *,
         frame_numbers: Tensor,
-        video: ClipConditions,
+        video: VideoConditions,
         **_: Any,
     ) -> Tensor:
         """x [n F, 2 c + 1 or c, h, w]: n conditionings of the same F frames; context [n F, 1, D]; frame_numbers
@@ -102,7 +102,7 @@ class NativeUNet(DenoisingUNet):
         made = super().forward(
             arranged(x, order),
             arranged(timesteps, order),
-            arranged(context, order)[:, 0],
+            arranged(context, order)[::frames, 0],
             features.take(frame_numbers[:frames].tolist()).repeat(count, 1, 1, 1),
             bank,
             frames,
@@ -111,7 +111,7 @@ class NativeUNet(DenoisingUNet):
         )
         return arranged(made, [order.index(i) for i in range(count)])
 
-    def prepare(self, video: ClipConditions, like: Tensor) -> Prepared:
+    def prepare(self, video: VideoConditions, like: Tensor) -> Prepared:
         """The video's bank and pose features, on the device and in the number format of `like`."""
 
         def guide(frames: list[int]) -> Tensor:
@@ -133,7 +133,7 @@ class Run:
         self._patcher = patcher
         self._prepared: dict[Any, Prepared] = {}
 
-    def prepared(self, network: NativeUNet, video: ClipConditions, like: Tensor) -> Prepared:
+    def prepared(self, network: NativeUNet, video: VideoConditions, like: Tensor) -> Prepared:
         """As `NativeUNet.prepare`."""
         if self._patcher.current_hooks is not None:
             # Hooks patch weights in the middle of a run.
@@ -167,28 +167,28 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         self.system = system_of(self.diffusion_model.cfg)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        clip: ClipConditions | None = kwargs.get(CLIP)
-        if clip is None:
+        video: VideoConditions | None = kwargs.get(VIDEO)
+        if video is None:
             raise UserError(
                 "An AnyCharV model samples only with the positive and negative of AnyCharV Conditioning: wire "
                 "those into the sampler."
             )
         noise = kwargs["noise"]
-        if tuple(noise.shape) != clip.shape:
+        if tuple(noise.shape) != video.shape:
             raise UserError(
-                f"The latent is {list(noise.shape)} but the conditioning is for {list(clip.shape)}: wire the "
+                f"The latent is {list(noise.shape)} but the conditioning is for {list(video.shape)}: wire the "
                 "LATENT of the same AnyCharV Conditioning into the sampler."
             )
-        if (clip.scene is not None) != self.system.reads_scene:
+        if (video.scene is not None) != self.system.reads_scene:
             raise UserError(
                 "The conditioning was made for a model of another kind: wire the same MODEL into AnyCharV "
                 "Conditioning and into the sampler."
             )
-        scene = {} if clip.scene is None else {"c_concat": comfy.conds.CONDNoiseShape(clip.scene)}
+        scene = {} if video.scene is None else {"c_concat": comfy.conds.CONDNoiseShape(video.scene)}
         return scene | {
             "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
-            "frame_numbers": FrameNumbers(torch.arange(len(clip.pose))),
-            "video": comfy.conds.CONDConstant(clip),
+            "frame_numbers": FrameNumbers(torch.arange(len(video.pose))),
+            "video": comfy.conds.CONDConstant(video),
         }
 
     def resize_cond_for_context_window(
@@ -206,7 +206,7 @@ class AnyCharVModel(comfy.model_base.BaseModel):
             return comfy.context_windows.slice_cond(
                 cond_value, window, x_in, device, temporal_dim=0, retain_index_list=list(retain_index_list)
             )
-        # ComfyUI would otherwise cut any tensor of which a side happens to be as long as the clip.
+        # ComfyUI would otherwise cut any tensor of which a side happens to be as long as the video.
         return cond_value
 
 

@@ -87,7 +87,7 @@ def test_network_can_be_called_without_comfyuis_options() -> None:
     made = conditioned(*parts, frames=2)
     context, options = made["positive"][0]
     network = parts[0].model.diffusion_model
-    video = options[core("nodes.model").CLIP]
+    video = options[core("nodes.model").VIDEO]
     x = torch.cat([torch.ones(2, *video.shape[1:]), video.scene], dim=1).to(network.dtype)
     call = {"frame_numbers": torch.arange(2), "video": video}
     inputs = x, torch.full((2,), 500.0), context.expand(2, -1, -1).to(network.dtype)
