@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import av
 import numpy as np
@@ -33,8 +34,10 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
+from anycharv_core.foreign import MOST_JSON_BYTES, parse_json, read_bytes
 from anycharv_core.media.pose import Poses, parse_poses
 from anycharv_core.media.video_read import EXACT
+from training.sections import Range, build, shown
 
 MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
 FRAMES, MASKS, POSES, FACTS = "mp4", "mask.mkv", "pose.jsonl", "json"
@@ -112,6 +115,55 @@ class ClipWriter:
                     container.mux(stream.encode(None))
 
 
+Number = Annotated[int, Range(0, 2**48)]
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """A clip in the manifest; `Clip` says what its keys are. window: of the video's frames, that was cut out;
+    person_height: in parts of the picture's; enlarged: how much to fill its size."""
+
+    key: str
+    start: Number
+    frames: Annotated[int, Range(1, 10**6)]
+    size: tuple[Annotated[int, Range(1, 16384)], Annotated[int, Range(1, 16384)]]
+    references: tuple[Number, ...]
+    members: dict[str, tuple[Number, Number]] = field(default_factory=dict)
+    window: tuple[int, ...] = ()
+    person_height: float = 0.0
+    enlarged: float = 1.0
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A file that was looked at: its name, its size and time, and why it was put aside."""
+
+    source: str
+    stamp: tuple[int, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """A line of the manifest: a video, by the hash of its content, and its clips."""
+
+    video: str
+    clips: tuple[ClipRow, ...]
+    shard: str = ""
+    shard_bytes: Number = 0
+    part_bytes: Number = 0
+    source: str = ""
+    stamp: tuple[int, ...] | None = None
+    fps: float = 25.0
+    frames: Number = 0
+    shots: Number = 1
+
+
+@dataclass(frozen=True)
+class _Boxes:
+    boxes: tuple[tuple[int, int, int, int] | None, ...]
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip in a shard. start: its first frame in the video; references: frames of it that show the person
@@ -140,11 +192,23 @@ class Clip:
         return content
 
     def facts(self) -> dict[str, Any]:
-        return json.loads(self.read(FACTS))
+        """What the clip's own JSON says."""
+        name = f"{self.key}.{FACTS} in {self.shard}"
+        return checked(parse_json(self.read(FACTS), name), None, name)
+
+    def boxes(self) -> list[list[int] | None]:
+        """Around the person in every frame (x0, y0, x1, y1), None where nobody is seen."""
+        boxes = build(_Boxes, {"boxes": self.facts().get("boxes")}, f"{self.key}.{FACTS} in {self.shard}").boxes
+        if len(boxes) != self.frames:
+            raise lost(self.shard, f"damaged in {self.key}.{FACTS}")
+        return [box and list(box) for box in boxes]
 
     def poses(self, numbers: Sequence[int]) -> Poses:
+        name = f"{self.key}.{POSES} in {self.shard}"
         lines = self.read(POSES).splitlines()
-        return parse_poses([json.loads(lines[number]) for number in numbers], name=f"{self.key}.{POSES}")
+        if len(lines) != self.frames:
+            raise lost(self.shard, f"damaged in {self.key}.{POSES}")
+        return parse_poses([parse_json(lines[number], name) for number in numbers], name=name)
 
     def pictures(self, numbers: Sequence[int]) -> np.ndarray:
         """Frames uint8 [len(numbers), H, W, 3], RGB; `numbers` rise."""
@@ -160,7 +224,7 @@ class Clip:
         reformatter = VideoReformatter()
         try:
             with self.shard.open("rb") as file, av.open(_Section(file, *self.members[member])) as container:
-                stream = container.streams.video[0]
+                stream = self._stream(container)
                 stream.codec_context.thread_count = 1
                 container.seek(round(numbers[0] / (_RATE * stream.time_base)), stream=stream)
                 for packet in container.demux(stream):
@@ -174,9 +238,20 @@ class Clip:
                 pictures += [_array(frame, reformatter) for frame in stream.decode(None)]
         except (OSError, ValueError, av.FFmpegError) as error:
             raise lost(self.shard, f"damaged in {self.key}.{member}") from error
-        if len(pictures) != len(wanted):
+        shape = (*self.size[::-1], 3) if member == FRAMES else self.size[::-1]
+        if len(pictures) != len(wanted) or any(picture.shape != shape for picture in pictures):
             raise lost(self.shard, f"damaged in {self.key}.{member}")
         return np.stack(pictures)
+
+    def _stream(self, container: Any) -> Any:
+        """The pictures in a member. Raises ValueError where they are not what was written."""
+        streams = container.streams.video
+        if len(streams) != 1 or streams[0].codec_context is None or not streams[0].time_base:
+            raise ValueError("no pictures that can be decoded")
+        context = streams[0].codec_context
+        if (context.width, context.height) != self.size:
+            raise ValueError("pictures of another size")
+        return streams[0]
 
 
 def lost(shard: Path, what: str) -> UserError:
@@ -186,20 +261,33 @@ def lost(shard: Path, what: str) -> UserError:
     )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; none where there is no file.
+def read_lines(path: Path, kind: type[Any] | None = None) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; none where there is no file. kind: the dataclass that each must fill.
 
     Raises UserError where it cannot be read or is something else.
     """
     if not path.exists():
         return []
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); bring it back from a copy.") from error
+    rows = []
+    for number, line in enumerate(read_bytes(path, MOST_JSON_BYTES).splitlines(), start=1):
+        if line.strip():
+            rows.append(checked(parse_json(line, f"Line {number} of {path}"), kind, f"line {number} of {path}"))
     return rows
+
+
+def checked(row: Any, kind: type[Any] | None, name: str) -> dict[str, Any]:
+    """`row` as it is, where it fills the dataclass `kind` (any mapping for None).
+
+    Raises UserError naming `name` otherwise.
+    """
+    try:
+        if not isinstance(row, dict):
+            raise UserError("it holds no keys")
+        if kind is not None:
+            build(kind, row, "")
+    except UserError as error:
+        raise UserError(f"{name} is damaged: {str(error).rstrip('.')}; bring it back from a copy.") from error
+    return row
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -215,12 +303,35 @@ def fault(folder: Path, row: dict[str, Any]) -> str | None:
     return "cut short" if shard.stat().st_size != row["shard_bytes"] else None
 
 
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a prepared folder's manifest, each a `VideoRow`; none where there is no manifest.
+
+    Raises UserError where one is damaged.
+    """
+    rows = read_lines(folder / MANIFEST, VideoRow)
+    for row in rows:
+        # The name is joined to the folder, and what is torn is removed.
+        if not re.fullmatch(r"\d{6,}\.tar", row["shard"]):
+            raise UserError(f"{folder / MANIFEST} names {shown(row['shard'])}, which is no shard.")
+        for clip in row["clips"]:
+            members = clip["members"]
+            if not {FRAMES, MASKS, POSES, FACTS} <= members.keys() or any(
+                sum(place) > row["shard_bytes"] for place in members.values()
+            ):
+                raise UserError(f"{folder / MANIFEST} is damaged: {shown(clip['key'])} lies outside its shard.")
+            if any(number >= clip["frames"] for number in clip["references"]):
+                raise UserError(
+                    f"{folder / MANIFEST} is damaged: a reference of {shown(clip['key'])} is past its end."
+                )
+    return rows
+
+
 def open_shards(folder: Path) -> list[Clip]:
     """All clips of a prepared folder, in the order of the manifest, whose shards are all there.
 
     Raises UserError where it isn't one, holds no clip, or a shard is missing or torn.
     """
-    rows = read_lines(folder / MANIFEST)
+    rows = read_manifest(folder)
     if not rows:
         raise UserError(f"{folder} holds no prepared videos; make them with python -m training.prepare_dataset.")
     for row in {row["shard"]: row for row in rows}.values():
