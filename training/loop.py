@@ -210,8 +210,8 @@ class Log:
 
 def _step(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+        return json.loads(line)["step"]
+    except ValueError:
         return math.inf  # the last line of a killed run may be half
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -179,9 +180,16 @@ def write_sheet(
 ) -> None:
     """Draws a PNG with a row for each frame: the references in turn, then the thumbnails of `columns`."""
     characters = [thumbnail(_on_white(picture)) for picture in references]
-    page = sheet(list(zip(cycle(characters), *columns)), titles)
+    save_png(path, sheet(list(zip(cycle(characters), *columns)), titles))
+
+
+def save_png(path: Path, page: Image.Image) -> None:
+    """Raises UserError where `path` cannot be written."""
+    # Of a full disk PIL's own writer says only that its encoder failed.
+    encoded = io.BytesIO()
+    page.save(encoded, "PNG")
     with atomic_path(path) as temporary:
-        page.save(temporary, "PNG")
+        temporary.write_bytes(encoded.getbuffer())
 
 
 def _on_white(reference: np.ndarray) -> np.ndarray:

@@ -1,12 +1,14 @@
-"""Masks of one person through a video: SAM 2 (Ravi et al., 2024) by transformers, prompted with boxes.
+"""Masks of one person through a clip: SAM 2 (Ravi et al., 2024) by transformers, prompted with boxes.
 
 SAM 2 finds the person in a box, then follows them by the memory of earlier frames, which also bridges frames
-where the detector missed them. The boxes of the whole video are known beforehand, so that every shot begins
+where the detector missed them. The boxes of the whole clip are known beforehand, so that every shot begins
 with a prompt and drift ends at the next one.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +24,7 @@ from torch.nn import functional
 
 from ..device import pick_device
 from ..errors import UserError
-from ..foreign import read_json
+from ..foreign import read_header, read_json
 from ..media.masks import margins
 
 # Frames after which the box is given again, so that an error cannot grow for longer. A model that follows worse
@@ -34,6 +36,15 @@ LONGEST_GAP = 12
 KEPT_PROMPTS = 4
 # What a box grows by on each side before parts of the mask that don't touch it are taken for leaks.
 LEAK_MARGIN = 0.1
+
+# Settings that count layers, and more than any size in a config is.
+_COUNTED = re.compile(r"num_(\w+_)?layers$|blocks_per_stage$|_depth$|num_maskmem$|num_multimask_outputs$")
+_MOST_SIZE = 2**16
+# transformers raises all of these for settings that are not of their kind or do not go together.
+_BAD_MODEL = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
+    MemoryError,
+)
 
 # The pictures SAM 2 was trained on were normalised with ImageNet's statistics.
 _MEAN = (0.485, 0.456, 0.406)
@@ -67,7 +78,7 @@ class Segmenter:
     ) -> Iterator[np.ndarray]:
         """Yields the person's mask in every frame, taking each frame only when its mask is asked for.
 
-        What is held does not grow with the video: the memory of the last frames and prompts, and one frame.
+        What is held does not grow with the clip: the memory of the last frames and prompts, and one frame.
 
         Args:
             frames: uint8 [H, W, 3], RGB.
@@ -159,6 +170,7 @@ def load_model(model: Path | str) -> Any:
 
     Raises UserError if there is none, or if it is damaged or another kind of model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import Sam2VideoModel
 
     folder = Path(model).is_dir()
@@ -171,16 +183,53 @@ def load_model(model: Path | str) -> Any:
             raise _unusable(model, "holds another kind of model")
     with quiet_transformers():
         try:
+            if folder:
+                _check_size(Path(model), settings)
             loaded, report = Sam2VideoModel.from_pretrained(
                 str(model), local_files_only=folder, output_loading_info=True
             )
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        except UserError:
+            raise
+        except (*_BAD_MODEL, SafetensorError, StrictDataclassError) as error:
             problem = "is damaged" if folder else "is neither a folder nor to be had from the Hugging Face hub"
             raise _unusable(model, problem) from error
     # transformers fills gaps with random weights; what it keeps twice (buffers) may rightly be stored once.
     if report["missing_keys"] & {name for name, _ in loaded.named_parameters()}:
         raise _unusable(model, "holds another kind of model")
     return loaded.train(False)
+
+
+def _check_size(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises UserError where config.json asks for more than the weights beside it are, before it is built."""
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
+    try:
+        headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    except UserError as error:
+        raise _unusable(folder, "is damaged") from error
+    shapes = [shape for header in headers for shape in header.shapes.values()]
+    if _fits(settings, len(shapes)):
+        with torch.device("meta"):
+            asked = sum(weights.numel() for weights in Sam2VideoModel(Sam2VideoConfig(**settings)).parameters())
+        if asked <= 2 * sum(map(math.prod, shapes)):
+            return
+    raise _unusable(folder, "holds another kind of model")
+
+
+def _fits(settings: Any, tensors: int) -> bool:
+    """Whether no size in a config is absurd, and no layers are more than the file has tensors."""
+    if isinstance(settings, dict):
+        counts = [settings[key] for key in settings if _COUNTED.search(str(key))]
+        return all(_total(count) <= tensors for count in counts) and _fits(list(settings.values()), tensors)
+    if isinstance(settings, list):
+        return all(_fits(each, tensors) for each in settings)
+    return not isinstance(settings, (int, float)) or abs(settings) <= _MOST_SIZE
+
+
+def _total(count: Any) -> float:
+    """A number, or the sum of a list of numbers; 0 for all else, which transformers refuses."""
+    numbers = count if isinstance(count, list) else [count]
+    return sum(number for number in numbers if isinstance(number, (int, float)))
 
 
 def _unusable(model: Path | str, problem: str) -> UserError:
