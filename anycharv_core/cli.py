@@ -122,9 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(move, cfg="3.5")
     move.set_defaults(run=_animate)
 
-    ready = subcommands.add_parser("preprocess", help="pose, mask and box of the people you choose in a clip")
+    ready = subcommands.add_parser("preprocess", help="pose, mask and box of the people you choose in a video")
     add = ready.add_argument
-    add("clip", type=_path, metavar="CLIP", help="any video")
+    add("video", type=_path, metavar="VIDEO", help="any video")
     add("--out", type=_path, required=True, metavar="DIR", help="folder for pose.json, mask.mkv, box.mkv and more")
     add("--people", metavar="N,N", help="their numbers in people.png (default: the most prominent person)")
     add("--click", type=_numbers(3), metavar="F,X,Y", help="the person at this pixel of frame F, counted from 0")
@@ -369,7 +369,7 @@ def _made(job: RenderJob, report: dict[str, Any]) -> int:
 
 
 def _preprocess(args: argparse.Namespace) -> int:
-    from .jobs.preprocess import Preparation, preprocess
+    from .jobs.preprocess import PreprocessJob, preprocess
 
     with ExitStack() as stack:
         bars: dict[str, Any] = {}
@@ -379,10 +379,10 @@ def _preprocess(args: argparse.Namespace) -> int:
                 bars[phase] = stack.enter_context(_progress_bar(phase, "frame"))
             bars[phase](done, total)
 
-        report = preprocess(Preparation(**_fields(args, "retarget"), retarget=tuple(args.retarget)), progress)
+        report = preprocess(PreprocessJob(**_fields(args, "retarget"), retarget=tuple(args.retarget)), progress)
     others = len(report["people"]) - len(report["chosen"])
     if others and not (args.people or args.click or args.box or args.like):
-        print(f"{len(report['people'])} people are in the clip; people.png shows them, --people chooses.")
+        print(f"{len(report['people'])} people are in the video; people.png shows them, --people chooses.")
     if report["likeness"] is not None:
         number = report["chosen"][0]["number"]
         print(f"Person {number} looks most like {args.like}: {report['likeness']:.2f} of 1.")

@@ -34,10 +34,10 @@ from scipy.optimize import linear_sum_assignment
 
 from anycharv_core.files import atomic_path
 from anycharv_core.media.pose import MIN_SCORE, body_points
+from anycharv_core.preprocess.choose import chosen_boxes
 from anycharv_core.preprocess.dwpose import DWPose
 from anycharv_core.preprocess.find import Findings, find_people
 from anycharv_core.preprocess.models import pose_files, segmenter_name
-from anycharv_core.preprocess.people import chosen_boxes
 from anycharv_core.preprocess.segment import Segmenter
 from anycharv_core.preprocess.tracking import Track
 from anycharv_core.puppets.crowd import SITUATIONS, Crowd, sample_crowd

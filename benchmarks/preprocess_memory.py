@@ -19,7 +19,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-from anycharv_core.jobs.preprocess import Preparation, preprocess
+from anycharv_core.jobs.preprocess import PreprocessJob, preprocess
 from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.puppets import render, sample_character, sample_motion, sample_scene
 
@@ -48,7 +48,7 @@ def measure(frames: int) -> dict[str, float]:
         write_clip(clip, frames)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         started = time.perf_counter()
-        job = Preparation(clip, Path(folder, "out"), pose_model="embedded", segmenter="embedded", device="cpu")
+        job = PreprocessJob(clip, Path(folder, "out"), pose_model="embedded", segmenter="embedded", device="cpu")
         preprocess(job)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,16 +8,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
+from ..anycharv_core.preprocess.contact_sheet import contact_sheet, sheet_frames
 from ..anycharv_core.preprocess.find import find_people, in_order
-from ..anycharv_core.preprocess.people import (
-    by_box,
-    by_click,
-    by_likeness,
-    by_number,
-    chosen_boxes,
-    contact_sheet,
-    sheet_frames,
-)
 from ..anycharv_core.preprocess.tracking import Track
 from .pictures import frame_progress, image_tensor, image_uint8, rgb_frames
 from .pose import parsed_poses

@@ -13,8 +13,7 @@ from comfy_api.latest import io
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.media.pose import Poses, parse_poses, person_in_mask
 from ..anycharv_core.media.pose_drawing import draw_poses
-from ..anycharv_core.preprocess.rescale import rescale
-from ..anycharv_core.preprocess.retarget import retarget
+from ..anycharv_core.preprocess.retarget import rescale, retarget
 from .pictures import image_tensor, masks_uint8, same_length
 from .types import CATEGORY, PoseKeypoint
 

@@ -31,7 +31,7 @@ from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod, ddim_step, ddim_timesteps
 from anycharv_core.models.windows import closed_loop_windows
-from anycharv_core.preprocess.rescale import rescale
+from anycharv_core.preprocess.retarget import rescale
 from anycharv_core.systems import read_checkpoint, write_folder
 from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE, SD15
 from anycharv_core.systems.animate_anyone import RECIPES as ANIMATE_RECIPES

@@ -19,8 +19,7 @@ from tiny_onnx import BOX, GAINS, write_detector, write_pose
 
 from anycharv_core.errors import UserError
 from anycharv_core.media.pose import Poses
-from anycharv_core.preprocess import sessions, simcc, yolox
-from anycharv_core.preprocess.dwpose import DWPose, pack_people
+from anycharv_core.preprocess.dwpose import DWPose, onnx_net, pack_people, simcc, yolox
 
 OFFICIAL = needs.PARITY / "dwpose"
 RECORDED = sorted(OFFICIAL.glob("*.npz"))
@@ -334,7 +333,7 @@ def test_batched_equals_one_by_one(tiny, monkeypatch):
         assert np.array_equal(alone, together[0][k])
         ((keypoints, scores),) = tiny.estimate(frames[k : k + 1], boxes[k : k + 1])
         assert np.array_equal(keypoints, together[1][k][0]) and np.array_equal(scores, together[1][k][1])
-    monkeypatch.setattr(sessions, "BATCH", 1)
+    monkeypatch.setattr(onnx_net, "BATCH", 1)
     for (keypoints, scores), other in zip(tiny.estimate(frames, boxes), together[1], strict=True):
         assert np.array_equal(keypoints, other[0]) and np.array_equal(scores, other[1])
 
@@ -355,7 +354,7 @@ def test_batches_are_full_across_frames(files, monkeypatch):
         return SimpleNamespace(run=run, **parts)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
-    monkeypatch.setattr(sessions, "BATCH", 8)
+    monkeypatch.setattr(onnx_net, "BATCH", 8)
     net.estimate(noise(5, 5, 32, 32, 3), [crowd(k, 4)[0] for k in range(5)])
     assert [shape[0] for shape in seen] == [8, 8, 4]
     seen.clear()
@@ -530,7 +529,7 @@ def test_no_frames(tiny):
 
 def test_cuda_where_there_is_none_is_said_once(files, tiny, caplog, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    sessions._say_choice.cache_clear()
+    onnx_net._say_choice.cache_clear()
     frame = black(red=[(2, 2, 250)])[None]
     with caplog.at_level(logging.INFO, "anycharv_core"):
         for _ in range(2):
@@ -541,7 +540,7 @@ def test_cuda_where_there_is_none_is_said_once(files, tiny, caplog, monkeypatch)
 
 
 def test_the_cpu_is_said_once_and_is_no_warning(files, caplog):
-    sessions._say_choice.cache_clear()
+    onnx_net._say_choice.cache_clear()
     with caplog.at_level(logging.INFO, "anycharv_core"):
         DWPose(*files, device="cpu").poses(black(red=[(2, 2, 250)])[None])
         DWPose(*files, device="mps").detect(black()[None])

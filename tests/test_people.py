@@ -10,15 +10,8 @@ from keypoint_files import people_of
 
 from anycharv_core.errors import UserError
 from anycharv_core.media.pose import POINTS, Poses
-from anycharv_core.preprocess.people import (
-    by_box,
-    by_click,
-    by_likeness,
-    by_number,
-    chosen_boxes,
-    contact_sheet,
-    sheet_frames,
-)
+from anycharv_core.preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
+from anycharv_core.preprocess.contact_sheet import contact_sheet, sheet_frames
 from anycharv_core.preprocess.tracking import Track, observe, track
 from anycharv_core.puppets import render_reference, sample_character
 from anycharv_core.puppets.crowd import sample_crowd
@@ -45,9 +38,9 @@ def test_by_number():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("3", "There are 2 people in the clip, not 3; choose 1 or 2."),
-        ("0", "There are 2 people in the clip, not 0; choose 1 or 2."),
-        ([], "There are 2 people in the clip, not nobody; choose 1 or 2."),
+        ("3", "There are 2 people in the video, not 3; choose 1 or 2."),
+        ("0", "There are 2 people in the video, not 0; choose 1 or 2."),
+        ([], "There are 2 people in the video, not nobody; choose 1 or 2."),
         ("1,1", "Person 1 is chosen twice; name everybody once."),
         ("one", "'one' is no list of people's numbers; choose 1 or 2."),
     ],
@@ -58,9 +51,9 @@ def test_wrong_numbers_say_what_there_is(choice, message):
 
 
 def test_counts_in_words():
-    with pytest.raises(UserError, match=r"There is 1 person in the clip, not 2; choose 1\."):
+    with pytest.raises(UserError, match=r"There is 1 person in the video, not 2; choose 1\."):
         by_number(PAIR[:1], "2")
-    with pytest.raises(UserError, match=r"There are 4 people in the clip, not 5; choose from 1 to 4\."):
+    with pytest.raises(UserError, match=r"There are 4 people in the video, not 5; choose from 1 to 4\."):
         by_number(PAIR * 2, "5")
 
 
@@ -75,7 +68,7 @@ def test_counts_in_words():
     ],
 )
 def test_an_empty_clip_says_so(choose):
-    with pytest.raises(UserError, match="Nobody was found in the clip"):
+    with pytest.raises(UserError, match="Nobody was found in the video"):
         choose()
 
 

@@ -12,11 +12,12 @@ from PIL import Image
 
 from anycharv_core.cli import main
 from anycharv_core.files import MANIFEST
+from anycharv_core.jobs.preprocess import PreprocessJob, preprocess
 from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import parse_poses
 from anycharv_core.media.video_read import probe
 from anycharv_core.media.video_write import VideoWriter, read_gray, write_masks
-from anycharv_core.preprocess import cache, look
+from anycharv_core.preprocess import cache, find
 from anycharv_core.puppets import render, render_reference, sample_character, sample_motion, sample_scene
 
 FRAMES, SIDE = 6, 128
@@ -141,8 +142,8 @@ def test_a_second_run_decodes_and_finds_nothing_anew(stage, tmp_path, monkeypatc
     def refuse(*_):
         raise AssertionError("done again")
 
-    monkeypatch.setattr(look, "find_people", refuse)
-    monkeypatch.setattr(look, "probe", refuse)
+    monkeypatch.setattr(find, "find_people", refuse)
+    monkeypatch.setattr(find, "probe", refuse)
     monkeypatch.setattr("anycharv_core.jobs.preprocess.write_person", refuse)
     assert prepare(stage, tmp_path / "second", "--people", "1") == 0
     for name in ("pose.json", "mask.mkv", "box.mkv", "people.png"):
@@ -182,7 +183,7 @@ def test_retargeting_widens_the_box_to_the_taller_skeleton(stage, tmp_path, monk
     points = np.reshape(tall["people"][0]["pose_keypoints_2d"], (-1, 3))
     points[[3, 4, 6, 7], 0] += np.array([-60, -90, 60, 90])
     tall["people"][0]["pose_keypoints_2d"] = points.ravel().tolist()
-    monkeypatch.setattr("anycharv_core.jobs.preprocess.figure", lambda *_: parse_poses(tall))
+    monkeypatch.setattr("anycharv_core.jobs.preprocess.reference_pose", lambda *_: parse_poses(tall))
     assert prepare(stage, tmp_path / "plain", "--people", "1") == 0
     assert prepare(stage, tmp_path / "long", "--people", "1", "--retarget", stage / "left.png") == 0
     plain, wide = (read(tmp_path / name / "box.mkv") for name in ("plain", "long"))
@@ -238,11 +239,11 @@ def given(*more):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (few_poses, "holds 3 poses but the clip has 6 frames"),
-        (few_masks, "There are 3 masks but the clip has 6 frames"),
-        (few_masks_who, "There are 3 masks but the clip has 6 frames"),
+        (few_poses, "holds 3 poses but the video has 6 frames"),
+        (few_masks, "There are 3 masks but the video has 6 frames"),
+        (few_masks_who, "There are 3 masks but the video has 6 frames"),
         (black_masks, "mark nothing in any frame"),
-        (small_masks, "is 20x20 but the clip is 256x128"),
+        (small_masks, "is 20x20 but the video is 256x128"),
         (nobody, "Nobody was found"),
         (given("--people", "3"), "2 people"),
         (given("--people", "1", "--click", "0,1,1"), "--people and --click"),
@@ -352,3 +353,16 @@ def test_a_person_in_one_frame_only(stage, tmp_path):
     assert run("preprocess", stage / "clip.mp4", "--out", tmp_path / "out", *given) == 0
     boxes = read(tmp_path / "out" / "box.mkv")
     assert [bool(box.any()) for box in boxes] == [t == 3 for t in range(FRAMES)]
+
+
+def test_progress_is_called_by_position_as_its_type_says(stage, tmp_path):
+    seen = []
+
+    def progress(phase, done, of, /):
+        seen.append((phase, done, of))
+
+    job = PreprocessJob(
+        stage / "clip.mp4", tmp_path / "out", poses=stage / "poses.json", masks=stage / "left.mkv", people="1"
+    )
+    preprocess(job, progress)
+    assert seen == [("people", FRAMES, FRAMES), *(("masks", done, FRAMES) for done in range(1, FRAMES + 1))]

@@ -1,4 +1,4 @@
-"""What preprocess keeps: damaged results are made again, and a full disk leaves nothing behind."""
+"""What preprocess caches: damaged results are made again, and a full disk leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from anycharv_core.errors import UserError
 from anycharv_core.files import MANIFEST
 from anycharv_core.media.pose import POINTS, Poses
-from anycharv_core.preprocess.cache import cache_folder, kept
+from anycharv_core.preprocess.cache import cache_folder, cached
 from anycharv_core.preprocess.find import Findings
 from anycharv_core.preprocess.tracking import Track
 
@@ -41,8 +41,8 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 def test_findings_come_back_from_the_cache(caplog: pytest.LogCaptureFixture) -> None:
-    folder = kept("people", "key", FINDINGS.save)
-    assert kept("people", "key", lambda folder: pytest.fail("made twice")) == folder
+    folder = cached("people", "key", FINDINGS.save)
+    assert cached("people", "key", lambda folder: pytest.fail("made twice")) == folder
     back = Findings.load(folder)
     assert back.cuts == [2] and np.array_equal(back.poses.people[3], FINDINGS.poses.people[3])
     assert np.array_equal(back.tracks[0].boxes, np.ones((4, 4)))
@@ -52,14 +52,14 @@ def test_findings_come_back_from_the_cache(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize("name", ["poses.safetensors", "tracks.safetensors", MANIFEST])
 @pytest.mark.parametrize("damage", ["torn", "changed", "gone"])
 def test_what_was_damaged_since_is_made_again(caplog: pytest.LogCaptureFixture, name: str, damage: str) -> None:
-    folder = kept("people", "key", FINDINGS.save)
+    folder = cached("people", "key", FINDINGS.save)
     path = folder / name
     content = path.read_bytes()
     if damage == "gone":
         path.unlink()
     else:
         path.write_bytes(content[:20] if damage == "torn" else content[:-1] + b"#")
-    assert Findings.load(kept("people", "key", FINDINGS.save)).cuts == [2]
+    assert Findings.load(cached("people", "key", FINDINGS.save)).cuts == [2]
     (record,) = caplog.records
     assert "is damaged, so what it held is made again" in record.getMessage()
     assert path.read_bytes() == content
@@ -67,6 +67,6 @@ def test_what_was_damaged_since_is_made_again(caplog: pytest.LogCaptureFixture, 
 
 def test_a_full_disk_is_said_in_one_sentence_and_leaves_nothing() -> None:
     with full_disk(100), pytest.raises(UserError) as caught:
-        kept("people", "key", FINDINGS.save)
+        cached("people", "key", FINDINGS.save)
     assert "Cannot write" in str(caught.value) and "\n" not in str(caught.value)
     assert list(cache_folder().iterdir()) == []

@@ -229,7 +229,7 @@ def test_the_detectors_targets_say_what_the_contract_decodes():
 
 
 def test_the_pose_crop_is_the_one_the_product_cuts():
-    from anycharv_core.preprocess import simcc
+    from anycharv_core.preprocess.dwpose import simcc
 
     frame = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
     box = np.array([40.0, 20.0, 90.0, 110.0])

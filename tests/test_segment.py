@@ -28,7 +28,6 @@ from anycharv_core.preprocess.segment import (
     to_pixels,
     without_leaks,
 )
-from anycharv_core.preprocess.track_masks import unpack_sam3
 
 HEIGHT, WIDTH = 45, 61
 BOX = (5.0, 6.0, 30.0, 41.0)
@@ -303,34 +302,6 @@ def test_a_model_that_cannot_be_had_is_refused_in_one_sentence(name, monkeypatch
     with pytest.raises(UserError, match="is neither a folder nor to be had") as caught:
         next(Segmenter(name, "cpu").masks(noise(1), [BOX]))
     assert str(caught.value).startswith(name) and "'anycharv download sam2'" in str(caught.value)
-
-
-def packed_track(masks: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """SAM3_TRACK_DATA of bool masks [T, N, h, w], packed bit by bit."""
-    frames, objects, height, width = masks.shape
-    bits = masks.reshape(frames, objects, height, width // 8, 8).astype(int)
-    packed = sum(bits[..., place] << place for place in range(8)).astype(np.uint8)
-    return {"packed_masks": torch.from_numpy(packed), "n_frames": frames, "scores": [1.0], "orig_size": size}
-
-
-def test_sam3_tracks_give_the_masks_of_one_object():
-    truth = np.random.default_rng(0).random((3, 2, 16, 24)) < 0.5
-    for number in range(2):
-        masks = list(unpack_sam3(packed_track(truth, (16, 24)), number))
-        assert all(mask.dtype == np.uint8 and mask.shape == (16, 24) for mask in masks)
-        assert np.array_equal(np.stack(masks), 255 * truth[:, number].astype(np.uint8))
-    enlarged = np.stack(list(unpack_sam3(packed_track(truth, (48, 48)))))
-    assert np.array_equal(enlarged, 255 * truth[:, 0].repeat(3, 1).repeat(2, 2).astype(np.uint8))
-
-
-def test_a_sam3_track_of_nothing_is_empty_and_a_missing_object_refused():
-    nothing = {"packed_masks": None, "n_frames": 4, "scores": [], "orig_size": (5, 7)}
-    masks = list(unpack_sam3(nothing))
-    assert len(masks) == 4 and all(mask.shape == (5, 7) and not mask.any() for mask in masks)
-    track = packed_track(np.ones((1, 2, 8, 8), bool), (8, 8))
-    for number in (2, -1):
-        with pytest.raises(UserError, match=f"no object {number}; choose one from 0 to 1"):
-            list(unpack_sam3(track, number))
 
 
 ALPHAS = [((np.indices((50, 70)).sum(0) * 3 + 20 * number) % 256).astype(np.uint8) for number in range(4)]

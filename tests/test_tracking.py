@@ -10,8 +10,18 @@ import pytest
 from keypoint_files import people_of
 
 from anycharv_core.media.pose import BOX, PLACES, Poses
-from anycharv_core.preprocess.looks import SIZE, body_looks, looks_distance, mean_looks
-from anycharv_core.preprocess.tracking import Observation, Track, absent_spans, observe, present_spans, track
+from anycharv_core.preprocess.tracking import (
+    Observation,
+    Track,
+    body_looks,
+    looks_distance,
+    mean_looks,
+    observe,
+    spans,
+    track,
+    tracklets,
+)
+from anycharv_core.preprocess.tracking.looks import SIZE
 from anycharv_core.puppets.crowd import sample_crowd
 
 WIDTH, HEIGHT = 80, 200
@@ -80,7 +90,7 @@ def test_one_frame_and_one_sighting():
     observations, truth = sightings(9, {0: line(0, 9, 100, 120), 1: {4: 400.0}})
     tracks = track(observations)
     assert identities(tracks, truth) == [{0}, {1}]
-    assert present_spans(tracks[1]) == [(4, 5)] and absent_spans(tracks[1]) == [(0, 4), (5, 9)]
+    assert spans(tracks[1].present) == [(4, 5)] and spans(~tracks[1].present) == [(0, 4), (5, 9)]
     assert_consistent(tracks, observations)
 
 
@@ -127,7 +137,7 @@ def test_person_hidden_behind_another_comes_out_as_before():
     observations, truth = sightings(60, {0: behind, 1: line(0, 60, 330, 330)})
     tracks = track(observations)
     assert sorted(identities(tracks, truth), key=min) == [{0}, {1}]
-    assert [absent_spans(one) for one in tracks] == [[], [(25, 36)]]
+    assert [spans(~one.present) for one in tracks] == [[], [(25, 36)]]
 
 
 def test_missed_detections_do_not_part_a_track():
@@ -146,7 +156,7 @@ def test_exit_and_re_entry_long_after():
     observations, truth = sightings(200, paths)
     tracks = track(observations)
     assert identities(tracks, truth) == [{1}, {0}]
-    assert absent_spans(tracks[1]) == [(40, 150)]
+    assert spans(~tracks[1].present) == [(40, 150)]
 
 
 def test_somebody_else_entering_is_somebody_else():
@@ -163,7 +173,7 @@ def test_cuts_join_by_looks_and_not_by_place():
     observations, truth = sightings(110, paths)
     tracks = track(observations, [30, 60, 90])
     assert identities(tracks, truth) == [{0}, {1}, {2}]
-    assert present_spans(tracks[0]) == [(0, 60), (90, 110)]
+    assert spans(tracks[0].present) == [(0, 60), (90, 110)]
 
 
 def test_same_clothes_in_one_frame_stay_two_people():
@@ -282,3 +292,23 @@ def test_looks_that_share_no_part_tell_nothing():
     upper[0, SIZE // 3], lower[0, -1] = 1, 1
     assert looks_distance(upper, lower).item() == 0.5
     assert looks_distance(upper, upper).item() == 0
+
+
+def test_crowds_that_come_and_go_end_in_a_bounded_number_of_tracks(monkeypatch):
+    monkeypatch.setattr(tracklets, "_MOST", 8)
+    rng = np.random.default_rng(0)
+    paths = {
+        person: line(start, start + 3, *[float(rng.uniform(0, 9000))] * 2)
+        for person in range(40)
+        for start in [person]
+    }
+    paths[40] = line(0, 43, 500, 520)
+    observations, truth = sightings(43, paths)
+    tracks = track(observations)
+    assert len(tracks) <= 8 and {40} in identities(tracks, truth)
+
+
+def test_points_far_outside_the_picture_have_looks():
+    points = np.tile([[-1e6, 1e6, 1.0], [1e6, -1e6, 1.0]], (9, 1))
+    looks = body_looks(np.zeros((64, 64, 3), np.uint8), np.array([0, 0, 64, 64]), points)
+    assert looks.shape == (SIZE,) and np.isfinite(looks).all()

@@ -8,8 +8,8 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,9 +19,23 @@ from torch import Tensor, nn
 
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_folder
+from anycharv_core.foreign import read_json
+from training.sections import build
 
 MANIFEST = "manifest.json"
 WRAPPED = "module."  # what DDP puts before every name
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    step: int
+    files: dict[str, _File]
 
 
 def keep_changing_only(accelerator: Accelerator, changing: Collection[str]) -> None:
@@ -98,7 +112,8 @@ def _remove(folder: Path) -> None:
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:
-    return sorted(((int(path.name[5:]), path) for path in folder.glob("step-*")), reverse=True)
+    steps = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
+    return sorted(((int(step), path) for step, path in steps if step.isdecimal()), reverse=True)
 
 
 def _write_manifest(folder: Path, step: int) -> None:
@@ -120,14 +135,14 @@ def _flush(path: Path) -> None:
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        files = build(_Manifest, read_json(folder / MANIFEST), "").files
+    except UserError:
         return f"it has no readable {MANIFEST}"
     for name, expected in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
+        if not path.is_file() or path.stat().st_size != expected.bytes:
             return f"{name} is missing or has another size"
-        if _digest(path) != expected["sha256"]:
+        if _digest(path) != expected.sha256:
             return f"{name} has another content"
     return None
 

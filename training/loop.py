@@ -210,8 +210,8 @@ class Log:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
         return math.inf  # the last line of a killed run may be half
 
 

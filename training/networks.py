@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from anycharv_core.checkpoints import state_dicts
 from anycharv_core.checkpoints.checkpoint import Checkpoint
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.checkpoints.single_file import write_single
@@ -48,7 +49,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.exists():
         raise UserError(f"{path} is missing: train the phase {folder.name} first.")
-    return load_file(path)
+    return state_dicts.read_weights(path)
 
 
 def load_into(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from anycharv_core.errors import UserError
@@ -39,14 +40,14 @@ class Range:
         return lowest if self.high == math.inf else f"{lowest} and at most {self.high:,.9g}"
 
 
-def build(kind: type[Section], raw: Mapping[str, Any], where: str) -> Section:
+def build(kind: type[Section], raw: Any, where: str) -> Section:
     """A dataclass from a mapping, checked key by key against its annotations.
 
     Raises UserError naming the path of the first key that is unknown (with the closest valid one), missing, of
     another kind or out of range.
     """
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields, hints = _schema(kind)
+    raw = mapping(raw, where)
     for key in raw:
         if key not in fields:
             raise unknown(where, key, list(fields))
@@ -55,6 +56,13 @@ def build(kind: type[Section], raw: Mapping[str, Any], where: str) -> Section:
         if required and name not in raw:
             raise UserError(f"the key '{path(where, name)}' is missing.")
     return kind(**{key: _value(hints[key], value, path(where, key)) for key, value in raw.items()})
+
+
+@lru_cache
+def _schema(kind: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """Fields and annotations of a dataclass by name."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    return fields, typing.get_type_hints(kind, include_extras=True)
 
 
 def plain(config: Any) -> Any:
@@ -71,7 +79,7 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise UserError(f"'{where}' is {shown(value)}, but it must hold keys.")
+        raise UserError(f"{repr(where) if where else 'it'} is {shown(value)}, but it must hold keys.")
     return value
 
 
@@ -112,7 +120,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         return _value(next(a for a in args if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, mapping(value, where), where)
     if origin is dict:
         return {

@@ -33,6 +33,7 @@ from training.codec import DecoderTrainee, fit_codec
 from training.config import Config, Phase, read_config
 from training.data.cache import EncodedClips, cache_name, fill, identity
 from training.data.samples import Samples, batches
+from training.data.shards import read_lines
 from training.data.sources import open_dataset
 from training.loop import Validation, fit, new_accelerator
 from training.prepare.pairs import make_pairs, new_job
@@ -207,7 +208,7 @@ def write_record(run: Run) -> None:
     for name in run.config.phases:
         path = run.folder(name) / "log.jsonl"
         if path.exists():
-            logs[name] = [json.loads(line) for line in path.read_text().splitlines()]
+            logs[name] = read_lines(path)
     with atomic_path(run.out / "training.json") as tmp:
         tmp.write_text(json.dumps({"config": plain(run.config), "log": logs}, indent=1) + "\n")
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..media.masks import mask_box
-from ..preprocess.looks import body_looks, looks_distance, mean_looks
+from ..preprocess.tracking import body_looks, looks_distance, mean_looks
 
 PART = 0.1  # of the frames that show the character: the first and the last of them are compared
 DRIFTS = ("identity drift", "colour drift", "sharpness drift")  # what reports call the fields of a `Drift`

@@ -14,7 +14,7 @@ from ..inference.pipeline import Pipeline
 from ..media.masks import box_masks
 from ..media.pose_drawing import draw_poses
 from ..media.sheet import upscale
-from ..preprocess.looks import body_looks, looks_distance
+from ..preprocess.tracking import body_looks, looks_distance
 from ..puppets import Clip
 from ..puppets.task import Animation, Swap
 from .drift import DRIFTS, drift

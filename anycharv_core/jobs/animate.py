@@ -21,7 +21,7 @@ from ..media.frames import FrameStore, Reopened, Source
 from ..media.pose import read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
 from ..media.video_write import VideoWriter
-from ..preprocess.rescale import rescale
+from ..preprocess.retarget import rescale
 from ..systems.recipes import Recipe
 from .inputs import (
     FilmedSkeletons,
@@ -32,6 +32,7 @@ from .inputs import (
     read_reference,
     read_reference_mask,
 )
+from .reference_pose import reference_pose
 from .run import Progress, RenderJob, explained_memory, paths, sheet_frames, thumbnail, write_sheet
 
 RATE = 24  # frames per second, where nothing that was given has a rate
@@ -184,9 +185,7 @@ def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: Skeletons) -> Skeleton
     if job.reference_pose:
         character = read_poses(job.reference_pose)
     else:
-        from .preprocess import figure
-
-        character = figure(job.reference, job.pose_model, job.device)
+        character = reference_pose(job.reference, job.pose_model, job.device)
     return PointSkeletons(rescale(skeletons.poses, character, keep_aspect=recipe.keeps_aspect))
 
 

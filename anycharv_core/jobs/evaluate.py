@@ -32,7 +32,7 @@ from ..media.frames import Reopened, Source, batched, together
 from ..media.pose import Poses, read_poses
 from ..systems.anycharv import ANYCHARV
 from .inputs import mask_frames, read_reference
-from .run import versions
+from .run import check_places, versions
 
 METRICS = {
     "PSNR": "dB, from the squared error of all the clip's frames; inf where the clips are equal",
@@ -98,6 +98,8 @@ def evaluate(job: EvaluateJob, progress: Progress | None = None) -> tuple[dict[s
     """
     found = pairs(job.real, job.generated)
     make_folder(job.out)
+    inputs = (job.real, job.generated, job.masks, job.references, job.real_poses, job.generated_poses)
+    check_places((job.out / "evaluate.json", job.out / "evaluate.md"), inputs)
     tools = _load(job)
     values: dict[str, dict[str, float | str]] = {}
     for number, (name, (real, generated)) in enumerate(found.items(), 1):

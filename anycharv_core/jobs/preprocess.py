@@ -1,6 +1,6 @@
-"""From a raw clip to pose, mask and box of the people chosen: the job behind `anycharv preprocess`.
+"""From a raw video to pose, mask and box of the people chosen: the job behind `anycharv preprocess`.
 
-The clip is read as a stream, several times over, and is never wholly in memory.
+The video is read as a stream, several times over, and is never wholly in memory.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ import numpy as np
 from ..errors import UserError
 from ..files import check_owned, owned_folder, write_error
 from ..foreign import read_json
-from ..media.pose import Poses, person_in_mask, read_poses, write_poses
+from ..media.imaging import Size
+from ..media.pose import Poses, person_in_mask, write_poses
 from ..media.video_read import read_frames
-from ..preprocess.cache import content_key, kept, weights_key
-from ..preprocess.dwpose import DWPose
-from ..preprocess.look import SHEET, Look, look_at
-from ..preprocess.models import pose_files, segmenter_name
-from ..preprocess.people import by_box, by_click, by_likeness, by_number, chosen_boxes
+from ..preprocess.cache import cached, content_key, weights_key
+from ..preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
+from ..preprocess.find import SHEET, FoundPeople, find_in_video
+from ..preprocess.models import segmenter_name
 from ..preprocess.person import BOXES, MASKS, pose_extent, write_person
 from ..preprocess.retarget import retarget
 from ..preprocess.segment import Segmenter
 from ..preprocess.smoothing import smooth_poses
 from ..preprocess.tracking import Track
 from .inputs import mask_frames, read_reference
-
-POSES, REPORT, COUNTS = "pose.json", "report.json", "counts.json"
+from .prepared import POSES, REPORT, person_folder
+from .reference_pose import reference_pose
 
 Progress = Callable[[str, int, int], None]
 """(phase, frames done, frames in all)"""
 
+_COUNTS = "counts.json"
+
 
 @dataclass(frozen=True)
-class Preparation:
-    """What to prepare from which clip, and how.
+class PreprocessJob:
+    """What to prepare from which video, and how.
 
     people: numbers from the contact sheet, "1,3"; click: frame, x, y; box: frame, x0, y0, x1, y1, frames
     counted from 0 and the rest in pixels; like: a picture of the person. At most one of the four; without any,
-    whoever is inside `masks` where masks are given, else the most prominent person.
+    the person inside `masks` where masks are given, else the most prominent one.
     pose_model: a folder with both ONNX files, or "embedded", None = ComfyUI's; poses: POSE_KEYPOINT JSON in its
     place; segmenter: a folder of a SAM2 video model, a hub id or "embedded", None = ComfyUI's; masks: a mask or
     alpha video, a folder of PNGs or a JSON list of boxes in its place; smooth: steady the skeleton over time;
@@ -53,7 +55,7 @@ class Preparation:
     one, else the CPU.
     """
 
-    clip: Path
+    video: Path
     out: Path
     people: str | None = None
     click: tuple[int, float, float] | None = None
@@ -69,17 +71,9 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a prepared folder holds. people: (coarse mask, pose) files of every person, in their order."""
-
-    clip: Path
-    people: list[tuple[Path, Path]]
-
-
-@dataclass(frozen=True)
 class _Person:
-    """A chosen person: the number on the contact sheet (None for whoever is inside the masks given), the poses
-    with nobody else in them, the folder of the masks, and what to report of them."""
+    """A chosen person: the number on the contact sheet (None for the one inside the masks given), the poses with
+    nobody else in them, the folder of the masks, and what to report of them."""
 
     number: int | None
     poses: Poses
@@ -87,31 +81,32 @@ class _Person:
     counts: dict[str, int]
 
 
-def preprocess(job: Preparation, progress: Progress | None = None) -> dict[str, Any]:
-    """Finds the people of the clip and writes pose, masks and boxes of those chosen to `job.out`.
+def preprocess(job: PreprocessJob, progress: Progress | None = None) -> dict[str, Any]:
+    """Finds the people of the video and writes pose, masks and boxes of those chosen to `job.out`.
 
-    The folder takes its name when all is written. Poses, tracks and masks are kept by the content they came
+    The folder takes its name when all is written. Poses, tracks and masks are cached by the content they came
     from (`cache.cache_folder`), so that a second run, or one with another choice, does only what is new.
 
     Returns the report. Raises UserError for anything the user can put right.
     """
     started = time.perf_counter()
     _check(job)
-    told = progress and partial(progress, "people")
-    look = look_at(job.clip, job.pose_model, job.poses, job.device, told)
-    numbers, likeness = _choose(job, look)
+    found = find_in_video(
+        job.video, job.pose_model, job.poses, job.device, progress and partial(progress, "people")
+    )
+    numbers, likeness = _choose(job, found.findings.tracks)
     if job.retarget and len(job.retarget) != len(numbers):
         raise UserError(f"{len(numbers)} people are chosen; give as many pictures to retarget to, or none.")
-    people = [_prepare(job, look, number, place, progress) for place, number in enumerate(numbers)]
+    people = [_prepare(job, found, number, place, progress) for place, number in enumerate(numbers)]
     report = {
-        "clip": str(job.clip.resolve()),
-        "frames": len(look.timestamps),
-        "size": list(look.size),
-        "rate": look.rate,
-        "cuts": look.findings.cuts,
-        "people": [_described(number, track) for number, track in enumerate(look.findings.tracks, 1)],
+        "clip": str(job.video.resolve()),
+        "frames": len(found.timestamps),
+        "size": list(found.size),
+        "rate": found.rate,
+        "cuts": found.findings.cuts,
+        "people": [_described(number, track) for number, track in enumerate(found.findings.tracks, 1)],
         "chosen": [
-            {"number": person.number, "folder": _folder(place), **person.counts}
+            {"number": person.number, "folder": person_folder(place), **person.counts}
             for place, person in enumerate(people)
         ],
         "likeness": likeness,
@@ -120,9 +115,9 @@ def preprocess(job: Preparation, progress: Progress | None = None) -> dict[str, 
         "seconds": round(time.perf_counter() - started, 3),
     }
     with owned_folder(job.out, _inputs(job)) as temporary:
-        shutil.copyfile(look.sheet, temporary / SHEET)
+        shutil.copyfile(found.sheet, temporary / SHEET)
         for place, person in enumerate(people):
-            folder = temporary / _folder(place)
+            folder = temporary / person_folder(place)
             folder.mkdir(exist_ok=True)
             write_poses(folder / POSES, person.poses)
             for name in (MASKS, BOXES):
@@ -131,24 +126,13 @@ def preprocess(job: Preparation, progress: Progress | None = None) -> dict[str, 
     return report
 
 
-def read_prepared(folder: Path) -> Prepared:
-    """Raises UserError where `folder` is not what `preprocess` wrote."""
-    report = read_json(folder / REPORT)
-    try:
-        places = [folder / person["folder"] for person in report["chosen"]]
-        clip = Path(report["clip"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / REPORT} is not from 'anycharv preprocess'; prepare the clip.") from error
-    return Prepared(clip, [(place / BOXES, place / POSES) for place in places])
-
-
-def _check(job: Preparation) -> None:
+def _check(job: PreprocessJob) -> None:
     """Raises UserError where the job contradicts itself or would replace what it did not write."""
     ways = [name for name in ("people", "click", "box", "like") if getattr(job, name) is not None]
     if len(ways) > 1:
         raise UserError(f"{' and '.join(f'--{way}' for way in ways)} both choose people; give one of them.")
-    if not job.clip.is_file():
-        raise UserError(f"{job.clip} is not there or is not a file; check the path.")
+    if not job.video.is_file():
+        raise UserError(f"{job.video} is not there or is not a file; check the path.")
     try:
         job.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,16 +140,16 @@ def _check(job: Preparation) -> None:
     check_owned(job.out, _inputs(job))
 
 
-def _inputs(job: Preparation) -> list[Path]:
-    given = (job.clip, job.like, job.poses, job.masks, *job.retarget)
+def _inputs(job: PreprocessJob) -> list[Path]:
+    given = (job.video, job.like, job.poses, job.masks, *job.retarget)
     models = (Path(model) for model in (job.pose_model, job.segmenter) if model)
     return [*filter(None, given), *models]
 
 
-def _choose(job: Preparation, look: Look) -> tuple[list[int | None], float | None]:
-    """Numbers on the contact sheet, None for whoever is inside the masks given; and the likeness, 0 to 1, where
+def _choose(job: PreprocessJob, tracks: list[Track]) -> tuple[list[int | None], float | None]:
+    """Numbers on the contact sheet, None for the person inside the masks given; and the likeness, 0 to 1, where
     a picture chose."""
-    tracks, likeness = look.findings.tracks, None
+    likeness = None
     if job.people is not None:
         indices = by_number(tracks, job.people)
     elif job.click is not None:
@@ -182,41 +166,40 @@ def _choose(job: Preparation, look: Look) -> tuple[list[int | None], float | Non
     return [index + 1 for index in indices], likeness
 
 
-def _prepare(job: Preparation, look: Look, number: int | None, place: int, progress: Progress | None) -> _Person:
-    findings, count = look.findings, len(look.timestamps)
+def _prepare(
+    job: PreprocessJob, found: FoundPeople, number: int | None, place: int, progress: Progress | None
+) -> _Person:
+    """Poses and masks of one person; `place` among those chosen, from 0."""
+    findings, count = found.findings, len(found.timestamps)
+    boxes: list[Any] = [None] * count
     if number is None:
-        poses = _inside(findings.poses, mask_frames(job.masks, look.size))
-        boxes = [None] * count
+        poses = _inside(findings.poses, mask_frames(job.masks, found.size))
     else:
         track = findings.tracks[number - 1]
         poses, boxes = findings.poses.only(track.people), chosen_boxes(track)
     if job.smooth:
         present = np.array([0 if len(people) else -1 for people in poses.people])
-        poses = smooth_poses(poses, [present], look.rate, findings.cuts)
+        poses = smooth_poses(poses, [present], found.rate, findings.cuts)
     extents: list[Any] = [None] * count
     if job.retarget:
-        poses = retarget(poses, figure(job.retarget[place], job.pose_model, job.device))
+        poses = retarget(poses, reference_pose(job.retarget[place], job.pose_model, job.device))
         # A taller character leaves the box of the person whose place it takes.
         extents = [pose_extent(people) for people in poses.people]
     segmenter = None if job.masks else segmenter_name(job.segmenter)
-    key = content_key(look.key, *_sources(job.masks or Path(segmenter)), segmenter, boxes, extents)
+    key = content_key(found.key, *_sources(job.masks or Path(segmenter)), segmenter, boxes, extents)
 
     def make(folder: Path) -> None:
         if job.masks:
-            masks: Iterable[np.ndarray] = _sized(mask_frames(job.masks, look.size), look.size, job.masks)
+            masks: Iterable[np.ndarray] = _sized(mask_frames(job.masks, found.size), found.size, job.masks)
         else:
-            masks = Segmenter(segmenter, job.device).masks(read_frames(job.clip), boxes, findings.cuts)
+            masks = Segmenter(segmenter, job.device).masks(read_frames(job.video), boxes, findings.cuts)
         if progress:
-            masks = _counted(masks, partial(progress, "masks", total=count))
-        counts = write_person(folder, masks, boxes, extents, findings.cuts, look.timestamps, look.time_base)
-        (folder / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+            masks = _counted(masks, lambda done: progress("masks", done, count))
+        counts = write_person(folder, masks, boxes, extents, findings.cuts, found.timestamps, found.time_base)
+        (folder / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
 
-    folder = kept("mask", key, make)
-    return _Person(number, poses, folder, read_json(folder / COUNTS))
-
-
-def _folder(place: int) -> str:
-    return f"person_{place + 1}" if place else "."
+    folder = cached("mask", key, make)
+    return _Person(number, poses, folder, read_json(folder / _COUNTS))
 
 
 def _sources(path: Path) -> tuple[object, ...]:
@@ -242,16 +225,16 @@ def _inside(poses: Poses, masks: Iterable[np.ndarray]) -> Poses:
     """In every frame only the person in the mask."""
     found = [person_in_mask(poses, frame, mask) for frame, mask in zip(range(len(poses)), masks, strict=False)]
     if len(found) < len(poses):
-        raise UserError(f"There are {len(found)} masks but the clip has {len(poses)} frames; give one for each.")
+        raise UserError(f"There are {len(found)} masks but the video has {len(poses)} frames; give one for each.")
     return poses.only(np.array(found))
 
 
-def _sized(masks: Iterable[np.ndarray], size: tuple[int, int], path: Path) -> Iterator[np.ndarray]:
+def _sized(masks: Iterable[np.ndarray], size: Size, path: Path) -> Iterator[np.ndarray]:
     for mask in masks:
         if mask.shape != size[::-1]:
             raise UserError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]} but the clip is {size[0]}x{size[1]}; give masks of "
-                "the clip's size."
+                f"{path} is {mask.shape[1]}x{mask.shape[0]} but the video is {size[0]}x{size[1]}; give masks of "
+                "the video's size."
             )
         yield mask
 
@@ -260,20 +243,3 @@ def _counted(frames: Iterable[np.ndarray], progress: Callable[[int], None]) -> I
     for done, frame in enumerate(frames, 1):
         yield frame
         progress(done)
-
-
-def figure(picture: Path, pose_model: str | None, device: str | None) -> Poses:
-    """The pose of the character in a picture, found by the model that `Preparation` would take.
-
-    Raises UserError where nobody is found, or the model or the picture cannot be read.
-    """
-    files = pose_files(pose_model)
-
-    def make(folder: Path) -> None:
-        reference = read_reference(picture)[..., :3]
-        poses = DWPose(*files, device).poses(reference[None], people_limit=1)
-        if not len(poses.people[0]):
-            raise UserError(f"Nobody was found in {picture}; retarget to a picture of the whole character.")
-        write_poses(folder / POSES, poses)
-
-    return read_poses(kept("figure", content_key(picture, *map(weights_key, files)), make) / POSES)

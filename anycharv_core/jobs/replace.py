@@ -24,7 +24,7 @@ from ..media.frames import FrameStore, Source
 from ..media.video_read import Video
 from ..media.video_write import VideoWriter
 from .inputs import Replacement, check_mask_size, open_replacement
-from .preprocess import read_prepared
+from .prepared import read_prepared
 from .run import (
     Progress,
     RenderJob,
@@ -73,7 +73,7 @@ def people_of(
     """
     if prepared:
         found = read_prepared(prepared)
-        video = video or found.clip
+        video = video or found.video
         people = found.people
     elif video and mask and pose:
         people = [(mask, pose)]

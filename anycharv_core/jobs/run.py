@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -180,16 +179,9 @@ def write_sheet(
 ) -> None:
     """Draws a PNG with a row for each frame: the references in turn, then the thumbnails of `columns`."""
     characters = [thumbnail(_on_white(picture)) for picture in references]
-    save_png(path, sheet(list(zip(cycle(characters), *columns)), titles))
-
-
-def save_png(path: Path, page: Image.Image) -> None:
-    """Raises UserError where `path` cannot be written."""
-    # Of a full disk PIL's own writer says only that its encoder failed.
-    encoded = io.BytesIO()
-    page.save(encoded, "PNG")
+    page = sheet(list(zip(cycle(characters), *columns)), titles)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+        page.save(temporary, "PNG")
 
 
 def _on_white(reference: np.ndarray) -> np.ndarray:

@@ -217,7 +217,8 @@ def write_poses(path: str | Path, poses: Poses) -> None:
 
 def _joined(named: Iterable[tuple[str, Any]], canvas: Size | None, source: str) -> Poses:
     """Named POSE_KEYPOINT frames on the canvas of the first."""
-    first, people = None, []
+    first: Poses | None = None
+    people: list[np.ndarray] = []
     for name, content in named:
         try:
             frame = _parsed(content, canvas)
@@ -244,15 +245,7 @@ def _parsed(frame: Any, canvas: Size | None) -> Poses:
     """A single POSE_KEYPOINT frame."""
     if not isinstance(frame, dict):
         raise UserError("A pose frame must be an object with canvas_width, canvas_height and people.")
-    fallback = canvas or (None, None)
-    width, height = (frame.get(f"canvas_{side}", fallback[axis]) for axis, side in enumerate(("width", "height")))
-    for side in (width, height):
-        whole = isinstance(side, (int, float, np.integer)) and not isinstance(side, bool)
-        if not whole or not 1 <= side <= _MAX_CANVAS or side % 1:
-            raise UserError(
-                f"A pose frame needs its canvas size in whole pixels up to {_MAX_CANVAS} (canvas_width and "
-                f"canvas_height in the file, or given by you), not {width!s:.20} x {height!s:.20}."
-            )
+    width, height = _canvas_size(frame, canvas)
     people = frame.get("people") or []
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise UserError("A pose frame's people must be a list of objects that hold keypoint lists.")
@@ -262,12 +255,25 @@ def _parsed(frame: Any, canvas: Size | None) -> Poses:
         )
     parts = [{part: _points(person.get(part), part) for part in PARTS} for person in people]
     persons = [_packed(person) for person in parts if any(points is not None for points in person.values())]
-    points = np.stack(persons) if persons else np.empty((0, POINTS, 3))
+    points = np.array(persons).reshape(-1, POINTS, 3)
     seen = points[points[..., 2] > MIN_SCORE, :2]
     largest = np.abs(seen).max() if seen.size else math.inf
     if largest <= _MAX_NORMALISED:
-        points = points * (width, height, 1.0)
-    return Poses(int(width), int(height), [points])
+        points *= (width, height, 1.0)
+    return Poses(width, height, [points])
+
+
+def _canvas_size(frame: dict[str, Any], canvas: Size | None) -> Size:
+    fallback: tuple[Any, Any] = canvas or (None, None)
+    width, height = frame.get("canvas_width", fallback[0]), frame.get("canvas_height", fallback[1])
+    for side in (width, height):
+        number = isinstance(side, (int, float, np.integer)) and not isinstance(side, bool)
+        if not number or not 1 <= side <= _MAX_CANVAS or side % 1:
+            raise UserError(
+                f"A pose frame needs its canvas size in whole pixels up to {_MAX_CANVAS} (canvas_width and "
+                f"canvas_height in the file, or given by you), not {width!s:.20} x {height!s:.20}."
+            )
+    return int(width), int(height)
 
 
 def _points(values: Any, part: str) -> np.ndarray | None:

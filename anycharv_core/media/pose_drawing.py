@@ -47,43 +47,43 @@ def _drawn(people: np.ndarray, width: int, height: int) -> np.ndarray:
     picture = np.zeros((height, width, 3), np.uint8)
     for (start, end), colour in zip(_LIMBS, _hues(18), strict=False):
         for body in points[BODY]:
-            if body[start] and body[end]:
+            if start in body and end in body:
                 cv2.fillConvexPoly(picture, _limb(body[start], body[end]), colour)
     picture = (picture * 0.6).astype(np.uint8)
     for joint, colour in enumerate(_hues(18)):
         for body in points[BODY]:
-            if body[joint]:
+            if joint in body:
                 cv2.circle(picture, _pixel(body[joint]), 4, colour, -1)
     for hand in points[HANDS[0]] + points[HANDS[1]]:
         pixels = _inner_pixels(hand)
         for (start, end), colour in zip(_FINGER_BONES, _hues(20), strict=True):
-            if pixels[start] and pixels[end]:
+            if start in pixels and end in pixels:
                 cv2.line(picture, pixels[start], pixels[end], colour, 2)
-        for pixel in filter(None, pixels):
+        for pixel in pixels.values():
             cv2.circle(picture, pixel, 4, (0, 0, 255), -1)
     for face in points[FACE]:
-        for pixel in filter(None, _inner_pixels(face)):
+        for pixel in _inner_pixels(face).values():
             cv2.circle(picture, pixel, 3, (255, 255, 255), -1)
     return picture
 
 
-def _shown(points: np.ndarray, width: int, height: int) -> list[Point | None]:
-    """Where the points [n, 3] of a part are drawn; None for those that are not."""
+def _shown(points: np.ndarray, width: int, height: int) -> dict[int, Point]:
+    """Which of the points [n, 3] of a part are drawn, and where."""
     # Dividing and multiplying back is not the identity in floating point, and truncation shows it.
     places = points[:, :2] / (width, height) * (width, height)
     # A file's points are no larger, but scaling to another canvas or body may make them so.
     places = np.clip(places, -MAX_COORDINATE, MAX_COORDINATE)
     seen = (points[:, 2] > MIN_SCORE) & ~np.isnan(places).any(axis=1)
-    return [(x, y) if shown else None for (x, y), shown in zip(places.tolist(), seen.tolist(), strict=True)]
+    return {index: (x, y) for index, (x, y) in enumerate(places.tolist()) if seen[index]}
 
 
 def _pixel(point: Point) -> tuple[int, int]:
     return int(point[0]), int(point[1])
 
 
-def _inner_pixels(points: list[Point | None]) -> list[tuple[int, int] | None]:
-    pixels = [_pixel(point) if point else None for point in points]
-    return [pixel if pixel and min(pixel) >= 1 else None for pixel in pixels]
+def _inner_pixels(points: dict[int, Point]) -> dict[int, tuple[int, int]]:
+    pixels = {index: _pixel(point) for index, point in points.items()}
+    return {index: pixel for index, pixel in pixels.items() if min(pixel) >= 1}
 
 
 def _limb(start: Point, end: Point) -> np.ndarray:
@@ -92,7 +92,7 @@ def _limb(start: Point, end: Point) -> np.ndarray:
     length = ((y0 - y1) ** 2 + (x0 - x1) ** 2) ** 0.5
     angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
     middle = int((x0 + x1) / 2), int((y0 + y1) / 2)
-    return cv2.ellipse2Poly(middle, (int(length / 2), 4), int(angle), 0, 360, 1)
+    return np.asarray(cv2.ellipse2Poly(middle, (int(length / 2), 4), int(angle), 0, 360, 1))
 
 
 def _hues(count: int) -> list[tuple[float, ...]]:

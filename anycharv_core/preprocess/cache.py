@@ -1,4 +1,4 @@
-"""Results kept by the content they were made from, so that the same work is never done twice."""
+"""Results cached by the content they were made from, so that the same work is never done twice."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def weights_key(path: Path) -> tuple[object, ...]:
     return tuple((file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
 
 
-def kept(stage: str, key: str, make: Callable[[Path], None]) -> Path:
+def cached(stage: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder that `make` filled for `key`, now or in an earlier run.
 
     What was damaged since is made again, with a warning in the log.
 
-    Raises UserError where the cache cannot be written, and what `make` raises; then nothing is kept.
+    Raises UserError where the cache cannot be written, and what `make` raises; then nothing is cached.
     """
     folder = cache_folder() / f"{stage}-{key}"
     if intact(folder):

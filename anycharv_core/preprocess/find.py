@@ -1,21 +1,32 @@
-"""One pass over a clip: everybody's pose, who is who over time, and where the shots begin."""
+"""Finding people: everybody's pose, who is who over time, and where the shots begin."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load_file, save
 
 from ..errors import UserError
+from ..foreign import read_json
 from ..media.frames import batched
-from ..media.pose import Poses
+from ..media.imaging import Size
+from ..media.pose import Poses, read_poses
+from ..media.video_read import VideoInfo, probe, read_frames
+from .cache import cached, content_key, weights_key
+from .contact_sheet import contact_sheet, sheet_frames
+from .dwpose import DWPose
+from .models import pose_files
 from .shots import ShotDetector
 from .tracking import Observation, Track, observe, track
 
+SHEET = "people.png"
 BATCH = 8  # frames the networks see at once
 _TRACK = ("boxes", "people", "looks")
 
@@ -25,8 +36,8 @@ Poser = Callable[[np.ndarray], Poses]
 
 @dataclass(frozen=True)
 class Findings:
-    """What a clip shows. poses: of every frame; tracks: the people, most
-    prominent first; cuts: the first frame of every shot but the first."""
+    """What a video shows. poses: of every frame; tracks: the people, most prominent first; cuts: the first frame
+    of every shot but the first."""
 
     poses: Poses
     tracks: list[Track]
@@ -76,3 +87,70 @@ def in_order(poses: Poses) -> Poser:
     """Hands out poses found before, for frames that come in the same order."""
     rest = iter(range(len(poses)))
     return lambda frames: poses.take(islice(rest, len(frames)))
+
+
+@dataclass(frozen=True)
+class FoundPeople:
+    """The people of a video file. key: of the content all this was made from; sheet: a PNG to choose from; size:
+    (width, height) in pixels; rate: frames per second; timestamps: of every frame, in time_base seconds."""
+
+    key: str
+    findings: Findings
+    sheet: Path
+    size: Size
+    rate: float
+    timestamps: list[int]
+    time_base: Fraction
+
+
+def find_in_video(
+    video: Path,
+    pose_model: str | None,
+    poses: Path | None,
+    device: str | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FoundPeople:
+    """Poses, tracks and shots of a video file, from the cache or found now; progress(done, total) counts frames.
+
+    pose_model: see `models.pose_files`; poses: POSE_KEYPOINT JSON in its place; device: see `DWPose`.
+    Raises UserError where nobody is seen, or where the poses don't fit the video.
+    """
+    files: tuple[Path, ...] = () if poses else pose_files(pose_model)
+    key = content_key(video, *map(weights_key, files), *filter(None, [poses]))
+
+    def make(folder: Path) -> None:
+        info = probe(video)
+        poser = _poses_of(poses, info) if poses else DWPose(files[0], files[1], device).poses
+
+        def count(done: int) -> None:
+            if progress:
+                progress(done, info.frames)
+
+        findings = find_people(read_frames(video), poser, count)
+        if not findings.tracks:
+            raise UserError(f"Nobody was found in {video}; bring poses made elsewhere (--poses).")
+        findings.save(folder)
+        _write_sheet(folder / SHEET, video, findings)
+        timing = {"rate": float(info.rate), "time_base": str(info.time_base), "timestamps": info.timestamps}
+        (folder / "timing.json").write_text(json.dumps(timing), encoding="utf-8")
+
+    folder = cached("people", key, make)
+    findings, timing = Findings.load(folder), read_json(folder / "timing.json")
+    size, time_base = findings.poses.size, Fraction(timing["time_base"])
+    return FoundPeople(key, findings, folder / SHEET, size, timing["rate"], timing["timestamps"], time_base)
+
+
+def _poses_of(path: Path, info: VideoInfo) -> Poser:
+    """The poses of a file in place of a network."""
+    poses = read_poses(path, (info.width, info.height))
+    if len(poses) != info.frames:
+        raise UserError(
+            f"{path} holds {len(poses)} poses but the video has {info.frames} frames; give one for every frame."
+        )
+    return in_order(poses.scaled(info.width, info.height))
+
+
+def _write_sheet(path: Path, video: Path, findings: Findings) -> None:
+    wanted = set(sheet_frames(findings.tracks))
+    shown = {index: frame for index, frame in enumerate(read_frames(video)) if index in wanted}
+    Image.fromarray(contact_sheet(findings.tracks, shown)).save(path)

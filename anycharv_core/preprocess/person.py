@@ -1,4 +1,4 @@
-"""Masks and boxes of one person over a clip, written as they are found."""
+"""Masks and boxes of one person over a video, written as they are found."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_person(
         boxes: the person's detected box in each frame, None where absent or unknown.
         extents: what the box must cover besides in each frame, or None.
         cuts: the first frame of every shot but the first.
-        timestamps, time_base: the clip's.
+        timestamps, time_base: the video's.
 
     Returns:
         What to report: frames with the person, and those of them whose mask is empty.
@@ -59,7 +59,7 @@ def write_person(
             yield mask
         if len(around) != len(timestamps):
             given = "more" if len(around) > len(timestamps) else len(around)
-            raise UserError(f"There are {given} masks but the clip has {len(timestamps)} frames; give one each.")
+            raise UserError(f"There are {given} masks but the video has {len(timestamps)} frames; give one each.")
 
     write_masks(folder / MASKS, measured(), timestamps, time_base)
     regions = [

@@ -1,4 +1,4 @@
-"""A driving skeleton given the proportions of the reference character.
+"""A driving skeleton given the proportions of the reference character, and if wanted their size and place too.
 
 Animate Anyone (section 4.1) brings the driving skeleton's length close to that of the character's. Here every
 bone gets one factor for the whole video, so nothing swells and shrinks from frame to frame, and the factors are
@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import UserError
-from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, PLACES, POINTS, Poses
+from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MID_HIP, MIN_SCORE, PLACES, POINTS, Poses, body_points
 
 # Of the 18 body points; pairs are left, right, as the hands and the feet are.
 _NOSE, _NECK, _WRISTS, _ANKLES = 0, 1, (7, 4), (13, 10)
@@ -94,12 +94,35 @@ def retarget(poses: Poses, reference: Poses) -> Poses:
     return replace(poses, people=present)
 
 
-def size_ratio(poses: Poses, reference: Poses) -> float:
-    """How long the reference's skeleton is in pixels, compared with that of the video in a usual frame.
+def rescale(poses: Poses, reference: Poses, keep_aspect: bool = True) -> Poses:
+    """The video's poses as the character of the reference picture would take them.
 
-    Takes and raises what `retarget` does; 1 where video and reference show no limb in common.
+    Bones first get the character's proportions (see `retarget`). Then the whole motion is scaled by one factor for
+    the video until the skeleton is as long as the character's, and moved so that where the neck usually is lies on
+    the character's. A video or reference that shows no neck stays in its place.
+
+    Args:
+        poses: of F frames, each with one person or nobody.
+        reference: the character, in its first frame, on the canvas of the reference picture.
+        keep_aspect: whether the networks see the picture in the middle of the video's canvas, its proportions
+            kept, as the default recipe shows it, or stretched to the canvas.
+
+    Returns:
+        F frames on the video's canvas.
+
+    Raises:
+        UserError: see `retarget`.
     """
-    return _ratio(_lengths(_joints(_first_people(poses))), _reference_lengths(reference))
+    placed = _placed(reference, *poses.size) if keep_aspect else reference.scaled(*poses.size)
+    moved = retarget(poses, placed)
+    factor = _ratio(_lengths(_joints(_first_people(poses))), _reference_lengths(placed))
+    necks = np.array([_neck(people) for people in moved.people]).reshape(-1, 2)
+    known = ~np.isnan(necks[:, 0])
+    usual = np.median(necks[known], axis=0) if known.any() else np.full(2, np.nan)
+    target = _neck(placed.people[0])
+    if np.isnan(usual + target).any():
+        usual = target = np.array(poses.size) / 2
+    return _mapped(moved, factor, target - factor * usual)
 
 
 def _ratio(known: np.ndarray, wanted: np.ndarray) -> float:
@@ -257,3 +280,25 @@ def _extent(person: np.ndarray) -> np.ndarray | None:
     points = person[: PLACES[BOX].start]
     seen = points[points[:, 2] > MIN_SCORE, :2]
     return np.stack([seen.min(axis=0), seen.max(axis=0)]) if len(seen) else None
+
+
+def _placed(reference: Poses, width: int, height: int) -> Poses:
+    """The reference's pose where a letterboxed picture of it lies on a canvas."""
+    old = np.array(reference.size)
+    factor = float((np.array([width, height]) / old).min())
+    shift = (np.array([width, height]) - factor * old) / 2
+    return replace(_mapped(reference, factor, shift), width=width, height=height)
+
+
+def _neck(people: np.ndarray) -> np.ndarray:
+    x, y, score = body_points(people[0])[_NECK] if len(people) else np.zeros(3)
+    return np.array([x, y], np.float64) if score > MIN_SCORE else np.full(2, np.nan)
+
+
+def _mapped(poses: Poses, factor: float, shift: np.ndarray) -> Poses:
+    """The poses with every point that has a score at factor * point + shift, in pixels of the same canvas."""
+    mapped = [people.copy() for people in poses.people]
+    for people in mapped:
+        found = people[..., 2] > 0
+        people[found, :2] = factor * people[found, :2] + shift
+    return replace(poses, people=mapped)

@@ -1,7 +1,7 @@
-"""Masks of one person through a clip: SAM 2 (Ravi et al., 2024) by transformers, prompted with boxes.
+"""Masks of one person through a video: SAM 2 (Ravi et al., 2024) by transformers, prompted with boxes.
 
 SAM 2 finds the person in a box, then follows them by the memory of earlier frames, which also bridges frames
-where the detector missed them. The boxes of the whole clip are known beforehand, so that every shot begins
+where the detector missed them. The boxes of the whole video are known beforehand, so that every shot begins
 with a prompt and drift ends at the next one.
 """
 
@@ -78,7 +78,7 @@ class Segmenter:
     ) -> Iterator[np.ndarray]:
         """Yields the person's mask in every frame, taking each frame only when its mask is asked for.
 
-        What is held does not grow with the clip: the memory of the last frames and prompts, and one frame.
+        What is held does not grow with the video: the memory of the last frames and prompts, and one frame.
 
         Args:
             frames: uint8 [H, W, 3], RGB.

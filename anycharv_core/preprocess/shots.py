@@ -18,12 +18,12 @@ import numpy as np
 
 # Small enough that noise and fine motion average out, and that a frame costs a fraction of a millisecond.
 _SIDE = 64
-# In scdet's per cent. Over three real clips with fast camera and body motion, also with two of three frames
+# In scdet's per cent. Over three real videos with fast camera and body motion, also with two of three frames
 # left out, nothing scores above 4; the closest of 24 cuts between drawn scenes scores 8, of 6 real ones 29.
 _MIN_SCORE = 6.0
 # Frames on either side that take part in the decision: longer than a camera flash.
 _REACH = 4
-# A cut's difference stands out from its neighbours' by this factor. In clips whose every second frame repeats
+# A cut's difference stands out from its neighbours' by this factor. In videos whose every second frame repeats
 # the one before, or that jerk all along, it does not.
 _STANDS_OUT = 2.0
 # After a flash the picture comes back: frames from before and after it differ by less than this part of the jump.
@@ -40,7 +40,7 @@ class _Seen(NamedTuple):
 
 
 class ShotDetector:
-    """Finds hard cuts in frames given one by one, keeping nine thumbnails whatever the clip's length.
+    """Finds hard cuts in frames given one by one, keeping nine thumbnails whatever the video's length.
 
     Dissolves and fades are no cuts here. A picture shown for up to three frames between frames of one shot
     (a flash) starts no shot.
@@ -59,7 +59,7 @@ class ShotDetector:
         self._cuts: list[int] = []
 
     def feed(self, frame: np.ndarray) -> None:
-        """Take the clip's next frame, uint8 RGB [H, W, 3]."""
+        """Take the video's next frame, uint8 RGB [H, W, 3]."""
         thumbnail = cv2.resize(frame, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
         picture = av.VideoFrame.from_ndarray(thumbnail, "rgb24")
         picture.pts, picture.time_base = self._fed, Fraction(1, 25)

@@ -125,7 +125,7 @@ def test_pose_draw_takes_both_flavours() -> None:
 
 
 def test_pose_retarget_moves_to_the_character() -> None:
-    rescale = core("anycharv_core.preprocess.rescale").rescale
+    rescale = core("anycharv_core.preprocess.retarget").rescale
     task = animation()
     swap = core("anycharv_core.puppets.task").sample_swap(5, 4, 96)
     poses, character = swap.driving.poses(), task.truth.poses()

@@ -19,11 +19,13 @@ unfinished.
 from __future__ import annotations
 
 import json
+import re
+import struct
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -32,14 +34,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
-from anycharv_core.foreign import check_file, read_json
+from anycharv_core.foreign import read_json
 from anycharv_core.inference.finish import paste_weights
 from training.config import Data
 from training.data.conditions import SCATTERED, STEADY, given_masks
+from training.data.shards import checked
+from training.sections import Range, build
 
 HEADER = "pairs.json"
+MASKS = ("mask", "character")
 LAYERS = ("frame", "scene", "mask", "character", "pose")
 REFERENCE = "reference.png"
+_MOST_BYTES = 2**28  # of one picture
 
 
 @dataclass(frozen=True)
@@ -62,20 +68,18 @@ class Pair:
         wanted = {f"{self.key}.{name}": name for name in names}
         found: dict[str, np.ndarray] = {}
         try:
-            stored = check_file(self.shard)
             with self.shard.open("rb") as file:
                 file.seek(self.offset)
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     for member in tar:
-                        if member.name in wanted:
-                            if not member.isreg() or member.size > stored:
-                                raise ValueError(f"{member.name} is no file in it")
-                            found[wanted[member.name]] = _decoded(tar.extractfile(member).read())
+                        file_in_it = tar.extractfile(member) if member.name in wanted else None
+                        if file_in_it is not None:
+                            found[wanted[member.name]] = _decoded(file_in_it.read(_MOST_BYTES), self.size)
                         if len(found) == len(wanted):
                             return found
         except OSError as error:
             raise _lost(self.shard, error.strerror or "damaged") from error
-        except (tarfile.TarError, cv2.error, ValueError, LookupError, ArithmeticError) as error:
+        except (tarfile.TarError, ValueError, EOFError) as error:
             raise _lost(self.shard, f"damaged ({error})") from error
         raise _lost(self.shard, f"without {next(name for name in wanted if wanted[name] not in found)}")
 
@@ -83,28 +87,51 @@ class Pair:
         """frame, scene, mask, character and pose of some frames, stacked, and reference."""
         names = {kind: [f"{number:03d}.{kind}.png" for number in numbers] for kind in LAYERS}
         pictures = self.pictures([name for each in names.values() for name in each] + [REFERENCE])
-        width, height = self.size
+        flat = {name: picture.ndim for name, picture in pictures.items()}
         for kind, each in names.items():
-            shape = (height, width) if kind in ("mask", "character") else (height, width, 3)
-            for name in each:
-                if pictures[name].shape != shape:
-                    raise _lost(self.shard, f"damaged in {self.key}.{name}")
-        if pictures[REFERENCE].ndim != 3:
-            raise _lost(self.shard, f"damaged in {self.key}.{REFERENCE}")
+            if any(flat[name] != (2 if kind in MASKS else 3) for name in each):
+                raise _lost(self.shard, f"damaged: a {kind} of {self.key} has other channels")
         stacked = {kind: np.stack([pictures[name] for name in each]) for kind, each in names.items()}
         return stacked | {"reference": pictures[REFERENCE]}
 
 
-def _decoded(content: bytes) -> np.ndarray:
-    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    if picture is None or picture.dtype != np.uint8:
-        raise ValueError("no picture")
+def _decoded(content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """The picture in a PNG of that size. Raises ValueError where it is another file."""
+    # Looked at before it is decoded, since a small file can say that it is huge.
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or struct.unpack(">II", content[16:24].ljust(8)) != size:
+        raise ValueError(f"no PNG of {size[0]}x{size[1]} pixels")
+    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if picture is None or picture.dtype != np.uint8 or (picture.ndim == 3 and picture.shape[2] != 3):
+        raise ValueError("a damaged picture")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if picture.ndim == 3 else picture
 
 
-def finished_shards(folder: Path) -> Iterator[Path]:
-    """The indices of the shards of `folder` that are complete, in order."""
-    return (path for path in sorted(folder.glob("[0-9]*.json")))
+@dataclass(frozen=True)
+class PairRow:
+    """A pair in a shard's index; `Pair` says what its keys are."""
+
+    key: str
+    offset: Annotated[int, Range(0, 2**48)]
+    frames: Annotated[int, Range(1, 10**4)]
+    size: tuple[Annotated[int, Range(1, 16384)], Annotated[int, Range(1, 16384)]]
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A finished shard: how many pairs were tried, and those that are in it."""
+
+    tried: Annotated[int, Range(0, 10**8)]
+    pairs: tuple[PairRow, ...]
+
+
+def read_indices(folder: Path) -> dict[Path, Index]:
+    """The indices of the shards of `folder` that are complete, in the order of their numbers.
+
+    Raises UserError where one is damaged.
+    """
+    files = sorted(path for path in folder.glob("*.json") if re.fullmatch(r"\d{6,}", path.stem))
+    return {path: build(Index, checked(read_json(path), Index, str(path)), "") for path in files}
 
 
 def read_pairs(folder: Path) -> list[Pair]:
@@ -113,33 +140,16 @@ def read_pairs(folder: Path) -> list[Pair]:
     Raises UserError where it holds none, or where a shard is missing.
     """
     pairs = []
-    for index in finished_shards(folder):
-        shard = index.with_suffix(".tar")
+    for path, index in read_indices(folder).items():
+        shard = path.with_suffix(".tar")
         if not shard.is_file():
             raise _lost(shard, "missing")
-        content = read_json(index)
-        rows = content.get("pairs") if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(map(_is_pair, rows)):
-            raise UserError(f"{index} is damaged: delete it with its .tar and run make_pairs again.")
-        pairs += [
-            Pair(row["key"], shard, row["offset"], row["frames"], tuple(row["size"]), row["origin"])
-            for row in rows
-        ]
+        if not all(isinstance(row.origin.get("driving"), dict) for row in index.pairs):
+            raise UserError(f"{path} is damaged: a pair says no origin; bring it back from a copy.")
+        pairs += [Pair(row.key, shard, row.offset, row.frames, row.size, row.origin) for row in index.pairs]
     if not pairs:
         raise UserError(f"{folder} holds no pairs; make them with python -m training.make_pairs.")
     return pairs
-
-
-def _is_pair(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and isinstance(row.get("key"), str)
-        and isinstance(row.get("origin"), dict)
-        and isinstance(row.get("size"), list)
-        and len(row["size"]) == 2
-        and all(type(value) is int and 0 <= value < 2**62 for value in (row.get("offset"), row.get("frames")))
-        and all(type(side) is int and 1 <= side <= 16384 for side in row["size"])
-    )
 
 
 def _lost(shard: Path, what: str) -> UserError:

@@ -152,6 +152,6 @@ class ShardClips(Dataset):
         return shown[:, ::-1].copy() if mirrored else shown
 
     def _window(self, clip: Clip, numbers: list[int]) -> Window:
-        boxes = clip.facts()["boxes"]
+        boxes = clip.boxes()
         present = [boxes[number] for number in numbers if boxes[number]]
         return person_window(present or [(0, 0, *clip.size)], clip.size, self.data.size or clip.size)

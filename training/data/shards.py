@@ -23,10 +23,10 @@ import re
 import tarfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import av
 import numpy as np
@@ -37,12 +37,12 @@ from anycharv_core.files import atomic_path
 from anycharv_core.foreign import MOST_JSON_BYTES, parse_json, read_bytes
 from anycharv_core.media.pose import Poses, parse_poses
 from anycharv_core.media.video_read import EXACT
+from training.sections import Range, build, shown
 
 MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
 FRAMES, MASKS, POSES, FACTS = "mp4", "mask.mkv", "pose.jsonl", "json"
 _RATE = 25  # of file time, whatever the video's own; both containers hold its ticks exactly
 _CRF = 10
-_MOST_SIDE = 16384
 
 
 class ClipWriter:
@@ -115,6 +115,55 @@ class ClipWriter:
                     container.mux(stream.encode(None))
 
 
+Number = Annotated[int, Range(0, 2**48)]
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """A clip in the manifest; `Clip` says what its keys are. window: of the video's frames, that was cut out;
+    person_height: in parts of the picture's; enlarged: how much to fill its size."""
+
+    key: str
+    start: Number
+    frames: Annotated[int, Range(1, 10**6)]
+    size: tuple[Annotated[int, Range(1, 16384)], Annotated[int, Range(1, 16384)]]
+    references: tuple[Number, ...]
+    members: dict[str, tuple[Number, Number]] = field(default_factory=dict)
+    window: tuple[int, ...] = ()
+    person_height: float = 0.0
+    enlarged: float = 1.0
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A file that was looked at: its name, its size and time, and why it was put aside."""
+
+    source: str
+    stamp: tuple[int, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """A line of the manifest: a video, by the hash of its content, and its clips."""
+
+    video: str
+    clips: tuple[ClipRow, ...]
+    shard: str = ""
+    shard_bytes: Number = 0
+    part_bytes: Number = 0
+    source: str = ""
+    stamp: tuple[int, ...] | None = None
+    fps: float = 25.0
+    frames: Number = 0
+    shots: Number = 1
+
+
+@dataclass(frozen=True)
+class _Boxes:
+    boxes: tuple[tuple[int, int, int, int] | None, ...]
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip in a shard. start: its first frame in the video; references: frames of it that show the person
@@ -143,16 +192,20 @@ class Clip:
         return content
 
     def facts(self) -> dict[str, Any]:
-        """What KEY.json holds; of `boxes` there is one per frame. Raises UserError as `read` does."""
-        facts = parse_json(self.read(FACTS), f"{self.shard}, {self.key}.{FACTS}")
-        boxes = facts.get("boxes") if isinstance(facts, dict) else None
-        if not isinstance(boxes, list) or len(boxes) != self.frames or not all(map(_is_box, boxes)):
+        """What the clip's own JSON says."""
+        name = f"{self.key}.{FACTS} in {self.shard}"
+        return checked(parse_json(self.read(FACTS), name), None, name)
+
+    def boxes(self) -> list[list[int] | None]:
+        """Around the person in every frame (x0, y0, x1, y1), None where nobody is seen."""
+        boxes = build(_Boxes, {"boxes": self.facts().get("boxes")}, f"{self.key}.{FACTS} in {self.shard}").boxes
+        if len(boxes) != self.frames:
             raise lost(self.shard, f"damaged in {self.key}.{FACTS}")
-        return facts
+        return [box and list(box) for box in boxes]
 
     def poses(self, numbers: Sequence[int]) -> Poses:
-        """Raises UserError as `read` does, or where the poses are no POSE_KEYPOINT."""
-        lines, name = self.read(POSES).splitlines(), f"{self.shard}, {self.key}.{POSES}"
+        name = f"{self.key}.{POSES} in {self.shard}"
+        lines = self.read(POSES).splitlines()
         if len(lines) != self.frames:
             raise lost(self.shard, f"damaged in {self.key}.{POSES}")
         return parse_poses([parse_json(lines[number], name) for number in numbers], name=name)
@@ -171,7 +224,7 @@ class Clip:
         reformatter = VideoReformatter()
         try:
             with self.shard.open("rb") as file, av.open(_Section(file, *self.members[member])) as container:
-                stream = container.streams.video[0]
+                stream = self._stream(container)
                 stream.codec_context.thread_count = 1
                 container.seek(round(numbers[0] / (_RATE * stream.time_base)), stream=stream)
                 for packet in container.demux(stream):
@@ -183,12 +236,22 @@ class Clip:
                     if number in wanted:
                         pictures += [_array(frame, reformatter) for frame in stream.decode(packet)]
                 pictures += [_array(frame, reformatter) for frame in stream.decode(None)]
-        except (OSError, ValueError, LookupError, ArithmeticError, MemoryError, av.FFmpegError) as error:
+        except (OSError, ValueError, av.FFmpegError) as error:
             raise lost(self.shard, f"damaged in {self.key}.{member}") from error
-        width, height = self.size
-        if len(pictures) != len(wanted) or any(picture.shape[:2] != (height, width) for picture in pictures):
+        shape = (*self.size[::-1], 3) if member == FRAMES else self.size[::-1]
+        if len(pictures) != len(wanted) or any(picture.shape != shape for picture in pictures):
             raise lost(self.shard, f"damaged in {self.key}.{member}")
         return np.stack(pictures)
+
+    def _stream(self, container: Any) -> Any:
+        """The pictures in a member. Raises ValueError where they are not what was written."""
+        streams = container.streams.video
+        if len(streams) != 1 or streams[0].codec_context is None or not streams[0].time_base:
+            raise ValueError("no pictures that can be decoded")
+        context = streams[0].codec_context
+        if (context.width, context.height) != self.size:
+            raise ValueError("pictures of another size")
+        return streams[0]
 
 
 def lost(shard: Path, what: str) -> UserError:
@@ -198,83 +261,33 @@ def lost(shard: Path, what: str) -> UserError:
     )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; none where there is no file.
+def read_lines(path: Path, kind: type[Any] | None = None) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; none where there is no file. kind: the dataclass that each must fill.
 
     Raises UserError where it cannot be read or is something else.
     """
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(read_bytes(path, MOST_JSON_BYTES).splitlines(), 1):
-        rows.append(parse_json(line, f"{path}, line {number},"))
-        if not isinstance(rows[-1], dict):
-            raise _damaged(path, number)
+    for number, line in enumerate(read_bytes(path, MOST_JSON_BYTES).splitlines(), start=1):
+        if line.strip():
+            rows.append(checked(parse_json(line, f"Line {number} of {path}"), kind, f"line {number} of {path}"))
     return rows
 
 
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the manifest of a prepared folder; none where there is none yet.
+def checked(row: Any, kind: type[Any] | None, name: str) -> dict[str, Any]:
+    """`row` as it is, where it fills the dataclass `kind` (any mapping for None).
 
-    Raises UserError where it cannot be read, or where a line is not one that `prepare_dataset` writes.
+    Raises UserError naming `name` otherwise.
     """
-    path = folder / MANIFEST
-    rows = read_lines(path)
-    for number, row in enumerate(rows, 1):
-        if not _is_video(row):
-            raise _damaged(path, number)
-    return rows
-
-
-def _damaged(path: Path, number: int) -> UserError:
-    return UserError(f"{path} is damaged in line {number}; bring it back from a copy.")
-
-
-def _is_video(row: dict[str, Any]) -> bool:
-    shard, stored, clips, stamp = (row.get(key) for key in ("shard", "shard_bytes", "clips", "stamp"))
-    return (
-        all(isinstance(row.get(key), str) for key in ("video", "source"))
-        and isinstance(stamp, list)
-        and all(map(_is_count, stamp))
-        # Nothing but a file beside the manifest: a torn shard is removed by this name.
-        and isinstance(shard, str)
-        and re.fullmatch(r"[0-9]+\.tar", shard) is not None
-        and _is_count(stored)
-        and isinstance(clips, list)
-        and all(isinstance(clip, dict) and _is_clip(clip, stored) for clip in clips)
-    )
-
-
-def _is_clip(clip: dict[str, Any], stored: int) -> bool:
-    size, references, members = (clip.get(key) for key in ("size", "references", "members"))
-    return (
-        isinstance(clip.get("key"), str)
-        and _is_count(clip.get("start"))
-        and _is_count(clip.get("frames"))
-        and isinstance(size, list)
-        and len(size) == 2
-        and all(_is_count(side) and 1 <= side <= _MOST_SIDE for side in size)
-        and isinstance(references, list)
-        and all(_is_count(number) and number < clip["frames"] for number in references)
-        and isinstance(members, dict)
-        and {FRAMES, MASKS, POSES, FACTS} <= members.keys()
-        and all(
-            isinstance(place, list) and len(place) == 2 and all(map(_is_count, place)) and sum(place) <= stored
-            for place in members.values()
-        )
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_box(value: Any) -> bool:
-    """Whether it is null, or x0, y0, x1, y1 of a box that is not empty."""
-    if not value:
-        return value is None
-    numbers = isinstance(value, list) and len(value) == 4 and all(type(side) in (int, float) for side in value)
-    return numbers and value[0] < value[2] and value[1] < value[3] and max(map(abs, value)) <= _MOST_SIDE
+    try:
+        if not isinstance(row, dict):
+            raise UserError("it holds no keys")
+        if kind is not None:
+            build(kind, row, "")
+    except UserError as error:
+        raise UserError(f"{name} is damaged: {str(error).rstrip('.')}; bring it back from a copy.") from error
+    return row
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -288,6 +301,29 @@ def fault(folder: Path, row: dict[str, Any]) -> str | None:
     if not shard.is_file():
         return "missing"
     return "cut short" if shard.stat().st_size != row["shard_bytes"] else None
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a prepared folder's manifest, each a `VideoRow`; none where there is no manifest.
+
+    Raises UserError where one is damaged.
+    """
+    rows = read_lines(folder / MANIFEST, VideoRow)
+    for row in rows:
+        # The name is joined to the folder, and what is torn is removed.
+        if not re.fullmatch(r"\d{6,}\.tar", row["shard"]):
+            raise UserError(f"{folder / MANIFEST} names {shown(row['shard'])}, which is no shard.")
+        for clip in row["clips"]:
+            members = clip["members"]
+            if not {FRAMES, MASKS, POSES, FACTS} <= members.keys() or any(
+                sum(place) > row["shard_bytes"] for place in members.values()
+            ):
+                raise UserError(f"{folder / MANIFEST} is damaged: {shown(clip['key'])} lies outside its shard.")
+            if any(number >= clip["frames"] for number in clip["references"]):
+                raise UserError(
+                    f"{folder / MANIFEST} is damaged: a reference of {shown(clip['key'])} is past its end."
+                )
+    return rows
 
 
 def open_shards(folder: Path) -> list[Clip]:

@@ -25,7 +25,18 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, write_error
 from anycharv_core.foreign import read_json
 from training import commands
-from training.data.shards import MANIFEST, QUARANTINE, fault, join_tars, read_lines, read_manifest, write_lines
+from training.data.shards import (
+    MANIFEST,
+    QUARANTINE,
+    SourceRow,
+    VideoRow,
+    checked,
+    fault,
+    join_tars,
+    read_lines,
+    read_manifest,
+    write_lines,
+)
 from training.prepare.parallel import run_all
 from training.prepare.video import Settings, prepare_video, stamp
 
@@ -91,7 +102,7 @@ class _Book:
     def __init__(self, out: Path, shard_bytes: int):
         self.out, self.shard_bytes = out, shard_bytes
         self.rows = self._sound(read_manifest(out))
-        self.quarantined = {row["source"]: row for row in read_lines(out / QUARANTINE)}
+        self.quarantined = {row["source"]: row for row in read_lines(out / QUARANTINE, SourceRow)}
         sharded = {row["video"] for row in self.rows}
         self.parts: dict[str, Row] = {}
         for path in sorted((out / PARTS).iterdir()):
@@ -100,8 +111,7 @@ class _Book:
             elif path.stem in sharded or path.name.startswith(".writing-"):
                 path.unlink()  # the run was stopped before it could
             elif path.suffix == ".json":
-                row = read_json(path)
-                self.parts[row["video"]] = row
+                self.parts[path.stem] = _part(path)
 
     def _sound(self, rows: list[Row]) -> list[Row]:
         """The rows whose shards are all there; what is lost is forgotten, and so made anew."""
@@ -151,7 +161,7 @@ class _Book:
         """The finished video of the same content."""
         twin = next((old for old in self.finished() if old["video"] == row["video"]), None)
         if twin is None and "clips" not in row:  # another worker was first, and its report is on the way
-            self.parts[row["video"]] = twin = read_json(self.out / PARTS / f"{row['video']}.json")
+            self.parts[row["video"]] = twin = _part(self.out / PARTS / f"{row['video']}.json")
         return twin
 
     def _forget_part(self, row: Row) -> None:
@@ -207,6 +217,14 @@ def summed_up(rows: Sequence[Row], quarantined: Iterable[Row]) -> Row:
     }
 
 
+def _part(path: Path) -> Row:
+    """The row of a finished video. Raises UserError where it is damaged."""
+    row = checked(read_json(path), VideoRow, str(path))
+    if row["video"] != path.stem:
+        raise UserError(f"{path} is of another video; delete it with its .tar, and that video is prepared again.")
+    return row
+
+
 def _sources(videos: Path) -> list[Path]:
     if not videos.is_dir():
         raise UserError(f"{videos} is not a folder; name the folder that holds the videos.")
@@ -227,7 +245,7 @@ def _start(out: Path, settings: Settings) -> None:
             raise UserError(f"{folder} is not a folder; name the one that holds what is ready for each video.")
     path, wanted = out / SETTINGS, json.loads(json.dumps(vars(settings), default=str))
     if path.exists():
-        before = read_json(path)
+        before = checked(read_json(path), None, str(path))
         for name, value in wanted.items():
             if before.get(name) != value:
                 raise UserError(

@@ -33,7 +33,7 @@ from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.models import DenoisingUNet
 from training import commands
 from training.config import Config, Data, Pairs, read_config
-from training.data.pairs import HEADER, facts, finished_shards, png
+from training.data.pairs import HEADER, facts, png, read_indices
 from training.data.samples import positions
 from training.data.shards import write_tar
 from training.data.sources import Clips, open_dataset
@@ -100,7 +100,7 @@ def make_pairs(
 
 def unfinished(job: Job) -> list[int]:
     """The shards that are not there, or were the last of a smaller set and have fewer pairs than now asked for."""
-    tried = {int(path.stem): read_json(path)["tried"] for path in finished_shards(job.out)}
+    tried = {int(path.stem): index.tried for path, index in read_indices(job.out).items()}
     return [number for number in range(job.shards) if tried.get(number) != len(job.numbers(number))]
 
 

@@ -21,10 +21,10 @@ from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import Poses, person_in_mask, read_poses
 from anycharv_core.media.video_read import VideoInfo, probe, read_frames
 from anycharv_core.preprocess.cache import content_key
+from anycharv_core.preprocess.choose import chosen_boxes
 from anycharv_core.preprocess.find import Findings, Poser, find_people, in_order
 from anycharv_core.preprocess.models import pose_files, segmenter_name
-from anycharv_core.preprocess.people import chosen_boxes
-from anycharv_core.preprocess.tracklets import spans
+from anycharv_core.preprocess.tracking import spans
 from training.data.crops import Size, Window, cut, cut_poses, nearest_bucket, person_window
 from training.data.shards import FACTS, FRAMES, MASKS, POSES, ClipWriter, write_tar
 

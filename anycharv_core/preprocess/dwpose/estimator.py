@@ -1,4 +1,4 @@
-"""Whole-body skeletons of everybody in a clip by DWPose (arXiv:2307.15880), from its two released ONNX files.
+"""Whole-body skeletons of everybody in a video by DWPose (arXiv:2307.15880), from its two released ONNX files.
 
 The numbers are those of IDEA-Research/DWPose as the official AnyCharV release carries it.
 """
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
-from ..media.frames import Frames, batched, checked
-from ..media.pose import BODY, BOX, FACE, FEET, HANDS, MIN_SCORE, PLACES, Poses
-from ..media.pose import POINTS as POSE_POINTS
+from ...errors import UserError
+from ...media.frames import Frames, batched, checked
+from ...media.pose import BODY, BOX, FACE, FEET, HANDS, MIN_SCORE, PLACES, Poses
+from ...media.pose import POINTS as POSE_POINTS
 from . import simcc, yolox
-from .sessions import BATCH, OnnxNet
+from .onnx_net import BATCH, OnnxNet
 
 POINTS = 134
 # Where each point of OpenPose's order is in COCO-WholeBody's with the neck inserted at 17.
@@ -36,7 +36,7 @@ class DWPose:
     Args:
         detector_path: `yolox_l.onnx`, pictures [1, 3, 640, 640] -> [1, 8400, 85].
         pose_path: `dw-ll_ucoco_384.onnx`, pictures [N, 3, 384, 288] -> [N, 133, 576] and [N, 133, 768].
-        device: see `sessions.OnnxNet`.
+        device: see `onnx_net.OnnxNet`.
 
     Raises:
         UserError: here: a file is missing; on first use: a file is not ONNX, or not that network.

@@ -1,4 +1,4 @@
-"""Who is who: people found frame by frame become tracks that keep one person's identity over the whole clip.
+"""Who is who: people found frame by frame become tracks that keep one person's identity over the whole video.
 
 Three stages. (1) Within a shot, each frame's people are assigned to the running tracklets at the least total
 cost of motion and looks (Hungarian algorithm, as in SORT and DeepSORT, arXiv:1602.00763 and 1703.07402), so
@@ -15,23 +15,21 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..media.pose import BODY, BOX, MIN_SCORE, PLACES
+from ...media.pose import BODY, BOX, MIN_SCORE, PLACES
 from .looks import SIZE, body_looks, looks_distance, mean_looks
 from .tracklets import (
     ALIKE,
-    Clip,
     Observation,
+    Observed,
     Tracklet,
     box_area,
     box_centre,
     follow,
-    spans,
+    most_seen,
     untangle,
     with_scraps,
     without_twins,
 )
-
-__all__ = ["Observation", "Track", "absent_spans", "observe", "present_spans", "track"]
 
 # The skeleton ends at the ears, wrists and ankles: what the body reaches beyond them, in parts of its extent.
 _GROW = 0.12
@@ -39,11 +37,13 @@ _GROW = 0.12
 _SPEED, _STEP = 0.25, 1.0
 # What the farthest plausible way, and a doubling of size, cost beside looks between tracklets of one shot.
 _WAY_COST, _RESIZE_COST = 0.1, 0.06
+# Tracklets of a whole video that are joined.
+_MOST = 3000
 
 
 @dataclass(frozen=True)
 class Track:
-    """One person over a clip of F frames.
+    """One person over a video of F frames.
 
     boxes: float32 [F, 4], x0, y0, x1, y1 in pixels, NaN where absent; people: int [F], index into the frame's
     people, -1 where absent; looks: float32 [D], averaged where nobody is in the way.
@@ -82,7 +82,7 @@ def observe(frame: np.ndarray, people: np.ndarray) -> Observation:
 
 
 def track(observations: Sequence[Observation], cuts: Sequence[int] = ()) -> list[Track]:
-    """Follow everybody through the clip.
+    """Follow everybody through the video.
 
     Args:
         observations: one per frame.
@@ -90,27 +90,20 @@ def track(observations: Sequence[Observation], cuts: Sequence[int] = ()) -> list
 
     Returns:
         One track per person, by time on screen times mean area, the most prominent first; no two tracks hold
-        the same person of a frame. Nobody is left out but second detections of one person.
+        the same person of a frame. Nobody is left out but second detections of one person and,
+        where hundreds come and go, those seen least.
     """
-    clip = Clip(observations)
+    observed = Observed(observations)
     ends = [0, *sorted({cut for cut in cuts if 0 < cut < len(observations)}), len(observations)]
     shots: list[list[Tracklet]] = []
     for start, stop in pairwise(ends):
-        tracklets = follow(clip, start, stop)
-        untangle(clip, tracklets)
-        shots.append(with_scraps(clip, without_twins(clip, tracklets)))
-    tracks = [_as_track(clip, group) for group in _join(clip, shots)]
+        tracklets = follow(observed, start, stop)
+        untangle(observed, tracklets)
+        shots.append(with_scraps(observed, without_twins(observed, tracklets)))
+    followed = set(most_seen([one for shot in shots for one in shot], _MOST))
+    shots = [[one for one in shot if one in followed] for shot in shots]
+    tracks = [_as_track(observed, group) for group in _join(observed, shots)]
     return sorted(tracks, key=_prominence, reverse=True)
-
-
-def absent_spans(track: Track) -> list[tuple[int, int]]:
-    """Runs of frames without the person, as (start, stop) with `stop` exclusive, in order."""
-    return spans(~track.present)
-
-
-def present_spans(track: Track) -> list[tuple[int, int]]:
-    """Runs of frames with the person, as (start, stop) with `stop` exclusive, in order."""
-    return spans(track.present)
 
 
 def _person_box(corners: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
@@ -124,22 +117,22 @@ def _person_box(corners: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, fl
     return np.concatenate([low - margin, high + margin]), float(seen[:, 2].mean())
 
 
-def _join(clip: Clip, shots: list[list[Tracklet]]) -> list[list[Tracklet]]:
+def _join(observed: Observed, shots: list[list[Tracklet]]) -> list[list[Tracklet]]:
     """Groups of tracklets that show one person each, the closest pair of groups joined first."""
     tracklets = [one for shot in shots for one in shot]
     shot_of = np.repeat(np.arange(len(shots)), [len(shot) for shot in shots])
     groups = [[one] for one in tracklets]
     if not groups:
         return []
-    looks = np.stack([clip.looks(one) for one in tracklets])
+    looks = np.stack([observed.looks(one) for one in tracklets])
     extra = np.zeros((len(tracklets), len(tracklets)))
     for i, one in enumerate(tracklets):
-        for j in np.flatnonzero(shot_of[:i] == shot_of[i]):
-            extra[i, j] = extra[j, i] = _implausible(clip, one, tracklets[j])
+        for j in np.flatnonzero(shot_of[:i] == shot_of[i]).tolist():
+            extra[i, j] = extra[j, i] = _implausible(observed, one, tracklets[j])
     np.fill_diagonal(extra, np.inf)
     cost = looks_distance(looks, looks) + extra
-    while np.min(cost) <= ALIKE:
-        i, j = sorted(divmod(int(np.argmin(cost)), len(cost)))
+    while cost.flat[closest := int(np.argmin(cost))] <= ALIKE:
+        i, j = sorted(divmod(closest, len(cost)))
         sizes = np.array([sum(len(one.frames) for one in groups[n]) for n in (i, j)], np.float32)
         groups[i] += groups[j]
         groups[j] = []
@@ -151,12 +144,12 @@ def _join(clip: Clip, shots: list[list[Tracklet]]) -> list[list[Tracklet]]:
     return [group for group in groups if group]
 
 
-def _implausible(clip: Clip, one: Tracklet, other: Tracklet) -> float:
+def _implausible(observed: Observed, one: Tracklet, other: Tracklet) -> float:
     """What speaks against two tracklets of one shot being one person; infinite where they cannot be."""
     first, second = sorted((one, other), key=lambda tracklet: tracklet.frames[0])
     if second.frames[0] <= first.frames[-1] and np.intersect1d(one.frames, other.frames).size:
         return np.inf
-    left, entered = clip.boxes(first)[-1], clip.boxes(second)[0]
+    left, entered = observed.boxes(first)[-1], observed.boxes(second)[0]
     size = (box_area(left) * box_area(entered)) ** 0.25
     away = float(np.linalg.norm(box_centre(left) - box_centre(entered))) / size
     reach = _STEP + _SPEED * max(1, second.frames[0] - first.frames[-1])
@@ -164,14 +157,14 @@ def _implausible(clip: Clip, one: Tracklet, other: Tracklet) -> float:
     return np.inf if away > reach else _WAY_COST * away / reach + _RESIZE_COST * doublings
 
 
-def _as_track(clip: Clip, group: list[Tracklet]) -> Track:
-    boxes = np.full((len(clip.seen), 4), np.nan, np.float32)
-    people = np.full(len(clip.seen), -1)
+def _as_track(observed: Observed, group: list[Tracklet]) -> Track:
+    boxes = np.full((len(observed.seen), 4), np.nan, np.float32)
+    people = np.full(len(observed.seen), -1)
     for one in group:
-        boxes[one.frames] = clip.boxes(one)
+        boxes[one.frames] = observed.boxes(one)
         people[one.frames] = one.places
-    sightings = np.float32([len(one.frames) for one in group])
-    looks = mean_looks(np.stack([clip.looks(one) for one in group]), sightings / sightings.sum())
+    sightings = np.array([len(one.frames) for one in group], np.float32)
+    looks = mean_looks(np.stack([observed.looks(one) for one in group]), sightings / sightings.sum())
     return Track(boxes, people, looks)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UserError
+from ...errors import UserError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

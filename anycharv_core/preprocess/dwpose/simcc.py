@@ -81,5 +81,5 @@ def to_frame(points: np.ndarray, centre: np.ndarray, extent: np.ndarray, size: t
 def _corner(centre: np.ndarray, width: float) -> np.ndarray:
     """float32 [3, 2]: a window's centre, half its width above that, and from there half its width left."""
     # The matrix is solved from float32 points, as in the release: its rounding shows in the crop.
-    (x, y), top = np.float32(centre), np.float32(centre[1] - width / 2)
+    (x, y), top = centre.astype(np.float32), np.float32(centre[1] - width / 2)
     return np.array([[x, y], [x, top], [x - (y - top), top]], np.float32)

@@ -20,12 +20,12 @@ _PATIENCE = 30
 _GATE, _GATE_GROWTH, _GATE_MAX = 0.6, 0.06, 1.6
 # Largest ratio of box areas from one sighting to the next: crouching, or half a body hidden.
 _RESIZE = 4.0
-# Of motion (0 to 1) plus looks (0 to 1): well above a person partly hidden, below a stranger near by.
+# Of motion (0 to 1) plus looks (0 to 1): well above a person partly hidden, below another person near by.
 _MAX_COST = 1.0
 # Motion alone joins what else would be left over on both sides within this cost and number of frames: what
 # shows of somebody at the picture's edge or behind a post has few colours of their own.
 _NEAR, _NEAR_FRAMES = 0.5, 2
-# Looks closer than this are one person. Between the figures in looks.py for one and for two.
+# Looks closer than this are one person. Between the numbers in looks.py for one and for two.
 ALIKE = 0.48
 # Weight of a new sighting in a tracklet's velocity and looks.
 _VELOCITY, _LOOKS = 0.4, 0.15
@@ -41,6 +41,8 @@ _EXCHANGE = 0.15
 # What shows of somebody nearly hidden: so few sightings, so little of the box, so far inside it, and so many
 # frames from a full sighting at most.
 _SCRAP, _SCRAP_AREA, _SCRAP_INSIDE, _SCRAP_FRAMES = 5, 0.6, 0.7, 2
+# Of a crowd that comes and goes only so many are followed in a shot, those seen most: who is who costs the square.
+_MOST = 500
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Tracklet:
     looks: np.ndarray
 
 
-class Clip:
+class Observed:
     """All observations by frame, with duplicates of one frame left out and what is clean marked."""
 
     def __init__(self, observations: Sequence[Observation]):
@@ -116,24 +118,32 @@ def _without_duplicates(seen: Observation) -> np.ndarray:
     return np.array(sorted(kept), int)
 
 
-def follow(clip: Clip, start: int, stop: int) -> list[Tracklet]:
-    """The tracklets of the shot of frames `start` to `stop` (exclusive)."""
+def follow(observed: Observed, start: int, stop: int) -> list[Tracklet]:
+    """The tracklets of the shot of frames `start` to `stop` (exclusive): of more than 500 those seen most."""
     tracklets: list[Tracklet] = []
     running: list[Tracklet] = []
     for frame in range(start, stop):
         running = [one for one in running if frame - one.frames[-1] <= _PATIENCE]
-        seen, places = clip.seen[frame], clip.usable[frame]
+        seen, places = observed.seen[frame], observed.usable[frame]
         boxes = seen.boxes[places].astype(np.float64)
         rows, columns = _assign(running, boxes, seen.looks[places], frame)
         for row, column in zip(rows, columns, strict=True):
             place = int(places[column])
-            _extend(running[row], frame, place, seen, bool(clip.clean[frame][place]))
+            _extend(running[row], frame, place, seen, bool(observed.clean[frame][place]))
         for column in sorted(set(range(len(places))) - set(columns)):
             place = int(places[column])
             new = Tracklet([frame], [place], boxes[column], np.zeros(2), seen.looks[place])
             tracklets.append(new)
             running.append(new)
-    return tracklets
+    return most_seen(tracklets, _MOST)
+
+
+def most_seen(tracklets: list[Tracklet], most: int) -> list[Tracklet]:
+    """The tracklets, in their order; of more than `most` those with most sightings."""
+    if len(tracklets) <= most:
+        return tracklets
+    lengths = np.array([len(one.frames) for one in tracklets])
+    return [tracklets[index] for index in sorted(np.argsort(-lengths, kind="stable")[:most].tolist())]
 
 
 def _assign(
@@ -184,46 +194,50 @@ def _extend(tracklet: Tracklet, frame: int, place: int, seen: Observation, clean
         pair = np.stack([tracklet.looks, seen.looks[place]])
         # At first all sightings weigh the same, so that a poor first one is soon made up for.
         weight = max(_LOOKS, 1 / (len(tracklet.frames) + 1))
-        tracklet.looks = mean_looks(pair, np.float32((1 - weight, weight)))
+        tracklet.looks = mean_looks(pair, np.array((1 - weight, weight), np.float32))
     tracklet.box = box
     tracklet.frames.append(frame)
     tracklet.places.append(place)
 
 
-def untangle(clip: Clip, tracklets: list[Tracklet]) -> None:
+def untangle(observed: Observed, tracklets: list[Tracklet]) -> None:
     """Exchanges the later parts of tracklets that met where looks say that they changed places."""
-    meetings = sorted(_meetings(clip, tracklets), key=lambda meeting: meeting[:2])
-    for number, (start, stop, i, j) in enumerate(meetings):
-        pair = tracklets[i], tracklets[j]
+    # In whose tracklet the person whom a meeting speaks of is by now.
+    now = list(range(len(tracklets)))
+    for start, stop, i, j in sorted(_meetings(observed, tracklets), key=lambda meeting: meeting[:2]):
+        pair = tracklets[now[i]], tracklets[now[j]]
         bounds = [np.searchsorted(one.frames, (start, stop)) for one in pair]
         if any(a == 0 or b == len(one.frames) for (a, b), one in zip(bounds, pair, strict=True)):
             continue
         sides = list(zip(pair, bounds, strict=True))
-        before = np.stack([clip.looks(one, max(0, a - _SIDE), a) for one, (a, _) in sides])
-        after = np.stack([clip.looks(one, b, b + _SIDE) for one, (_, b) in sides])
+        before = np.stack([observed.looks(one, max(0, a - _SIDE), a) for one, (a, _) in sides])
+        after = np.stack([observed.looks(one, b, b + _SIDE) for one, (_, b) in sides])
         apart = looks_distance(before, after)
         if apart[0, 1] + apart[1, 0] + _EXCHANGE < apart[0, 0] + apart[1, 1]:
             _exchange(*pair, (start + stop) // 2)
-            # From here on, the people whom the other meetings speak of are in each other's tracklets.
-            swapped = {i: j, j: i}
-            meetings[number + 1 :] = [
-                (a, b, swapped.get(one, one), swapped.get(other, other))
-                for a, b, one, other in meetings[number + 1 :]
-            ]
+            now[i], now[j] = now[j], now[i]
 
 
-def _meetings(clip: Clip, tracklets: list[Tracklet]) -> list[tuple[int, int, int, int]]:
+def _meetings(observed: Observed, tracklets: list[Tracklet]) -> list[tuple[int, int, int, int]]:
     """(start, stop, one, other) of every run of frames in which two tracklets' boxes cover each other."""
     found = []
+    reaches = np.array([_reach(observed.boxes(one)) for one in tracklets]).reshape(-1, 4)
+    near = _shared_area(reaches[:, None], reaches[None]) > 0
     for i, one in enumerate(tracklets):
-        for j, other in enumerate(tracklets[:i]):
+        for j in np.flatnonzero(near[i, :i]).tolist():
+            other = tracklets[j]
             start, stop = max(one.frames[0], other.frames[0]), min(one.frames[-1], other.frames[-1]) + 1
             if start < stop:
-                first, second = (clip.filled_boxes(tracklet, start, stop) for tracklet in (one, other))
+                first, second = (observed.filled_boxes(tracklet, start, stop) for tracklet in (one, other))
                 shared = _shared_area(first, second)
                 met = shared > _CLEAN_COVER * np.minimum(box_area(first), box_area(second))
                 found += [(start + a, start + b, i, j) for a, b in spans(met)]
     return found
+
+
+def _reach(boxes: np.ndarray) -> np.ndarray:
+    """[n, 4] -> [4], the box around all."""
+    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
 def _exchange(one: Tracklet, other: Tracklet, frame: int) -> None:
@@ -233,17 +247,17 @@ def _exchange(one: Tracklet, other: Tracklet, frame: int) -> None:
         first[a:], second[b:] = second[b:], first[a:]
 
 
-def with_scraps(clip: Clip, tracklets: list[Tracklet]) -> list[Tracklet]:
+def with_scraps(observed: Observed, tracklets: list[Tracklet]) -> list[Tracklet]:
     """The tracklets, less those that show a scrap of a person, an arm at the picture's edge or a leg beside a
     post, which go to the tracklet of somebody who is out of sight in that very place."""
     whole = sorted(tracklets, key=lambda tracklet: -len(tracklet.frames))
     for scrap in [one for one in tracklets if len(one.frames) <= _SCRAP]:
-        boxes, frames = clip.boxes(scrap), np.array(scrap.frames)
+        boxes, frames = observed.boxes(scrap), np.array(scrap.frames)
         for host in whole:
             first, last = host.frames[0] - _SCRAP_FRAMES, host.frames[-1] + _SCRAP_FRAMES
             if len(host.frames) <= len(frames) or frames[0] < first or frames[-1] > last:
                 continue
-            place = clip.filled_boxes(host, frames[0], frames[-1] + 1)[frames - frames[0]]
+            place = observed.filled_boxes(host, frames[0], frames[-1] + 1)[frames - frames[0]]
             inside = _shared_area(boxes, place) >= _SCRAP_INSIDE * box_area(boxes)
             small = box_area(boxes) <= _SCRAP_AREA * box_area(place)
             if (inside & small).all() and not set(scrap.frames) & set(host.frames):
@@ -254,20 +268,23 @@ def with_scraps(clip: Clip, tracklets: list[Tracklet]) -> list[Tracklet]:
     return whole
 
 
-def without_twins(clip: Clip, tracklets: list[Tracklet]) -> list[Tracklet]:
+def without_twins(observed: Observed, tracklets: list[Tracklet]) -> list[Tracklet]:
     """The tracklets less those that follow another one's person all along: second detections."""
     kept: list[Tracklet] = []
     for one in sorted(tracklets, key=lambda tracklet: -len(tracklet.frames)):
         twin = False
         for other in kept:
+            together = min(one.frames[-1], other.frames[-1]) + 1 - max(one.frames[0], other.frames[0])
+            if together < _TWIN_TIME * len(one.frames):
+                continue
             shared, mine, theirs = np.intersect1d(one.frames, other.frames, return_indices=True)
             if len(shared) < _TWIN_TIME * len(one.frames):
                 continue
-            first, second = clip.boxes(one)[mine], clip.boxes(other)[theirs]
+            first, second = observed.boxes(one)[mine], observed.boxes(other)[theirs]
             area = _shared_area(first, second)
             same_box = area >= _TWIN_BOX * (box_area(first) + box_area(second) - area)
             same_pixels = [
-                looks_distance(*(clip.seen[f].looks[[t.places[n]]] for t, n in ((one, i), (other, j)))).item()
+                looks_distance(*(observed.seen[f].looks[[t.places[n]]] for t, n in ((one, i), (other, j)))).item()
                 <= _SAME_PIXELS
                 for f, i, j in zip(shared, mine, theirs, strict=True)
             ]

@@ -3,7 +3,7 @@
 Each part is a Lab histogram with soft bins, normalised and square-rooted, so that the dot product of two is
 their Bhattacharyya coefficient and `looks_distance` the Hellinger distance. Lab and not HSV: the hue of grey
 and black clothes is noise. Measured with poses seen: one puppet in two scenes is 0.18 apart (95 %: 0.38), two
-puppets 0.72 (5 %: 0.56); three people of real clips are at least 0.60 from each other, and each 0.1 to 0.3 from
+puppets 0.72 (5 %: 0.56); three people of real videos are at least 0.60 from each other, and each 0.1 to 0.3 from
 itself a third of a second away (95 %: at most 0.52).
 """
 
@@ -12,12 +12,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..media.pose import MIN_SCORE
+from ...media.pose import MIN_SCORE
 
 # Few bins for lightness, which shade and exposure change most.
 _BINS = (4, 6, 6)
 # OpenCV's 8-bit Lab; clothes' colours seldom reach beyond this range of a and b, which ends take in.
-_LOW, _HIGH = np.float32((0, 78, 78)), np.float32((255, 178, 178))
+_LOW, _HIGH = np.array((0, 78, 78), np.float32), np.array((255, 178, 178), np.float32)
 _PART = int(np.prod(_BINS))
 PARTS = 3
 SIZE = PARTS * _PART
@@ -62,11 +62,10 @@ def body_looks(
     size = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
     crop = cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(crop, cv2.COLOR_RGB2LAB)
-    seen = None if points is None else points[:, 2] > MIN_SCORE
-    if seen is None or seen.sum() < 3:
+    if points is None or (points[:, 2] > MIN_SCORE).sum() < 3:
         masks = [_band(size, band) for band in _BANDS]
     else:
-        masks = _limb_masks(size, (points[:, :2] - (x0, y0)) * scale, seen)
+        masks = _limb_masks(size, (points[:, :2] - (x0, y0)) * scale, points[:, 2] > MIN_SCORE)
     if alpha is not None:
         inside = cv2.resize(alpha[y0:y1, x0:x1].astype(np.uint8), size, interpolation=cv2.INTER_AREA) > 0
         masks = [mask & inside for mask in masks]
@@ -95,7 +94,7 @@ def _limb_masks(size: tuple[int, int], points: np.ndarray, seen: np.ndarray) -> 
     if seen[[1, 8, 11]].all():
         torso = float(np.linalg.norm(points[1] - (points[8] + points[11]) / 2))
     else:
-        # The part of a skeleton's extent that the torso takes in a bust or a whole figure alike, roughly.
+        # The part of a skeleton's extent that the torso takes in a bust or a whole person alike, roughly.
         torso = float(np.ptp(points[seen], axis=0).max()) / 2.5
     torso = min(torso, _WIDEST)
     head, upper, lower = (np.zeros(size[::-1], np.uint8) for _ in range(PARTS))
