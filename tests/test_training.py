@@ -254,7 +254,7 @@ def test_what_it_leaves(tmp_path: Path) -> None:
     assert kept == ["step-00000004", "step-00000005", "step-00000006"]
     weights = load_file(folder / "weights.safetensors")
     for path in (folder / "model.safetensors", folder / "model"):
-        own = Pipeline.from_pretrained(path).networks.denoising_unet.conv_in.weight
+        own = Pipeline.from_pretrained(path).backend.networks.denoising_unet.conv_in.weight
         torch.testing.assert_close(own, weights["denoising_unet.conv_in.weight"].half().float())
     # The average, not the last step's.
     last = load_file(folder / "checkpoints" / "step-00000006" / "model.safetensors")

@@ -2,7 +2,7 @@
 
     python -m training.ablate --out runs/ablation [--seeds 0 1 2] [--clips 48] [--only NAME ...]
 
-Trains training/configs/tiny.yaml, its phases on frames and shorter, anew for each seed, changed as a variant
+Trains training/configs/tiny.yaml, its phases on frames and shorter, once for each seed, changed as a variant
 asks; stage one is shared by the variants that agree on it. Stopped at any moment, the same command goes on. Writes
 OUT/ablation.json and prints a table such as docs/ablation.md has.
 

@@ -27,7 +27,7 @@ def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 def run(name: str, work: Callable[[], None], stopped: str) -> int:
     """Calls `work`; returns the exit code: 0 done, 2 something the user can put right, 130 Ctrl-C, after which
-    `stopped` says how to go on. Both are told in one line on stderr that begins with `name`."""
+    `stopped` says how to go on. Both are one line on stderr that begins with `name`."""
     try:
         work()
     except UserError as error:

@@ -47,16 +47,14 @@ class Memory:
         return f"{self.total / GIB:.1f} GiB ({kinds})"
 
 
-def estimate(
-    trained: int, frozen: int, optimizer: str, ema: bool, activations: float, frozen_bytes: int = 4
-) -> Memory:
+def estimate(trained: int, frozen: int, optimizer: str, ema: bool, activations: float) -> Memory:
     """Memory of one process that holds everything itself (no FSDP, no ZeRO).
 
-    trained, frozen: numbers of parameters, the trained ones float32, as their gradients and their average are.
+    trained, frozen: numbers of parameters, all float32, as the gradients and the average are.
     """
     return Memory(
         trained=4 * trained,
-        frozen=frozen_bytes * frozen,
+        frozen=4 * frozen,
         gradients=4 * trained,
         optimizer=OPTIMIZER_BYTES[optimizer] * trained,
         average=4 * trained if ema else 0,

@@ -28,7 +28,7 @@ Batch = dict[str, Tensor]
 def encode(vae: torch.nn.Module, unit: Tensor) -> Tensor:
     """Pictures float [N, 3, H, W] in 0..1 -> scaled mean latents [N, c, h, w], without gradient.
 
-    A few pictures at a time (`clip.frames_at_a_time`), because the VAE takes gigabytes for a clip of large ones.
+    A few pictures at a time (`encode.frames_at_a_time`), because the VAE takes gigabytes for a clip of large ones.
     """
     batches = unit.split(frames_at_a_time((unit.shape[3], unit.shape[2])))
     with torch.no_grad():
@@ -45,15 +45,14 @@ def decode(vae: torch.nn.Module, latents: Tensor) -> Tensor:
     return (torch.cat(made) / 2 + 0.5).clamp(0, 1)
 
 
-def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> Batch:
+def encode_batch(nets: Networks, batch: Batch) -> Batch:
     """Clips as the networks take them.
 
     The batch of B clips (uint8, see training/data/) becomes float latents and scene [B, F, c, h, w]; mask
     and character [B, F, 1, h, w] in 0..1; reference [B, c, h, w]; picture uint8 [B, H, W, 3], which CLIP
     sees, or `embeds` [B, D] where the image encoder is frozen; pose uint8 [B, F, H, W, 3]. The scene is the
-    batch's own, a generated driving clip (eq. 3), or else its frames with the mask cut out, black (eq. 2); there
+    batch's own, a generated driving video (eq. 3), or else its frames with the mask cut out, black (eq. 2); there
     is none for a network that takes none.
-    `reference` names the batch's picture to read.
     """
     clips, frames = batch["frames"].shape[:2]
     unit = to_unit(batch["frames"].flatten(0, 1))
@@ -61,7 +60,7 @@ def encode_batch(nets: Networks, batch: Batch, reference: str = "reference") -> 
     latents = encode(nets.vae, unit)
     size = latents.shape[-2:]
     character = batch["character"].flatten(0, 1)[:, None].float() / 255
-    picture = batch[reference]
+    picture = batch["reference"]
     seen = {"picture": picture}
     if not any(p.requires_grad for p in nets.image_encoder.parameters()):
         seen = {"embeds": embed(nets, picture)}

@@ -83,8 +83,8 @@ def _configs(config: Config) -> networks.Configs | None:
     lacking = [part for part in (*NETWORKS, *LIBRARY_PARTS) if part not in configs]
     if lacking:
         print(
-            f"Parameters and memory are not reckoned, because the size of {', '.join(lacking)} is told by files "
-            f"that are not there: {named}."
+            f"Parameters and memory are not reckoned, because the size of {', '.join(lacking)} is known only from "
+            f"files that are not there: {named}."
         )
         return None
     print(f"Not there yet: {named}; parameters and memory are reckoned by the recipe and the published sizes.")
@@ -132,7 +132,7 @@ def _memory(config: Config, phase: Phase, configs: networks.Configs) -> str:
 
 
 def _data(phase: Phase, out: Path, used: int) -> str:
-    """How many clips there are and how often `used` of them go through them; or why that can't be told."""
+    """How many clips there are and how often `used` of them go through them; or why that is not known."""
     data = placed(phase.data, out)
     if data.made_by is not None and not Path(data.path or "").exists():
         return f"pairs, made by the phase {data.made_by}"

@@ -46,7 +46,7 @@ def build(kind: type[Section], raw: Any, where: str) -> Section:
     Raises UserError naming the path of the first key that is unknown (with the closest valid one), missing, of
     another kind or out of range.
     """
-    fields, hints = _schema(kind)
+    fields, hints = _schema(typing.cast(Any, kind))
     raw = mapping(raw, where)
     for key in raw:
         if key not in fields:

@@ -97,10 +97,10 @@ def _row(
     made = model(batch, task="sample", steps=cfg.steps, guidance=cfg.guidance)[0]
     middle = made.shape[0] // 2
     result = (made[middle].movedim(0, -1) * 255).round().byte()
-    frame, told = batch["frames"][0, middle], batch["mask"][0, middle]
+    frame, mask = batch["frames"][0, middle], batch["mask"][0, middle]
     row = {"reference": batch["reference"][0], "pose": batch["pose"][0, middle], "result": result, "truth": frame}
     if system_of(accelerator.unwrap_model(model).denoising_unet.cfg).reads_scene:
-        row["scene"] = batch["scene"][0, middle] if "scene" in batch else frame * (told < 128)[..., None]
+        row["scene"] = batch["scene"][0, middle] if "scene" in batch else frame * (mask < 128)[..., None]
     zoom = -(-SMALLEST // frame.shape[1])
     return {title: upscale(picture.cpu().numpy(), zoom) for title, picture in row.items()}
 

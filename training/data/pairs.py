@@ -1,11 +1,11 @@
 """Self-boosting pairs (paper 3.3) as training samples: what training/prepare/pairs.py wrote, read back.
 
-A pair of F frames has these members in `000000.tar`, all lossless, so that outside the mask the generated clip is
+A pair of F frames has these members in `000000.tar`, all lossless, so that outside the mask the generated video is
 the original to the bit:
 
     KEY.FFF.frame.png      the original frame, which is to be learned
     KEY.FFF.scene.png      the generated frame, black where it is the original's
-    KEY.FFF.mask.png       what the first-stage model was told to fill
+    KEY.FFF.mask.png       the mask that the first-stage model filled
     KEY.FFF.character.png  exact mask of the original person
     KEY.FFF.pose.png       skeleton
     KEY.reference.png      the original person elsewhere, background black
@@ -155,7 +155,7 @@ def read_pairs(folder: Path) -> list[Pair]:
 def _lost(shard: Path, what: str) -> UserError:
     return UserError(
         f"The shard {shard} is {what}: bring it back from a copy, or delete it with its .json and run make_pairs "
-        "again with the same arguments, which makes it anew."
+        "again with the same arguments, which makes it again."
     )
 
 

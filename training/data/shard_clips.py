@@ -153,5 +153,5 @@ class ShardClips(Dataset):
 
     def _window(self, clip: Clip, numbers: list[int]) -> Window:
         boxes = clip.boxes()
-        present = [boxes[number] for number in numbers if boxes[number]]
+        present = [box for number in numbers if (box := boxes[number])]
         return person_window(present or [(0, 0, *clip.size)], clip.size, self.data.size or clip.size)

@@ -257,7 +257,7 @@ class Clip:
 def lost(shard: Path, what: str) -> UserError:
     return UserError(
         f"The shard {shard} is {what}: bring it back from a copy, or run prepare_dataset again with the same "
-        "arguments, which makes it anew."
+        "arguments, which makes it again."
     )
 
 

@@ -5,8 +5,8 @@
 Every video is split at its cuts, where the most prominent person is out of sight, and into pieces of at most
 --max-frames; the pieces are cropped around the person to the bucket of the nearest proportions. Stopped at any
 moment, also by kill -9, the same command goes on: finished videos are not looked at again. A video that can't be
-used is named with the reason in DIR/quarantine.jsonl; to try it again, delete its line. The format is told in
-training/data/shards.py; DIR/statistics.json sums up what there is.
+used is named with the reason in DIR/quarantine.jsonl; to try it again, delete its line. training/data/shards.py
+describes the format; DIR/statistics.json sums up what there is.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class _Book:
                 self.parts[path.stem] = _part(path)
 
     def _sound(self, rows: list[Row]) -> list[Row]:
-        """The rows whose shards are all there; what is lost is forgotten, and so made anew."""
+        """The rows whose shards are all there; what is lost is forgotten, and so made again."""
         wrong = {row["shard"]: fault(self.out, row) for row in rows}
         sound = [row for row in rows if not wrong[row["shard"]]]
         for shard in sorted(name for name, what in wrong.items() if what):

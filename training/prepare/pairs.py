@@ -5,7 +5,8 @@ another video, whose original is then what a model learns to bring back.
     RAY_ADDRESS=... python -m training.make_pairs CONFIG --model MODEL --out /shared/DIR --pairs 64000 --ray
 
 takes data, length and settings from the config's phase of task "pairs". Stopped at any moment, the same command
-goes on with the shards that are missing. Pair k is a function of the config's seed and k alone, whoever makes it.
+goes on with the shards that are missing. Pair k is a function of the config's seed and k alone, whichever machine
+makes it.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def _mask_file(stem: Path) -> Path:
 
 
 def _person(source: Path, findings: Findings, masks: Path | None, info: VideoInfo) -> _Person:
-    """Whoever is in the masks given, or else the most prominent person of the video."""
+    """The person in the masks given, or else the most prominent person of the video."""
     if masks is None:
         if not findings.tracks:
             raise UserError(f"Nobody was found in {source.name}.")

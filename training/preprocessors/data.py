@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -61,13 +60,13 @@ def pack(crowd: Crowd) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return crowd.frames, labels, keypoints, boxes
 
 
-def _clip(index: int, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _clip(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     cv2.setNumThreads(1)
-    return pack(sample_crowd(index, SITUATIONS[index % len(SITUATIONS)], FRAMES, SIZE, split))
+    return pack(sample_crowd(index, SITUATIONS[index % len(SITUATIONS)], FRAMES, SIZE, "train"))
 
 
-def write(folder: Path, clips: int, workers: int, split: str = "train") -> None:
-    """Renders `clips` clips of `split` into `folder`, which is replaced."""
+def write(folder: Path, clips: int, workers: int) -> None:
+    """Renders `clips` clips of the training split into `folder`, which is replaced."""
     shapes = {
         "frames": (np.uint8, (FRAMES, SIZE, SIZE, 3)),
         "labels": (np.uint8, (FRAMES, SIZE, SIZE)),
@@ -79,7 +78,7 @@ def write(folder: Path, clips: int, workers: int, split: str = "train") -> None:
             np.lib.format.open_memmap(tmp / f"{name}.npy", "w+", dtype, (clips, *shape))
             for name, (dtype, shape) in shapes.items()
         ]
-        for i, clip in enumerate(pool.imap(partial(_clip, split=split), range(clips), chunksize=4)):
+        for i, clip in enumerate(pool.imap(_clip, range(clips), chunksize=4)):
             for array, values in zip(arrays, clip, strict=True):
                 array[i] = values
 

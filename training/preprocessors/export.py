@@ -17,7 +17,7 @@ LARGE = 512
 
 
 def settle(net: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Measures the statistics of every BatchNorm anew: the averaged weights never ran in training."""
+    """Measures the statistics of every BatchNorm again: the averaged weights never ran in training."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()

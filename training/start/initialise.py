@@ -300,6 +300,6 @@ def _load(part: str, module: nn.Module, starts: list[Start]) -> str:
     module.load_state_dict(weights, strict=False)
     learned = [key for key in module.state_dict() if not key.endswith(".pe")]
     fresh = sum(key not in weights for key in learned)
-    told = [f"{count} from {name}" if count else name for s in starts for name, count in s.origins.items()]
-    told += [f"{fresh} new"] if fresh else []
-    return f"{part}: {len(learned)} weights: {'; '.join(told)}"
+    parts = [f"{count} from {name}" if count else name for s in starts for name, count in s.origins.items()]
+    parts += [f"{fresh} new"] if fresh else []
+    return f"{part}: {len(learned)} weights: {'; '.join(parts)}"
