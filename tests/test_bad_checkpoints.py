@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anycharv_core import UserError
+from anycharv_core.checkpoints.folders import read_library_part
 from anycharv_core.checkpoints.networks import build_networks
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.systems import read_checkpoint
@@ -175,6 +176,62 @@ def test_weights_of_whole_numbers_are_refused(tmp_path: Path, weights) -> None:
     key = "denoising_unet.conv_in.bias"
     with pytest.raises(UserError, match=r"'conv_in.bias' is of torch.int64"):
         load(tmp_path, weights | {key: weights[key].long()})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(()),
+        torch.zeros(0),
+        torch.zeros(32, dtype=torch.complex64),
+        torch.zeros(32).to_sparse(),
+        5,
+        None,
+    ],
+    ids=str,
+)
+def test_a_weight_that_cannot_be_is_one_sentence(tiny_model: Path, tmp_path: Path, value: Any) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    path = folder / "denoising_unet" / "diffusion_pytorch_model.safetensors"
+    own = load_file(path)
+    path.unlink()
+    for changed_weights in (own | {"conv_in.bias": value}, own | {3: own["conv_in.bias"]}):
+        torch.save(changed_weights, path.with_suffix(".bin"))
+        with pytest.raises(UserError) as caught:
+            build_networks(read_checkpoint(folder))
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_of_8_bits_are_read(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_model)
+    write_single(checkpoint, tmp_path / "small.safetensors", torch.float8_e4m3fn)
+    nets = build_networks(read_checkpoint(tmp_path / "small.safetensors"))
+    torch.testing.assert_close(
+        nets.denoising_unet.conv_in.weight,
+        checkpoint.weights["denoising_unet"]["conv_in.weight"],
+        atol=0.02,
+        rtol=0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("down_block_types", [1, 2]),
+        ("norm_num_groups", 0),
+        ("block_out_channels", [8, 64]),
+        ("layers_per_block", 9),
+    ],
+)
+def test_a_vae_folder_that_cannot_be_is_one_sentence(
+    tiny_model: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    folder = Path(shutil.copytree(tiny_model / "vae", tmp_path / "vae"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError) as caught:
+        read_library_part("vae", folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_part_that_does_not_fit_its_neighbour_is_named(tmp_path: Path, weights) -> None:

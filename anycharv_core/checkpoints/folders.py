@@ -15,6 +15,7 @@ from ..files import atomic_path
 from ..foreign import read_json
 from .check import check_part, check_settings
 from .checkpoint import NETWORKS, Checkpoint, Weights
+from .networks import new_library_part
 from .state_dicts import read_weights, save_safetensors, stored
 
 SETTINGS = "settings.json"
@@ -60,6 +61,10 @@ def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]
     if part == "image_encoder" or config.get("_class_name") == "PatchCodec":
         # Files of older transformers carry this index table, which newer ones rebuild.
         return config, {key: value for key, value in weights.items() if not key.endswith("position_ids")}
+    with torch.device("meta"):
+        asked = sum(tensor.numel() for tensor in new_library_part(part, config).state_dict().values())
+    if asked > (there := sum(tensor.numel() for tensor in weights.values())):
+        raise UserError(f"{config_file} asks for {asked:,} weights, but {path} has {there:,}.")
     from diffusers import AutoencoderKL
 
     dtype = next((value.dtype for value in weights.values()), None)
@@ -68,7 +73,7 @@ def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]
         # without a dtype it widens all weights.
         vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} can't be read as the vae: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder} can't be read as the vae: {str(error).splitlines()[0][:200]}") from None
     kept = {k: v for k, v in vae.config.items() if not k.startswith("_") or k == "_class_name"}
     return kept, vae.state_dict()
 

@@ -74,7 +74,7 @@ def build_networks(
 def untrained(configs: Mapping[str, Mapping[str, Any]]) -> Networks:
     """Every part that `configs` describes, freshly initialised."""
     networks = {part: _network(part, configs[part]) for part in NETWORKS}
-    others = {part: _new_library_part(part, configs[part]) for part in LIBRARY_PARTS if part in configs}
+    others = {part: new_library_part(part, configs[part]) for part in LIBRARY_PARTS if part in configs}
     return Networks(**networks, **others)
 
 
@@ -85,11 +85,11 @@ def library_part(part: str, config: Mapping[str, Any], weights: Mapping[str, Ten
     """
     with torch.device("meta"):
         # Before any memory is taken: only the weights of the file bound what its config asks for.
-        check_keys(part, _new_library_part(part, config), weights)
-    return _new_library_part(part, config)
+        check_keys(part, new_library_part(part, config), weights)
+    return new_library_part(part, config)
 
 
-def _new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
+def new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
     """An untrained `vae` (diffusers AutoencoderKL, or our PatchCodec where the config names it) or
     `image_encoder` (transformers CLIP vision model)."""
     if config.get("_class_name") == "PatchCodec":

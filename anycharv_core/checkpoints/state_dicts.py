@@ -86,9 +86,11 @@ def _check_uncompressed(path: Path) -> None:
 def _check_finite(path: Path, weights: Weights) -> None:
     for key, value in weights.items():
         # A few stored bytes can stand for any number of values.
-        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+        if value.is_quantized or value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise UserError(f"{path} does not hold all values of '{key}': save it again as plain tensors.")
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        # torch has no isfinite for numbers of 8 bits.
+        wide = value.float() if value.element_size() == 1 else value
+        if value.is_floating_point() and not torch.isfinite(wide).all():
             raise UserError(f"{path} holds NaN or infinite values in '{key}': the file is damaged.")
 
 

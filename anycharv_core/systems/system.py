@@ -77,6 +77,7 @@ class System:
         """
         if not self.reads_scene:
             return noisy
+        assert scene is not None and mask is not None  # `check_inputs` saw to it
         return torch.cat([noisy, scene.to(noisy), mask.to(noisy)], dim=1)
 
     def check_inputs(self, scene: Any, mask: Any, pose: Any, recipe: Recipe) -> None:
