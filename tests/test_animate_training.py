@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_animate import V1, configs
 from test_training import ALL, CONFIGS, _alone, clips, gradients, log  # noqa: F401 (a fixture)
 from test_training import fresh as untrained
+from tiny_animate import V1, configs
 from tiny_training import PHASE, recipe, write
 
 from anycharv_core import Pipeline
