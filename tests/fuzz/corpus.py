@@ -26,7 +26,7 @@ from anycharv_core.checkpoints.checkpoint import Checkpoint
 from anycharv_core.checkpoints.networks import build_networks, untrained
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.jobs.inputs import mask_frames, open_skeletons, read_reference, read_reference_mask
-from anycharv_core.jobs.preprocess import read_prepared
+from anycharv_core.jobs.prepared import read_prepared
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import write_masks
 from anycharv_core.preprocess.dwpose import DWPose
