@@ -63,7 +63,15 @@ class AnyCharVComposite(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, generated, original, feather, mask=None, reference=None, canvas=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        generated: Tensor,
+        original: Tensor,
+        feather: int,
+        mask: Tensor | None = None,
+        reference: Reference | None = None,
+        canvas: Canvas | None = None,
+    ) -> io.NodeOutput:
         for name, image in (("generated", generated), ("original", original)):
             image_uint8(image[:1], name)
         if len(generated) != len(original):
@@ -129,11 +137,11 @@ def keyed_images(generated: Tensor, original: Tensor, canvas: Canvas, reference:
 def handed_canvas(canvas: Canvas, source: Size, generated: Size) -> Canvas:
     """AnyCharV Conditioning's canvas for frames of other sizes (width, height): the generated ones may have been
     enlarged since, and the originals may be a larger copy of the scene."""
-    inner = tuple(
+    width, height = (
         max(1, round(side * shown / padded))
         for side, shown, padded in zip(canvas.inner, generated, canvas.padded, strict=True)
     )
-    return Canvas(source, inner, generated)
+    return Canvas(source, (width, height), generated)
 
 
 def assumed_canvas(source: Size, padded: Size) -> Canvas:
@@ -146,8 +154,8 @@ def assumed_canvas(source: Size, padded: Size) -> Canvas:
         canvas = Canvas(source, source, padded)
     else:
         scale = min(p / s for p, s in zip(padded, source, strict=True))
-        inner = tuple(min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
-        canvas = Canvas(source, inner, padded)
+        width, height = (min(p, max(1, round(s * scale))) for p, s in zip(padded, source, strict=True))
+        canvas = Canvas(source, (width, height), padded)
     if source != padded:
         logging.warning(
             "AnyCharV Composite: no canvas is wired in from AnyCharV Conditioning, so it is assumed that frames "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.media.frames import Source
 from .backend import ComfyBackend, conditionings, node_size
 from .pictures import masks_uint8, rgb_frames, same_length
+from .reference import Reference
 from .types import CATEGORY, CanvasType, ReferenceType, recipe_input, size_inputs
 
 
@@ -58,7 +62,18 @@ class AnyCharVConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, reference, vae, pose, width, height, recipe, scene=None, mask=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        reference: Reference,
+        vae: Any,
+        pose: Tensor,
+        width: int,
+        height: int,
+        recipe: str,
+        scene: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
         backend = ComfyBackend(model, reference.net, vae, reference.clip_vision)
         pipe = Pipeline(backend)
         chosen = pipe.system.recipe(recipe)
@@ -76,7 +91,8 @@ class AnyCharVConditioning(io.ComfyNode):
         pose_source = Source("pose", poses, 3)
         scene_source = None if frames is None else Source("scene", frames, 3)
         mask_source = None if masks is None else Source("mask", masks, None)
-        plan = pipe.plan(chosen, scene_source and scene_source.size, pose_source.size, size)
+        scene_size = None if scene_source is None else scene_source.size
+        plan = pipe.plan(chosen, scene_size, pose_source.size, size)
         made = pipe.prepare(plan, reference.picture, scene_source, mask_source, pose_source, reference.mask)
         # The reference is encoded by the VAE it came with.
         reader = Pipeline(ComfyBackend(model, reference.net, reference.vae))

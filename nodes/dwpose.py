@@ -8,11 +8,13 @@ import comfy.model_management
 import folder_paths
 import numpy as np
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..anycharv_core.media.frames import batched
 from ..anycharv_core.media.pose import Poses
 from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.preprocess.dwpose import DWPose
-from ..anycharv_core.preprocess.find import BATCH, batched, find_people
+from ..anycharv_core.preprocess.find import BATCH, find_people
 from ..anycharv_core.preprocess.models import DETECTOR, EMBEDDED, WHOLE_BODY, pose_files
 from ..anycharv_core.preprocess.smoothing import smooth_poses
 from .pictures import frame_progress, image_tensor, rgb_frames
@@ -99,7 +101,7 @@ class AnyCharVDWPose(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, model: str, smoothing: float, fps: float) -> io.NodeOutput:
+    def execute(cls, images: Tensor, model: str, smoothing: float, fps: float) -> io.NodeOutput:
         detector, whole_body = pose_files(EMBEDDED if model == EMBEDDED else str(pose_folders()[model]))
         frames = rgb_frames(images, "images")
         device = comfy.model_management.get_torch_device()

@@ -22,10 +22,10 @@ from ..anycharv_core.checkpoints.networks import check_keys, check_pairing, libr
 from ..anycharv_core.checkpoints.places import EMBEDDED
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.jobs.run import DTYPES
-from ..anycharv_core.models import PoseGuiderConfig, ReferenceNet, UNetConfig
+from ..anycharv_core.models import PoseGuiderConfig, UNetConfig
 from ..anycharv_core.models.schedule import schedule_of
 from ..anycharv_core.systems import read_checkpoint
-from .model import RUN, AnyCharVConfig, AnyCharVModel, sample_as_run
+from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, sample_as_run
 from .types import CATEGORY, ReferenceNetType
 from .vae import ModuleVAE
 
@@ -175,8 +175,7 @@ def _reference_net(
     offload = comfy.model_management.unet_offload_device()
     operations = comfy.ops.pick_operations(dtype, manual_cast, device)
     config = UNetConfig.from_dict(checkpoint.configs["reference_unet"])
-    network = ReferenceNet(config, operations, dtype=dtype, device=offload)
-    network.compute_dtype = manual_cast or dtype
+    network = NativeReferenceNet(config, dtype, offload, operations, manual_cast or dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
     _fill("reference_unet", network, checkpoint.weights["reference_unet"], dtype, patcher)
     return patcher

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..anycharv_core.media.masks import augment_mask, block_masks, box_masks, fill_absent, grow_boxes
 from .pictures import mask_tensor, masks_uint8, region_masks
@@ -73,7 +74,7 @@ class AnyCharVBoxMask(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, region: Any, padding: float, smooth: int, min_size: int, if_absent: str, image=None
+        cls, region: Any, padding: float, smooth: int, min_size: int, if_absent: str, image: Tensor | None = None
     ) -> io.NodeOutput:
         masks = box_masks(region_masks(region, image), padding, smooth)
         masks = grow_boxes(masks, min_size)
@@ -131,7 +132,9 @@ class AnyCharVMaskAugment(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, mask, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10) -> io.NodeOutput:
+    def execute(
+        cls, mask: Tensor, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10
+    ) -> io.NodeOutput:
         if kind == KINDS[1]:
             return io.NodeOutput(mask_tensor(block_masks(masks_uint8(mask, "mask"), blocks, blocks)))
         rng = np.random.default_rng(seed)

@@ -21,7 +21,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.encode import frames_at_a_time
 from ..anycharv_core.inference.features import FrameFeatures
 from ..anycharv_core.media.frames import FrameStore
-from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, UNetConfig
+from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from ..anycharv_core.models.layers import KeyValue
 from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.systems import system_of
@@ -73,7 +73,7 @@ class NativeUNet(DenoisingUNet):
         self.pose_guider = PoseGuider(pose_guider, operations, dtype=dtype, device=device)
         self.dtype = dtype
 
-    def forward(
+    def forward(  # type: ignore[override]  # ComfyUI's arguments
         self,
         x: Tensor,
         timesteps: Tensor,
@@ -121,6 +121,21 @@ class NativeUNet(DenoisingUNet):
         bank = self.project_bank([tokens.to(like.device, like.dtype) for tokens in video.tokens])
         height, width, _ = video.pose[0].shape
         return bank, FrameFeatures(guide, frames_at_a_time((width, height)))
+
+
+class NativeReferenceNet(ReferenceNet):
+    """ReferenceNet that knows the number format it computes in, which may not be that of its weights."""
+
+    def __init__(
+        self,
+        cfg: UNetConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        operations: Any,
+        compute_dtype: torch.dtype,
+    ):
+        super().__init__(cfg, operations, dtype=dtype, device=device)
+        self.compute_dtype = compute_dtype
 
 
 class Run:

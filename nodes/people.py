@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
@@ -108,7 +109,7 @@ class AnyCharVFindPeople(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, keypoints: Any, choose: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, images: Tensor, keypoints: Any, choose: dict[str, Any]) -> io.NodeOutput:
         frames = rgb_frames(images, "images")
         height, width = images.shape[1:3]
         given = parsed_poses(keypoints)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.media.pose import Poses, parse_poses, person_in_mask
@@ -59,7 +60,7 @@ class AnyCharVPoseDraw(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, keypoints, width: int, height: int, person=None) -> io.NodeOutput:
+    def execute(cls, keypoints: Any, width: int, height: int, person: Tensor | None = None) -> io.NodeOutput:
 
         poses = parsed_poses(keypoints)
         if person is not None:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from comfy_api.latest import InputImpl, Types, io
 
-from ..anycharv_core.puppets.task import sample_animation, sample_swap
+from ..anycharv_core.puppets.task import Animation, Swap, sample_animation, sample_swap
 from .pictures import image_tensor, mask_tensor
 from .types import CATEGORY, PoseKeypoint
 
@@ -57,6 +57,7 @@ class AnyCharVPuppetClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, frames: int, size: int, task: str = TASKS[0]) -> io.NodeOutput:
+        sample: Animation | Swap
         if task == TASKS[1]:
             sample = sample_animation(seed, frames, size)
             shown, cutout = sample.truth, sample.cutout

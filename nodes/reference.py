@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from comfy_api.latest import io
+from torch import Tensor
 
 from .pictures import image_uint8, reference_mask_uint8
 from .types import CATEGORY, ReferenceNetType, ReferenceType
@@ -54,7 +55,9 @@ class AnyCharVReferenceEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reference_net, vae, clip_vision, image, mask=None) -> io.NodeOutput:
+    def execute(
+        cls, reference_net: Any, vae: Any, clip_vision: Any, image: Tensor, mask: Tensor | None = None
+    ) -> io.NodeOutput:
         picture = image_uint8(image[:1], "image")[0]
         alpha = reference_mask_uint8(mask, picture, "mask")
         return io.NodeOutput(Reference(picture, alpha, reference_net, vae, clip_vision))

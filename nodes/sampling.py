@@ -48,7 +48,17 @@ class AnyCharVSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent, steps, cfg, seed, recipe) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        steps: int,
+        cfg: float,
+        seed: int,
+        recipe: str,
+    ) -> io.NodeOutput:
         check_model(model)
         chosen = model.model.system.recipe(recipe)
         samples = latent["samples"]

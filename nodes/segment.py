@@ -10,7 +10,7 @@ import comfy.model_patcher
 import folder_paths
 import torch
 from comfy_api.latest import io
-from torch import nn
+from torch import Tensor, nn
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.preprocess.models import EMBEDDED, segmenter_name
@@ -71,7 +71,7 @@ class AnyCharVSegment(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, boxes: Any, model: str) -> io.NodeOutput:
+    def execute(cls, images: Tensor, boxes: Any, model: str) -> io.NodeOutput:
         folder = EMBEDDED if model == EMBEDDED else str(segmenter_folders()[model])
         frames = rgb_frames(images, "images")
         people = boxes_by_person(boxes, len(images))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -14,15 +16,17 @@ from torch import Tensor, nn
 class _FirstStage(nn.Module):
     """A module with diffusers' AutoencoderKL interface, with the one ComfyUI's VAE calls."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: Any):
         super().__init__()
         self.module = module
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return self.module.encode(pixels).latent_dist.mean
+        mean: Tensor = self.module.encode(pixels).latent_dist.mean
+        return mean
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.module.decode(latents).sample
+        sample: Tensor = self.module.decode(latents).sample
+        return sample
 
 
 def _is_not_about_weights(record: logging.LogRecord) -> bool:
@@ -32,7 +36,9 @@ def _is_not_about_weights(record: logging.LogRecord) -> bool:
 class ModuleVAE(comfy.sd.VAE):
     """A ComfyUI VAE around a module of anycharv_core, which ComfyUI could not build from weights alone."""
 
-    def __init__(self, module: nn.Module):
+    memory_used_decode: Callable[[Any, torch.dtype], float]
+
+    def __init__(self, module: Any):
         # Without weights the base class sets its defaults, which is all this needs, and warns that it did no more.
         root = logging.getLogger()
         root.addFilter(_is_not_about_weights)

@@ -63,7 +63,7 @@ class AnyCharVLongVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, length, overlap, fuse, layout) -> io.NodeOutput:
+    def execute(cls, model: Any, length: int, overlap: int, fuse: str, layout: str) -> io.NodeOutput:
         check_model(model)
         motion = model.model.diffusion_model.cfg.motion
         if motion is not None and length > motion.max_len:

@@ -260,6 +260,21 @@ def small_prompt(frames: int = 8, steps: int = 1, size: int = 64) -> dict[str, A
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in workflow.items()}
 
 
+def without_canvas(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow as it was saved before AnyCharV Conditioning handed its canvas to AnyCharV Composite."""
+    wires = {link[0] for link in workflow["links"] if link[5] == "ANYCHARV_CANVAS"}
+    nodes = [
+        node
+        | {
+            sockets: [entry for entry in node[sockets] if entry["type"] != "ANYCHARV_CANVAS"]
+            for sockets in ("inputs", "outputs")
+            if sockets in node
+        }
+        for node in workflow["nodes"]
+    ]
+    return workflow | {"nodes": nodes, "links": [link for link in workflow["links"] if link[0] not in wires]}
+
+
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """A saved workflow as the API prompt that ComfyUI's page would queue.
 

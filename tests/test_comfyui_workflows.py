@@ -24,6 +24,7 @@ from comfyui_server import (
     shared_server,
     small_prompt,
     to_prompt,
+    without_canvas,
 )
 from PIL import Image
 
@@ -166,9 +167,12 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
             assert error["extra_info"]["received_value"] in wanted[key]
 
 
-@pytest.mark.parametrize(("name", "frames"), NO_DOWNLOAD.items())
-def test_runs_without_download(server: Server, name: str, frames: int) -> None:
-    prompt = to_prompt(load(name), server.object_info)
+@pytest.mark.parametrize(
+    ("name", "frames", "earlier"),
+    [*((name, frames, False) for name, frames in NO_DOWNLOAD.items()), ("quick_start", 24, True)],
+)
+def test_runs_without_download(server: Server, name: str, frames: int, earlier: bool) -> None:
+    prompt = to_prompt(without_canvas(load(name)) if earlier else load(name), server.object_info)
     videos = saved_videos(server, prompt, server.run(prompt))
     size = one(prompt, "AnyCharVPuppetClip")["size"]
     for prefix, path in videos.items():
