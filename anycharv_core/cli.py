@@ -8,16 +8,15 @@ that the others and --help start without it.
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import UserError
+from .options import to_count, to_finite, to_number, to_numbers, to_path, to_rate, to_seed, to_size
 
 if TYPE_CHECKING:
     from .jobs.run import RenderJob
@@ -67,15 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     ):
         demo = subcommands.add_parser(name, help=f"make a video with the model '{model}', from nothing: {what}")
         add = demo.add_argument
-        add("--out", type=_path, default=Path("out", name), metavar="DIR", help="default: %(default)s")
-        add("--clips", type=_count, default=4, metavar="N", help="clips to make (%(default)s)")
+        add("--out", type=to_path, default=Path("out", name), metavar="DIR", help="default: %(default)s")
+        add("--clips", type=to_count, default=4, metavar="N", help="clips to make (%(default)s)")
         demo.set_defaults(run=_demo, model=model)
 
     make = subcommands.add_parser("generate", help="replace the masked person of a video by your character")
     add = make.add_argument
     add(
         "--reference",
-        type=_path,
+        type=to_path,
         action="append",
         required=True,
         metavar="PNG",
@@ -83,61 +82,92 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--reference-mask",
-        type=_path,
+        type=to_path,
         action="append",
         metavar="PNG",
         help="white where the reference shows the character; once for every reference, or not at all",
     )
-    add("--prepared", type=_path, metavar="DIR", help="what 'anycharv preprocess' wrote: video, mask and pose")
-    add("--video", type=_path, metavar="VIDEO", help="the clip to put the character into")
-    add("--mask", type=_path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
-    add("--pose", type=_path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add(
+        "--prepared",
+        type=to_path,
+        metavar="DIR",
+        help="what 'anycharv preprocess' wrote: video, mask and pose",
+    )
+    add("--video", type=to_path, metavar="VIDEO", help="the clip to put the character into")
+    add("--mask", type=to_path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
+    add("--pose", type=to_path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors (default: %(default)s)")
     _add_render(make, cfg="3.0")
     make.set_defaults(run=_generate)
 
     move = subcommands.add_parser("animate", help="animate a picture, with a model of Animate Anyone")
     add = move.add_argument
-    add("--reference", type=_path, required=True, metavar="PNG", help="the character, background and all")
-    add("--pose", type=_path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add("--reference", type=to_path, required=True, metavar="PNG", help="the character, background and all")
+    add("--pose", type=to_path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add(
         "--model",
         default="embedded-animate",
         metavar="MODEL",
         help="folder with denoising_unet.pth and more, or .safetensors (default: %(default)s)",
     )
-    add("--scene", type=_path, metavar="FILE", help="video or picture to put the character in front of")
+    add("--scene", type=to_path, metavar="FILE", help="video or picture to put the character in front of")
     add(
         "--reference-mask",
-        type=_path,
+        type=to_path,
         metavar="PNG",
         help="white where the reference shows the character; a scene needs it, or transparency, or --mask",
     )
-    add("--mask", type=_path, metavar="MASK", help="where the character covers the scene, in place of keying")
-    add("--frames", type=_number, metavar="N", help="make only the first N frames (default: all poses)")
-    add("--fps", type=_rate, metavar="X", help="frames per second (default: the scene's or pose video's, else 24)")
+    add(
+        "--mask",
+        type=to_path,
+        metavar="MASK",
+        help="where the character covers the scene, in place of keying",
+    )
+    add("--frames", type=to_number, metavar="N", help="make only the first N frames (default: all poses)")
+    add(
+        "--fps",
+        type=to_rate,
+        metavar="X",
+        help="frames per second (default: the scene's or pose video's, else 24)",
+    )
     add("--rescale", action="store_true", help="give the skeleton the character's proportions, size and place")
-    add("--reference-pose", type=_path, metavar="POSE", help="the character's POSE_KEYPOINT, and rescale to it")
+    add(
+        "--reference-pose",
+        type=to_path,
+        metavar="POSE",
+        help="the character's POSE_KEYPOINT, and rescale to it",
+    )
     add("--pose-model", metavar="DIR", help="what finds it otherwise: DWPose's folder or 'embedded'")
     _add_render(move, cfg="3.5")
     move.set_defaults(run=_animate)
 
     ready = subcommands.add_parser("preprocess", help="pose, mask and box of the people you choose in a video")
     add = ready.add_argument
-    add("video", type=_path, metavar="VIDEO", help="any video")
-    add("--out", type=_path, required=True, metavar="DIR", help="folder for pose.json, mask.mkv, box.mkv and more")
+    add("video", type=to_path, metavar="VIDEO", help="any video")
+    add(
+        "--out",
+        type=to_path,
+        required=True,
+        metavar="DIR",
+        help="folder for pose.json, mask.mkv, box.mkv and more",
+    )
     add("--people", metavar="N,N", help="their numbers in people.png (default: the most prominent person)")
-    add("--click", type=_numbers(3), metavar="F,X,Y", help="the person at this pixel of frame F, counted from 0")
-    add("--box", type=_numbers(5), metavar="F,X0,Y0,X1,Y1", help="the person in this box of frame F")
-    add("--like", type=_path, metavar="PNG", help="the person who looks most like this picture")
+    add(
+        "--click",
+        type=to_numbers(3),
+        metavar="F,X,Y",
+        help="the person at this pixel of frame F, counted from 0",
+    )
+    add("--box", type=to_numbers(5), metavar="F,X0,Y0,X1,Y1", help="the person in this box of frame F")
+    add("--like", type=to_path, metavar="PNG", help="the person who looks most like this picture")
     add("--pose-model", metavar="DIR", help="DWPose's ONNX folder, or 'embedded' (default: ComfyUI's)")
-    add("--poses", type=_path, metavar="POSE", help="POSE_KEYPOINT JSON made elsewhere, in place of DWPose")
+    add("--poses", type=to_path, metavar="POSE", help="POSE_KEYPOINT JSON made elsewhere, in place of DWPose")
     add("--segmenter", metavar="DIR", help="SAM2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
-    add("--masks", type=_path, metavar="MASK", help="masks made elsewhere, in place of SAM2")
+    add("--masks", type=to_path, metavar="MASK", help="masks made elsewhere, in place of SAM2")
     add("--smooth", action="store_true", help="steady the skeleton over time")
     add(
         "--retarget",
-        type=_path,
+        type=to_path,
         action="append",
         default=[],
         metavar="PNG",
@@ -151,21 +181,28 @@ def _parser() -> argparse.ArgumentParser:
     add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps or animations of the puppet world")
     way = bench.add_mutually_exclusive_group()
     way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
-    way.add_argument("--export", type=_path, metavar="DIR", help="write the tasks for another system, and stop")
-    way.add_argument("--score", type=_path, metavar="DIR", help="score the frames another system put beside them")
+    way.add_argument("--export", type=to_path, metavar="DIR", help="write the tasks for another system, and stop")
+    way.add_argument(
+        "--score", type=to_path, metavar="DIR", help="score the frames another system put beside them"
+    )
     add(
         "--task",
         choices=("swap", "animation"),
         help="kind of tasks to export (default: swap); a model and a folder to score have their own",
     )
-    add("--clips", type=_count, default=64, metavar="N", help="tasks (%(default)s)")
-    add("--frames", type=_count, default=8, metavar="N", help="frames of each (%(default)s)")
-    add("--size", type=_count, metavar="N", help="pixels a side (64)")
+    add("--clips", type=to_count, default=64, metavar="N", help="tasks (%(default)s)")
+    add("--frames", type=to_count, default=8, metavar="N", help="frames of each (%(default)s)")
+    add("--size", type=to_count, metavar="N", help="pixels a side (64)")
     _add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone")
-    add("--lpips-weights", type=_path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
+    add(
+        "--lpips-weights",
+        type=to_path,
+        metavar="FILE",
+        help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS",
+    )
     add(
         "--out",
-        type=_path,
+        type=to_path,
         default=Path("out/bench"),
         metavar="DIR",
         help="folder for puppets.json, puppets.md and sheet.png (default: %(default)s)",
@@ -174,20 +211,45 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = subcommands.add_parser("evaluate", help="score generated clips against real ones")
     add = compare.add_argument
-    add("real", type=_path, metavar="REAL_DIR", help="videos, or folders of PNGs")
-    add("generated", type=_path, metavar="GENERATED_DIR", help="as many, of the same names, lengths and sizes")
-    add("--masks", type=_path, metavar="DIR", help="what was replaced in each clip, for the background's PSNR")
-    add("--references", type=_path, metavar="DIR", help="each clip's reference picture, for CLIP-I")
-    add("--real-poses", type=_path, metavar="DIR", help="POSE_KEYPOINT JSON of each real clip, for the pose PCK")
-    add("--generated-poses", type=_path, metavar="DIR", help="the same of each generated clip")
+    add("real", type=to_path, metavar="REAL_DIR", help="videos, or folders of PNGs")
+    add(
+        "generated",
+        type=to_path,
+        metavar="GENERATED_DIR",
+        help="as many, of the same names, lengths and sizes",
+    )
+    add(
+        "--masks",
+        type=to_path,
+        metavar="DIR",
+        help="what was replaced in each clip, for the background's PSNR",
+    )
+    add("--references", type=to_path, metavar="DIR", help="each clip's reference picture, for CLIP-I")
+    add(
+        "--real-poses",
+        type=to_path,
+        metavar="DIR",
+        help="POSE_KEYPOINT JSON of each real clip, for the pose PCK",
+    )
+    add("--generated-poses", type=to_path, metavar="DIR", help="the same of each generated clip")
     add("--pose-model", metavar="DIR", help="DWPose's folder or 'embedded', run on both in place of poses")
-    add("--lpips-weights", type=_path, metavar="FILE", help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
-    add("--clip-model", type=_path, metavar="DIR", help="transformers' CLIP, for CLIP-I")
-    add("--fvd-model", type=_path, metavar="PATH", help="I3D as TorchScript or a folder of VideoMAE, for FVD")
+    add(
+        "--lpips-weights",
+        type=to_path,
+        metavar="FILE",
+        help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS",
+    )
+    add("--clip-model", type=to_path, metavar="DIR", help="transformers' CLIP, for CLIP-I")
+    add(
+        "--fvd-model",
+        type=to_path,
+        metavar="PATH",
+        help="I3D as TorchScript or a folder of VideoMAE, for FVD",
+    )
     _add_device(compare, "cpu", "cuda")
     add(
         "--out",
-        type=_path,
+        type=to_path,
         default=Path("out/evaluate"),
         metavar="DIR",
         help="folder for evaluate.json and evaluate.md (default: %(default)s)",
@@ -197,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = subcommands.add_parser("doctor", help="tell what is installed, which weights are found, what to do")
     doctor.add_argument(
         "--models",
-        type=_path,
+        type=to_path,
         action="append",
         metavar="DIR",
         help="folder with models (default: $ANYCHARV_MODELS and anycharv in ComfyUI's models)",
@@ -207,17 +269,17 @@ def _parser() -> argparse.ArgumentParser:
     convert = subcommands.add_parser("convert", help="turn a model folder into a single file, or back")
     add = convert.add_argument
     add("source", metavar="SRC", help="model folder, .safetensors file or 'embedded'")
-    add("target", type=_path, metavar="DST", help="a name ending in .safetensors, or else a folder")
+    add("target", type=to_path, metavar="DST", help="a name ending in .safetensors, or else a folder")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default: every weight keeps its own")
-    add("--vae", type=_path, metavar="DIR", help="VAE to put in, in place of the model's own")
-    add("--image-encoder", type=_path, metavar="DIR", help="CLIP image encoder to put in")
+    add("--vae", type=to_path, metavar="DIR", help="VAE to put in, in place of the model's own")
+    add("--image-encoder", type=to_path, metavar="DIR", help="CLIP image encoder to put in")
     add("--force", action="store_true", help="replace DST if it exists")
     convert.set_defaults(run=_convert)
 
     get = subcommands.add_parser("download", help="fetch weights from the Hugging Face hub, or say how to")
     add = get.add_argument
     add("what", nargs="*", choices=NAMES, default="all", metavar="WHAT", help=f"any of {', '.join(NAMES)}")
-    add("--to", type=_path, metavar="DIR", help="models folder (default: ComfyUI's, where one is found)")
+    add("--to", type=to_path, metavar="DIR", help="models folder (default: ComfyUI's, where one is found)")
     add("--dry-run", action="store_true", help="only list files, sizes, places and licences")
     add("--offline", action="store_true", help="without any network, say which file to put where")
     get.set_defaults(run=_download)
@@ -228,97 +290,38 @@ def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
     """The options of a `RenderJob`; cfg: the guidance scale of a model that names none."""
     _add_sampling(parser, cfg)
     add = parser.add_argument
-    add("--size", type=_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
+    add("--size", type=to_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
     add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
-    add("--sheet", type=_path, metavar="PNG", help="also draw a contact sheet")
-    add("--out", type=_path, required=True, metavar="MP4", help="the finished video; a report goes beside it")
+    add("--sheet", type=to_path, metavar="PNG", help="also draw a contact sheet")
+    add(
+        "--out",
+        type=to_path,
+        required=True,
+        metavar="MP4",
+        help="the finished video; a report goes beside it",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser, cfg: str) -> None:
     """What a model is run with."""
     add = parser.add_argument
-    add("--vae", type=_path, metavar="DIR", help="VAE, in place of the model's own")
-    add("--image-encoder", type=_path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
-    add("--steps", type=_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add("--vae", type=to_path, metavar="DIR", help="VAE, in place of the model's own")
+    add("--image-encoder", type=to_path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
+    add("--steps", type=to_count, metavar="N", help="denoising steps (default: the model's, else 30)")
     add(
         "--cfg",
         dest="guidance_scale",
-        type=_finite,
+        type=to_finite,
         metavar="X",
         help=f"guidance scale (default: the model's, else {cfg})",
     )
-    add("--seed", type=_seed, default=42, metavar="N", help="default: %(default)s")
+    add("--seed", type=to_seed, default=42, metavar="N", help="default: %(default)s")
     _add_device(parser, "cpu", "cuda", "mps")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
 
 
 def _add_device(parser: argparse.ArgumentParser, *names: str) -> None:
     parser.add_argument("--device", choices=names, help="default: cuda where there is one, else cpu")
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty; name a file or a folder")
-    return Path(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
-    size = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 0 < min(size) <= max(size) <= 16384:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size; write it like 512x768")
-    return size
-
-
-def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
-    """Reads `count` numbers with commas between them, the first of them the index of a frame."""
-
-    def read(text: str) -> tuple[float, ...]:
-        try:
-            frame, *rest = text.split(",")
-            numbers = (int(frame), *map(float, rest))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != count or not all(0 <= number < math.inf for number in numbers):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {count} numbers from 0 on with commas between them")
-        return numbers
-
-    return read
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1000):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 1000")
-    return int(text)
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10**6):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to a million")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    value = _finite(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to 1000")
-    return value
-
-
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 2^63 - 1")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1000:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1000")
-    return value
 
 
 def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
@@ -442,15 +445,8 @@ def _download(args: argparse.Namespace) -> int:
     print("\n".join(download.listing(items)), flush=True)
     if args.dry_run:
         return 0
-    from tqdm import tqdm
-
     try:
-        with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with _progress_bar(None, "B", unit_scale=True) as progress:
             fetched = download.fetch(items, to, progress)
     except KeyboardInterrupt:
         return _say("stopped; run the same command again to go on where it stopped.", 130)
@@ -459,11 +455,11 @@ def _download(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress_bar(what: str, unit: str) -> Iterator[Any]:
+def _progress_bar(what: str | None, unit: str, unit_scale: bool = False) -> Iterator[Any]:
     """progress(done, total), drawn on stderr where that is a terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(desc=what, unit=unit, unit_scale=unit_scale, disable=not sys.stderr.isatty()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -148,9 +148,9 @@ class Pipeline:
         phases = Phases()
         self.system.check_inputs(scene, mask, pose, chosen)
         split_reference(reference, reference_mask)  # says what is wrong with it before the video is looked at
-        skeletons = Source("pose", pose, 3)
+        skeletons = Source("pose", () if pose is None else pose, 3)
         with phases("encode"):
-            plan = self.plan(chosen, shown and shown.size, skeletons.size, size)
+            plan = self.plan(chosen, shown.size if shown else None, skeletons.size, size)
             made = self.prepare(plan, reference, shown, regions, skeletons, reference_mask)
         if noise is None:
             noise = self.noise(made, seed)
@@ -219,7 +219,7 @@ class Pipeline:
         key = None
         if keyed:
             key = scene_key(picture, alpha)
-            picture = on_colour(picture, alpha, key)
+            picture = on_colour(picture, alpha, key)  # type: ignore[arg-type]  # scene_key wants a matte
         else:
             picture = recipe.cut_out(picture, alpha)
         return Reference(picture, self.backend.embed(recipe.clip_view(picture)), key)

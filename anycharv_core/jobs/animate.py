@@ -107,7 +107,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     poses = FrameStore() if job.sheet else None
     with phases("encode"):
         skeletons = _rescaled(job, recipe, given.skeletons)
-        scene = given.scene and given.scene.size
+        scene = given.scene.size if given.scene else None
         size = pipe.working_size(recipe, scene or skeletons.size, job.size)
         plan = pipe.plan(recipe, scene, skeletons.size, size)
         drawn = _first(skeletons.drawn(plan.drawing), given.frames)

@@ -79,17 +79,18 @@ class Replay:
     """Lets any source of frames be read twice: a one-shot iterator is spooled while it is first read."""
 
     def __init__(self, source: Frames):
-        self._source: Frames | None = source
+        self._source = source
         self._store: FrameStore | None = FrameStore() if iter(source) is source else None
+        self._begun = False
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if self._store is None:
             yield from self._source
-        elif self._source is None:
+        elif self._begun:
             yield from (self._store[index] for index in range(len(self._store)))
         else:
-            source, self._source = self._source, None
-            for frame in source:
+            self._begun = True
+            for frame in self._source:
                 self._store.append(frame)
                 yield frame
 
@@ -150,12 +151,12 @@ class Source:
 
 def together(*sources: Source) -> Iterator[tuple[np.ndarray, ...]]:
     """Frames of several sources side by side. Raises UserError when their lengths differ."""
-    end = object()
-    for index, row in enumerate(zip_longest(*sources, fillvalue=end)):
-        ended = [frame is end for frame in row]
-        if any(ended):
+    for index, row in enumerate(zip_longest(*sources)):
+        present = tuple(frame for frame in row if frame is not None)
+        if len(present) < len(row):
+            ended = [frame is None for frame in row]
             raise uneven(sources[ended.index(True)].name, index, sources[ended.index(False)].name)
-        yield row
+        yield present
 
 
 def uneven(short: str, count: int, longer: str) -> UserError:
