@@ -1,6 +1,7 @@
 """The bold world: readable at 64 pixels, as exact as the first, and without influence on it."""
 
 import hashlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from anycharv_core.puppets.bold import (
     sample_bold_scene,
 )
 from anycharv_core.puppets.character import BOLD_PATTERNS
+from anycharv_core.puppets.render import bounds, frame_camera, window_camera
 
 SIZE, FRAMES = (96, 96), 6
 FIRST_WORLD = "05c90f207c2fa256d58384c970ac2d75ccb6f13ffad0f083287a1423d1ea07d5"
@@ -61,18 +63,29 @@ def test_performers_are_as_tall_as_promised_and_stand_on_their_feet() -> None:
         np.testing.assert_array_less(np.abs(motion.ground[:, 1] - lowest), 0.1 * motion.scale)
 
 
-def test_a_view_is_a_cut_of_the_frame() -> None:
+def test_a_window_is_a_cut_of_the_frame() -> None:
     whole = performance(2, size=(384, 384))
     x0, _, x1, y1 = whole.boxes[0]
     side, left, top = 192, (x0 + x1) // 2 - 96, y1 - 180
-    view = np.zeros((FRAMES, 2, 3))
-    view[:, 0, 0] = view[:, 1, 1] = 384
-    view[:, :, 2] = (192 - left, -top)
-    cut = performance(2, size=(side, side), view=view)
+    windows = np.repeat([(left, top, left + side, top + side)], FRAMES, axis=0)
+    camera = window_camera(frame_camera(sample_bold_scene(2), FRAMES, (384, 384)), windows, (side, side))
+    cut = performance(2, size=(side, side), camera=camera)
     np.testing.assert_allclose(cut.keypoints[..., :2] + (left, top), whole.keypoints[..., :2], atol=1e-3)
     same = np.abs(cut.frames[0].astype(int) - whole.frames[0, top : top + side, left : left + side])
     assert same.mean() < 1.0
     np.testing.assert_array_equal(cut.mask, whole.mask[:, top : top + side, left : left + side])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_hold_what_is_drawn(seed: int) -> None:
+    character = sample_bold_character(seed)
+    motion = sample_bold_motion(seed, FRAMES, character.proportions)
+    scene = replace(sample_bold_scene(seed), occluders=())
+    boxes = bounds(character, motion, frame_camera(scene, FRAMES, (128, 128)))
+    drawn = render(character, motion, scene, (128, 128)).boxes
+    inside = np.clip(boxes, 0, 128)
+    seen = (drawn[:, 2:] > drawn[:, :2]).all(axis=1)
+    assert (np.abs(inside - drawn)[seen] < 1.5).all()
 
 
 def test_a_pattern_survives_64_pixels() -> None:
@@ -81,10 +94,9 @@ def test_a_pattern_survives_64_pixels() -> None:
     character = sample_bold_character(seed)
     motion = sample_bold_motion(seed, 1, character.proportions)
     scale = 64 / motion.scale[0]
-    view = np.zeros((1, 2, 3))
-    view[:, 0, 0] = view[:, 1, 1] = scale
-    view[:, :, 2] = (32 - scale * motion.ground[0, 0], 72 - scale * motion.ground[0, 1])
-    clip = render(character, motion, sample_bold_scene(seed), (64, 80), view=view)
+    camera = np.array([[[scale, 0, 32], [0, scale, 72]]])
+    camera[0, :, 2] -= scale * motion.ground[0]
+    clip = render(character, motion, sample_bold_scene(seed), (64, 80), camera=camera)
     near = np.linalg.norm(clip.frames[0].astype(int) - np.array(character.pattern_colour), axis=-1) < 60
     cores = cv2.erode((near & (clip.mask[0] > 0)).astype(np.uint8), np.ones((3, 3), np.uint8))
     assert cores.sum() >= 6

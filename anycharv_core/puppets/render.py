@@ -50,25 +50,23 @@ def render(
     scene: Scene,
     size: tuple[int, int] = (128, 128),
     flow: bool = False,
-    view: np.ndarray | None = None,
+    camera: np.ndarray | None = None,
 ) -> Clip:
     """Renders `character` performing `motion` in `scene`; `size` is (width, height) in pixels.
 
-    `view` float [F,2,3] maps frame units (frame height 1, x 0 at the centre) to pixels, scaling both axes alike:
-    another cut of the frame than the whole, whose height `size` otherwise fills.
+    `camera` float [F,2,3] maps scene units to pixels, scaling both axes alike; None = the scene's own, of which
+    `size` shows the whole frame (`frame_camera`).
 
     Two characters rendered with the same motion and scene are each other's exact swap: joints, camera and
     objects are the same, and pixels outside the union of both masks are equal bit for bit.
     """
     width, height = size
     count = len(motion.scale)
-    if view is None:
-        view, whole = np.array([[height, 0, width / 2], [0, height, 0]], dtype=float), size
+    if camera is None:
+        camera, whole = frame_camera(scene, count, size), size
     else:
-        finest = float(view[:, 0, 0].max())
+        finest = float(camera[:, 0, 0].max())
         whole = (round(finest * width / height), round(finest))
-    camera = _chain(view, camera_matrices(scene, count))
-
     picture, to_picture = paint_backdrop(scene, whole)
     from_picture = cv2.invertAffineTransform(to_picture)
     bones = _chain(camera[:, None], bone_matrices(motion))
@@ -113,6 +111,34 @@ def render(
         boxes=np.array([_box(m) for m in mask]),
         flow=None if labels is None else _flow(labels, tracks),
     )
+
+
+def frame_camera(scene: Scene, frames: int, size: tuple[int, int]) -> np.ndarray:
+    """Maps float64 [F,2,3] of scene units to pixels of whole frames of `size` (width, height)."""
+    width, height = size
+    view = np.array([[height, 0, width / 2], [0, height, 0]], dtype=float)
+    return _chain(view, camera_matrices(scene, frames))
+
+
+def window_camera(camera: np.ndarray, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """What shows of each frame of `camera` [F,2,3] a window [F,4] (x0, y0, x1, y1 in its pixels) at `size`."""
+    near, far = windows[:, :2], windows[:, 2:]
+    scale = np.asarray(size) / (far - near)
+    cut = np.zeros((len(windows), 2, 3))
+    cut[:, 0, 0], cut[:, 1, 1] = scale.T
+    cut[:, :, 2] = -scale * near
+    return _chain(cut, camera)
+
+
+def bounds(character: Character, motion: Motion, camera: np.ndarray) -> np.ndarray:
+    """Boxes float64 [F,4] (x0, y0, x1, y1) around all that is drawn of the character, seen or hidden, through
+    `camera` [F,2,3]."""
+    rig = build_rig(character, motion)
+    shapes = drawing_order(rig, (True, True), True)
+    points = np.concatenate([shape.points for shape in shapes])
+    bones = np.repeat([shape.bone for shape in shapes], [len(shape.points) for shape in shapes])
+    placed = _apply(_chain(camera[:, None], bone_matrices(motion))[:, bones], points)
+    return np.concatenate([placed.min(axis=1), placed.max(axis=1)], axis=1)
 
 
 def render_reference(
