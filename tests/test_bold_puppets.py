@@ -17,6 +17,8 @@ from anycharv_core.puppets.bold import (
 )
 from anycharv_core.puppets.character import BOLD_PATTERNS
 from anycharv_core.puppets.render import bounds, frame_camera, window_camera
+from training.config import Data
+from training.data.puppets import PuppetClips
 
 SIZE, FRAMES = (96, 96), 6
 FIRST_WORLD = "05c90f207c2fa256d58384c970ac2d75ccb6f13ffad0f083287a1423d1ea07d5"
@@ -100,3 +102,17 @@ def test_a_pattern_survives_64_pixels() -> None:
     near = np.linalg.norm(clip.frames[0].astype(int) - np.array(character.pattern_colour), axis=-1) < 60
     cores = cv2.erode((near & (clip.mask[0] > 0)).astype(np.uint8), np.ones((3, 3), np.uint8))
     assert cores.sum() >= 6
+
+
+def test_the_trainer_sees_puppets_through_a_canvas_that_follows_them() -> None:
+    data = Data(size=(64, 80), world="bold", context=(0.05, 0.1), clips=16)
+    heights = []
+    for index in range(16):
+        sample = PuppetClips(data, 2)[index, 0]
+        assert sample["frames"].shape == (2, 80, 64, 3)
+        whole = sample["character"].numpy() > 0
+        rows = np.flatnonzero(whole.any(axis=(0, 2)))
+        heights.append(len(rows) / 80)
+        again = PuppetClips(data, 2)[index, 0]
+        assert all((sample[name] == again[name]).all() for name in sample)
+    assert 0.6 < np.median(heights) < 0.95

@@ -36,6 +36,8 @@ class Data:
 
     source: "puppets" renders `clips` of them; "shards" reads what prepare_dataset made in `path`; "pairs" what
     make_pairs made in `path`, or what the phase that `made_by` names makes in the run's own folder.
+    world: of puppets, "first" or "bold" (anycharv_core/puppets/bold.py). context: puppets are seen on a canvas
+    that follows them (media/camera.py), with a context from this range; None shows whole frames.
     size: [width, height] in pixels; None takes each shard's own bucket, and 64 x 64 for puppets.
     mask: the mask that the network is given (paper 3.2 and 3.3; "block" is Animate Anyone 2's): "fine", exact but
     for an irregular border where `augment`, "box" or "block". strength: lowest and highest factor on the border's
@@ -55,6 +57,8 @@ class Data:
     made_by: str | None = None
     size: tuple[Side, Side] | None = None
     clips: Annotated[int, Range(1, 10**7)] = 1000
+    world: Literal["first", "bold"] = "first"
+    context: tuple[Amount, Amount] | None = None
     mask: Literal["fine", "box", "block"] = "fine"
     augment: bool = True
     strength: tuple[Amount, Amount] = (0.2, 2.0)
@@ -201,11 +205,12 @@ class Phase:
 class Engine:
     """What holds for the whole run. Every key of `Phase` may stand in `engine` too, for all phases.
 
-    precision: of the arithmetic; weights stay float32. workers: processes that read or render samples.
+    precision: of the arithmetic; weights stay float32; "auto" is bf16 where the device has it, or else fp32.
+    workers: processes that read or render samples.
     tracker: where the losses are drawn.
     """
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     workers: Annotated[int, Range(0, 1024)] = 0
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
@@ -380,8 +385,8 @@ def _check_phase(phase: Phase, where: str) -> None:
 
 
 def _check_data(data: Data, where: str, before: Mapping[str, Phase]) -> None:
-    for key in ("strength", "padding"):
-        low, high = getattr(data, key)
+    for key in ("strength", "padding", "context"):
+        low, high = getattr(data, key) or (0, 0)
         if low > high:
             raise UserError(f"'{where}.{key}' is [{low:g}, {high:g}]: the lower one comes first.")
     if data.made_by is not None:

@@ -20,6 +20,7 @@ from anycharv_core.media.imaging import clip_batch, latent_mask, to_unit
 from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, add_noise, alphas_cumprod
 from anycharv_core.systems import system_of
 from training.config import Objective
+from training.speed import attention_for
 
 Batch = dict[str, Tensor]
 """Clips from training/data/, or their encodings from `encode_batch`; the first dimension counts clips."""
@@ -86,7 +87,8 @@ def embed(nets: Networks, picture: Tensor) -> Tensor:
 def read_reference(nets: Networks, encoded: Batch) -> tuple[list[Tensor], Tensor]:
     """ReferenceNet tokens per block [B, T, C] and image embeddings [B, D]."""
     embeds = encoded["embeds"] if "embeds" in encoded else embed(nets, encoded["picture"])
-    return nets.reference_unet(encoded["reference"], embeds), embeds
+    latents = encoded["reference"]
+    return nets.reference_unet(latents, embeds, attention=attention_for(latents.device)), embeds
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def predict(nets: Networks, encoded: Batch, noisy: Tensor, t: Tensor, plain: int
         frames=frames,
         plain_rows=plain * frames,
         motion=motion,
+        attention=attention_for(noisy.device),
     )
     # The sum of nothing: where processes share the weights of a ReferenceNet, the one whose videos all go without
     # it must still go back through it, or the others wait for it for ever.

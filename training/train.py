@@ -38,6 +38,7 @@ from training.data.sources import open_dataset
 from training.loop import Validation, fit, new_accelerator
 from training.prepare.pairs import make_pairs, new_job
 from training.sections import plain
+from training.speed import keep_freed_memory
 from training.stop import Stop, Unfinished
 from training.trainee import Trainee, choose_trained
 from training.validate import held_out, validate
@@ -219,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, "error")
     # A forked loader process that finds OpenCV's threads gone waits for them for ever.
     cv2.setNumThreads(1)
+    keep_freed_memory()
     parser = commands.new_parser("train", __doc__)
     add = parser.add_argument
     add("config", type=Path, help="recipe, such as training/configs/tiny.yaml")

@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anycharv_core.puppets import (
-    Character,
-    Motion,
-    Scene,
-    render,
-    render_reference,
-    sample_character,
-    sample_motion,
-    sample_scene,
-    studio,
-)
+from anycharv_core.puppets import Character, Motion, Scene, render, render_reference, studio
+from anycharv_core.puppets.framing import following_camera
 from anycharv_core.puppets.task import POSE_SCALE
+from anycharv_core.puppets.worlds import WORLDS
 from training.config import Data
 from training.data.conditions import SCATTERED, STEADY, drawn_poses, given_masks
 
@@ -37,6 +29,7 @@ class PuppetClips(Dataset):
     def __init__(self, data: Data, frames: int):
         self.data, self.frames, self.size = data, frames, data.size or (64, 64)
         self.pose_scale = data.pose_scale or POSE_SCALE
+        self.world = WORLDS[data.world]
         self._whole = data.reference == "frame"
 
     def __len__(self) -> int:
@@ -44,16 +37,18 @@ class PuppetClips(Dataset):
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
         index, epoch = sample
-        split = self.data.split
         character, motion_seed, scene = self._sampled(index)
         rng = np.random.default_rng([self.data.seed, epoch, index])
         reference_seed = int(rng.integers(2**31))
         scattered = self.frames <= SCATTERED
         length = MOTION_FRAMES if scattered else self.frames
-        motion = sample_motion(motion_seed, length, character.proportions, split)
-        if scattered:
-            motion = _moments(motion, rng.choice(MOTION_FRAMES, self.frames, replace=False))
-        clip = render(character, motion, scene, self.size)
+        motion = self.world.motion(motion_seed, length, character.proportions, self.data.split)
+        chosen = rng.choice(MOTION_FRAMES, self.frames, replace=False) if scattered else np.arange(length)
+        camera = None
+        if self.data.context is not None:
+            context = rng.uniform(*self.data.context)
+            camera = following_camera(character, motion, scene, self.size, context)[chosen]
+        clip = render(character, _moments(motion, chosen), scene, self.size, camera=camera)
         arrays = {
             "frames": clip.frames,
             "pose": drawn_poses(clip.poses(), self.size, self.pose_scale),
@@ -75,8 +70,8 @@ class PuppetClips(Dataset):
         """Character, motion's seed and scene of a clip."""
         split = self.data.split
         seeds = np.random.default_rng([self.data.seed, 0, index, 1]).integers(2**31, size=3).tolist()
-        scene = sample_scene(seeds[2], split)
-        return sample_character(seeds[0], split), seeds[1], studio(scene) if self._whole else scene
+        scene = self.world.scene(seeds[2], split)
+        return self.world.character(seeds[0], split), seeds[1], studio(scene) if self._whole else scene
 
     def _reference(self, character: Character, scene: Scene, seed: int) -> np.ndarray:
         backdrop = scene if self._whole else None
