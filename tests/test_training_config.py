@@ -59,6 +59,8 @@ MISTAKES = [
     ("objective.dropp=1", "no key 'objective.dropp'"),
     ("networks.denoising_unt={}", "'networks.denoising_unt'; the closest valid one is 'networks.denoising_unet'"),
     ("sed=1", "no key 'sed'; the closest valid one is 'seed'"),
+    ("networks.denoising_unet.block_out_channels=64", "networks.denoising_unet"),
+    ("networks.pose_guider.conditioning_channels=many", "networks.pose_guider"),
     # names
     ("phases.last.train=[spatail]", "'spatail', but it must be one of denoising_unet, spatial, motion"),
     ("phases.last.train=[spatail]", "'spatial' is the closest"),
@@ -100,7 +102,10 @@ MISTAKES = [
     ("phases={}", "'phases' is empty"),
     ("phases={../out: {}}", "names a folder: use letters"),
     ("phases.cache={steps: 1, train: [motion]}", "names a folder"),
-    ("settings.noise_scheduler_kwargs={prediction_type: x}", "supported are 'epsilon' or 'v_prediction'"),
+    (
+        "settings.noise_scheduler_kwargs={prediction_type: x}",
+        "prediction_type='x', but it must be one of 'epsilon', 'v_prediction'",
+    ),
     # the change itself
     ("phases.compose", "is not like"),
     ("seed.x=1", "'seed' holds a value, not further keys"),

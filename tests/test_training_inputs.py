@@ -14,9 +14,10 @@ import pytest
 import yaml
 from test_shards import write_folder
 from test_training_config import CONFIGS, long_recipe
+from tiny_training import NETWORKS, recipe
 
 from anycharv_core.errors import UserError
-from training import checkpoints
+from training import checkpoints, networks
 from training.config import Config, Data, parse, read_config
 from training.data.pairs import PairClips, png, read_pairs
 from training.data.shards import MANIFEST, QUARANTINE, open_shards, read_lines, write_lines, write_tar
@@ -240,3 +241,15 @@ def test_a_checkpoint_with_a_damaged_manifest_is_passed_over(tmp_path: Path, con
     said: list[str] = []
     assert checkpoints.newest(tmp_path, said.append) is None
     assert len(said) == 1 and "is torn" in said[0]
+
+
+def test_no_damaged_networks_are_more_than_a_sentence() -> None:
+    rng, built = random.Random(5), 0
+
+    def build() -> networks.Networks:
+        config = parse(recipe() | {"networks": damaged(NETWORKS, rng)})
+        return networks.build(config, [], lambda line: None)[0]
+
+    for _ in range(120):
+        built += one_sentence(build) is not None
+    assert built < 60

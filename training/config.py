@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import parse_yaml, read_yaml
+from anycharv_core.models import PoseGuiderConfig, UNetConfig
 from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, schedule_of
 from training.sections import Range, build, mapping, merged, path, plain, shown, unknown
 
@@ -358,9 +359,13 @@ def _check(config: Config) -> None:
         if maker is not None and (maker not in before or before[maker].task == "pairs"):
             raise UserError(f"'{where}.pairs.model' is {shown(maker)}, which is no earlier phase that trains.")
         before[name] = phase
-    for part in config.networks or {}:
+    for part, network in (config.networks or {}).items():
         if part not in typing.get_args(Part):
             raise unknown("networks", part, typing.get_args(Part))
+        if part.endswith("_unet"):
+            UNetConfig.from_dict(network, path("networks", part))
+        elif part == "pose_guider":
+            PoseGuiderConfig.from_dict(network, path("networks", part))
 
 
 def _check_phase(phase: Phase, where: str) -> None:

@@ -104,7 +104,12 @@ def new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         defaults = {key: value for key, value in CLIPVisionConfig().to_dict().items() if key in CLIP_SETTINGS}
-        return CLIPVisionModelWithProjection(CLIPVisionConfig(**_of_types(part, config, defaults)))
+        known = _of_types(part, config, defaults)
+        whole = defaults | known
+        # Later versions of transformers raise an error of their own here, which is none of the ordinary ones.
+        if whole["num_attention_heads"] < 1 or whole["hidden_size"] % whole["num_attention_heads"]:
+            raise ValueError("'hidden_size' is no multiple of 'num_attention_heads'")
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**known))
     except UserError:
         raise
     except _BAD_CONFIG as error:

@@ -20,6 +20,7 @@ from anycharv_core.checkpoints.recognise import motion_weights
 from anycharv_core.checkpoints.state_dicts import read_training_weights
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
+from anycharv_core.models import UNetConfig
 from anycharv_core.models.schedule import SCHEDULER, NoiseSchedule, schedule_of
 from anycharv_core.systems import read_checkpoint, system_of
 from anycharv_core.systems.animate_anyone import SD15, motion_additions
@@ -157,7 +158,11 @@ def _base_config(path: Path, config: Mapping[str, Any] | None) -> Mapping[str, A
     beside = path.with_name("config.json")
     if config is not None:
         return config
-    return read_json(beside) if beside.is_file() else SD15
+    if not beside.is_file():
+        return SD15
+    base = read_json(beside)
+    UNetConfig.from_dict(base, str(beside))  # what is read of it below is there, and of its type
+    return base
 
 
 def reference_config(base: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +200,7 @@ def _in_3d(value: Any) -> Any:
 
 
 def _guider(init: Init, configs: dict[str, dict[str, Any]]) -> tuple[Path, Weights] | None:
-    width = configs["denoising_unet"]["block_out_channels"][0]
+    width = UNetConfig.from_dict(configs["denoising_unet"], "networks.denoising_unet").block_out_channels[0]
     configs.setdefault("pose_guider", {**GUIDER, "conditioning_embedding_channels": width})
     if init.pose_guider is None:
         return None
