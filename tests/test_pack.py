@@ -45,6 +45,7 @@ UNWANTED_MODULES = {
     "urllib3",
     "webbrowser",
 }
+ONLY_EXCEPTIONS = {"huggingface_hub.errors"}
 UNWANTED_CALLS = re.compile(
     r"(eval|exec|__import__|os\.(system|popen|exec\w+|spawn\w+|fork)|.*\.eval|torch\.hub\..*)"
 )
@@ -79,7 +80,8 @@ def unwanted(module: ast.AST) -> list[str]:
     """What a registry scan would object to, with line numbers."""
     found = []
     for node in ast.walk(module):
-        found += [f"{node.lineno}: import {name}" for name in imported(node) if name in UNWANTED_MODULES]
+        if not (isinstance(node, ast.ImportFrom) and node.module in ONLY_EXCEPTIONS):
+            found += [f"{node.lineno}: import {name}" for name in imported(node) if name in UNWANTED_MODULES]
         if isinstance(node, ast.Call) and UNWANTED_CALLS.fullmatch(name := ast.unparse(node.func)):
             found.append(f"{node.lineno}: {name}()")
     return found
