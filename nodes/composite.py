@@ -32,7 +32,7 @@ class AnyCharVComposite(io.ComfyNode):
             "mask's place.",
             inputs=[
                 io.Image.Input("generated", tooltip="Decoded frames, of the size AnyCharV Conditioning chose."),
-                io.Image.Input("original", tooltip="The frames of the driving clip."),
+                io.Image.Input("original", tooltip="The frames of the driving video."),
                 io.Mask.Input(
                     "mask",
                     optional=True,

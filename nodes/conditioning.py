@@ -33,7 +33,7 @@ class AnyCharVConditioning(io.ComfyNode):
                 io.Image.Input(
                     "scene",
                     optional=True,
-                    tooltip="The frames of the driving clip. Animate Anyone needs none; where it gets one, "
+                    tooltip="The frames of the driving video. Animate Anyone needs none; where it gets one, "
                     "AnyCharV Composite puts the character in front of it.",
                 ),
                 io.Mask.Input(
@@ -48,7 +48,7 @@ class AnyCharVConditioning(io.ComfyNode):
                 *size_inputs(),
                 recipe_input(
                     "'official' does as the model's release does: it stretches the reference, and sizes "
-                    "AnyCharV's clips by the pose frames."
+                    "AnyCharV's videos by the pose frames."
                 ),
             ],
             outputs=[

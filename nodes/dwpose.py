@@ -49,11 +49,11 @@ class AnyCharVDWPose(io.ComfyNode):
             node_id="AnyCharVDWPose",
             display_name="AnyCharV DWPose",
             category=CATEGORY,
-            description="Finds everybody in a clip and reads their body, feet, hands and face by DWPose, whose "
+            description="Finds everybody in a video and reads their body, feet, hands and face by DWPose, whose "
             "skeletons AnyCharV was trained on.",
             search_aliases=["pose estimation", "openpose", "skeleton", "keypoints", "yolox"],
             inputs=[
-                io.Image.Input("images", tooltip="The frames of the clip, or one picture."),
+                io.Image.Input("images", tooltip="The frames of the video, or one picture."),
                 io.Combo.Input(
                     "model",
                     options=names,
@@ -79,7 +79,7 @@ class AnyCharVDWPose(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     advanced=True,
-                    tooltip="Frames per second of the clip, by which smoothing tells tremble from motion. Get "
+                    tooltip="Frames per second of the video, by which smoothing tells tremble from motion. Get "
                     "Video Components knows it.",
                 ),
             ],

@@ -184,8 +184,8 @@ def _reference_net(
 def _fill(part: str, module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, patcher: Any) -> None:
     check_keys(part, module, weights)
     # Positional encodings stay float32, as in the files.
-    cast = {k: v if k.endswith(".pe") else v.to(dtype) for k, v in weights.items()}
-    module.load_state_dict(cast, assign=patcher.is_dynamic())
+    stored = {k: v if k.endswith(".pe") else v.to(dtype) for k, v in weights.items()}
+    module.load_state_dict(stored, assign=patcher.is_dynamic())
     module.requires_grad_(False).train(False)
 
 

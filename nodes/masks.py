@@ -52,7 +52,7 @@ class AnyCharVBoxMask(io.ComfyNode):
                     min=0,
                     max=60,
                     tooltip="Frames on either side over which the box is steadied. It never loses a pixel of "
-                    "its own frame's mask. 0 for clips with cuts.",
+                    "its own frame's mask. 0 for videos with cuts.",
                 ),
                 io.Int.Input(
                     "min_size",

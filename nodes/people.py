@@ -63,7 +63,7 @@ def _ways() -> list[io.DynamicCombo.Option]:
             [
                 io.Image.Input(
                     "picture",
-                    tooltip="Picture of the person, dressed as in the clip; alpha leaves the background out.",
+                    tooltip="Picture of the person, dressed as in the video; alpha leaves the background out.",
                 )
             ],
         ),
@@ -77,12 +77,12 @@ class AnyCharVFindPeople(io.ComfyNode):
             node_id="AnyCharVFindPeople",
             display_name="AnyCharV Find People",
             category=CATEGORY,
-            description="Follows everybody through the clip, also behind others and across cuts, shows them "
+            description="Follows everybody through the video, also behind others and across cuts, shows them "
             "numbered on a contact sheet, and gives the poses and boxes of those you choose.",
             search_aliases=["person tracking", "choose person", "select person", "re-identification"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The frames of the clip."),
+                io.Image.Input("images", tooltip="The frames of the video."),
                 PoseKeypoint.Input(
                     "keypoints",
                     tooltip="Everybody in every frame, from AnyCharV DWPose, SDPose or another DWPose node.",
@@ -104,7 +104,7 @@ class AnyCharVFindPeople(io.ComfyNode):
                     "none where they are absent.",
                 ),
                 io.Image.Output(display_name="sheet", tooltip="The contact sheet."),
-                io.Int.Output(display_name="people", tooltip="How many people the clip shows."),
+                io.Int.Output(display_name="people", tooltip="How many people the video shows."),
             ],
         )
 

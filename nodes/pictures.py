@@ -99,7 +99,7 @@ def frame_boxes(boxes: Any, frames: int) -> list[tuple[float, float, float, floa
     if len(first) == 1:
         first *= frames
     if len(first) != frames:
-        raise UserError(f"There are boxes for {len(first)} frames but the clip has {frames}.")
+        raise UserError(f"There are boxes for {len(first)} frames but the video has {frames}.")
     return [None if box is None else _corners(box) for box in first]
 
 

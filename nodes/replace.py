@@ -48,19 +48,19 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             display_name="AnyCharV Replace Character",
             category=CATEGORY,
             description="Puts the character into the video and keeps its size, frame times and audio. Frames "
-            "stream from file to file, so the length of the clip is not limited by memory.",
+            "stream from file to file, so the length of the video is not limited by memory.",
             search_aliases=["character swap", "replace person"],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader, with or without LoRAs."),
                 ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
                 io.Vae.Input("vae", tooltip="The VAE the model works with."),
                 io.ClipVision.Input("clip_vision", tooltip="The image encoder the model was trained with."),
-                io.Video.Input("video", tooltip="The driving clip."),
+                io.Video.Input("video", tooltip="The driving video."),
                 io.Image.Input("reference", tooltip="One picture of the character; alpha removes its background."),
                 io.MultiType.Input(
                     "mask",
                     [io.Mask, io.BoundingBox, io.BoundingBoxes],
-                    tooltip="White where the person is replaced, one per frame of the clip or one for all; or "
+                    tooltip="White where the person is replaced, one per frame of the video or one for all; or "
                     "boxes. Frames without white pass through untouched.",
                 ),
                 io.MultiType.Input(
@@ -151,7 +151,7 @@ def _as_file(video: Any) -> Iterator[str]:
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="anycharv_") as folder:
-        path = str(Path(folder) / "clip.mp4")
+        path = str(Path(folder) / "video.mp4")
         video.save_to(path)
         yield path
 

@@ -30,7 +30,7 @@ class AnyCharVSampler(io.ComfyNode):
             display_name="AnyCharV Sampler",
             category=CATEGORY,
             description="Samples with the paper's settings: DDIM on the checkpoint's own noise schedule and "
-            "timesteps. Clips longer than 24 frames get overlapping windows, unless the model brings its own.",
+            "timesteps. Videos longer than 24 frames get overlapping windows, unless the model brings its own.",
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader; LoRAs and context windows are honoured."),
                 io.Conditioning.Input("positive", tooltip="From AnyCharV Conditioning."),
@@ -80,7 +80,7 @@ def run_sampler(
 ) -> Tensor:
     """Unscaled latents [F, c, h, w] denoised from `noise` by DDIM on the model's own timesteps.
 
-    windows: how to cut the clip, or None for the model's own context windows.
+    windows: how to cut the video, or None for the model's own context windows.
     """
     frames = len(noise)
     coverage = torch.ones(frames)

@@ -43,7 +43,7 @@ class AnyCharVSegment(io.ComfyNode):
             "and bridges frames where the detector missed them. Cuts in the video are found and respected.",
             search_aliases=["sam2", "segment anything", "video mask", "matting", "rotoscope"],
             inputs=[
-                io.Image.Input("images", tooltip="The frames of the clip."),
+                io.Image.Input("images", tooltip="The frames of the video."),
                 io.MultiType.Input(
                     "boxes",
                     [io.BoundingBox, io.BoundingBoxes],

@@ -54,9 +54,9 @@ def seed_input() -> io.Int.Input:
 
 def size_inputs() -> list[io.Int.Input]:
     where = (
-        "in pixels, at which the networks work: the clip is fitted into width x height with its proportions "
-        "kept. 0 for both takes the size the model was made for, or else the clip's own. Without a scene the "
-        "pose frames are the clip."
+        "in pixels, at which the networks work: the video is fitted into width x height with its proportions "
+        "kept. 0 for both takes the size the model was made for, or else the video's own. Without a scene the "
+        "pose frames are the video."
     )
     return [
         io.Int.Input(name, default=0, min=0, max=16384, step=8, tooltip=f"{name.capitalize()} {where}")

@@ -25,7 +25,7 @@ class AnyCharVLongVideo(io.ComfyNode):
             node_id="AnyCharVLongVideo",
             display_name="AnyCharV Long Video",
             category=CATEGORY,
-            description="Lets the model sample clips of any length in overlapping windows, whose predictions "
+            description="Lets the model sample videos of any length in overlapping windows, whose predictions "
             "are fused at every step; memory is that of one window. Works with every sampler node.",
             search_aliases=["context windows", "temporal aggregation"],
             inputs=[
@@ -55,7 +55,7 @@ class AnyCharVLongVideo(io.ComfyNode):
                     "layout",
                     options=LAYOUTS,
                     default="linear",
-                    tooltip="'linear' runs from the first frame to the last; 'looped' wraps around, for clips "
+                    tooltip="'linear' runs from the first frame to the last; 'looped' wraps around, for videos "
                     "that are played in a loop.",
                 ),
             ],
