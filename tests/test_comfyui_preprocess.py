@@ -235,7 +235,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "no such number": (
         lambda: graph("two", {"choose": "number", "choose.people": "3"}),
         "find",
-        "There are 2 people in the clip",
+        "There are 2 people in the video",
     ),
     "no number": (
         lambda: graph("two", {"choose": "number", "choose.people": "the tall one"}),
@@ -250,7 +250,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "click in no frame": (
         lambda: graph("one", {"choose": "click", "choose.frame": 99, "choose.x": 1, "choose.y": 1}),
         "find",
-        "The clip has no frame 99",
+        "The video has no frame 99",
     ),
     "box around nobody": (
         lambda: graph(
