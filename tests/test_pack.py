@@ -26,8 +26,6 @@ SOURCES = [
     REPO / "__init__.py",
     *(path for folder in ("nodes", "anycharv_core") for path in sorted((REPO / folder).rglob("*.py"))),
 ]
-# Libraries that take seconds to import, which the core loads when a node first needs them.
-DEFERRED = {"diffusers", "transformers", "onnxruntime"}
 # Networks, processes and HTTP routes, each of which a node pack in the registry has to do without.
 UNWANTED_MODULES = {
     "aiohttp",
@@ -64,16 +62,6 @@ def imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom) and not node.level:
         return [(node.module or "").partition(".")[0]]
     return []
-
-
-def run_at_import(module: ast.AST) -> Iterator[ast.AST]:
-    """Every node that is neither inside a function nor for type checkers alone."""
-    for child in ast.iter_child_nodes(module):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        yield child
-        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield from run_at_import(child)
 
 
 def unwanted(module: ast.AST) -> list[str]:
@@ -246,11 +234,6 @@ def test_pickles_are_read_as_weights_only(path: Path) -> None:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
             assert "weights_only=True" in ast.unparse(node)
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPO).as_posix())
-def test_slow_libraries_are_imported_on_first_use(path: Path) -> None:
-    assert not DEFERRED & {name for node in run_at_import(tree(path)) for name in imported(node)}
 
 
 def test_every_input_has_a_tooltip(schemas: dict[str, Any]) -> None:
