@@ -26,7 +26,7 @@ from .errors import UserError
 
 # An hour of one person's keypoints is 0.7 GB of JSON with 36 million numbers.
 MOST_JSON_BYTES, MOST_JSON_VALUES = 2**30, 2**26
-MOST_YAML_BYTES, MOST_YAML_VALUES = 2**20, 100_000
+MOST_YAML_BYTES, MOST_YAML_VALUES = 2**18, 100_000
 MOST_PICTURE_BYTES, MOST_SIDE = 2**30, 32768
 MOST_HEADER_BYTES, MOST_TENSORS = 10**8, 10**6
 MOST_DEPTH = 64
@@ -196,7 +196,7 @@ def _no_number(text: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file in UTF-8 of at most 1 MiB. Raises UserError as `parse_yaml` does."""
+    """The content of a YAML file in UTF-8 of at most 256 KiB. Raises UserError as `parse_yaml` does."""
     return parse_yaml(read_bytes(path, MOST_YAML_BYTES), str(path))
 
 
@@ -237,6 +237,8 @@ def _measure(events: Iterable[Any], name: str) -> None:
             size = 1
         elif kind in ("SequenceStartEvent", "MappingStartEvent"):
             open_.append((anchor, 1))
+            if len(open_) > MOST_DEPTH:
+                raise UserError(f"{name} is nested more than {MOST_DEPTH} deep.")
             continue
         elif kind in ("SequenceEndEvent", "MappingEndEvent"):
             anchor, size = open_.pop()
@@ -245,16 +247,18 @@ def _measure(events: Iterable[Any], name: str) -> None:
         open_[-1] = (open_[-1][0], open_[-1][1] + size)
         if open_[-1][1] > MOST_YAML_VALUES:
             raise UserError(f"{name} holds more than {MOST_YAML_VALUES:,} values; give a smaller file.")
-        if len(open_) > MOST_DEPTH:
-            raise UserError(f"{name} is nested more than {MOST_DEPTH} deep.")
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """A picture, decoded and turned upright, with at most 8 bits a channel and 179 million pixels.
+def read_picture(path: str | Path, mode: str | None = None) -> Image.Image:
+    """A picture, decoded and turned upright, of at most 179 million pixels.
 
     PNG, JPEG, WebP, TIFF, BMP, GIF (its first frame), PPM, TGA, and AVIF and JPEG 2000 where PIL has them.
 
-    Raises UserError where the file cannot be read, is another kind of picture, damaged or too large.
+    Args:
+        mode: PIL's name of the channels to convert to; None gives "RGBA" where there is transparency, else "RGB".
+
+    Raises UserError where the file cannot be read, is another kind of picture, has more than 8 bits a channel, is
+    damaged or too large.
     """
     if check_file(path) > MOST_PICTURE_BYTES:
         raise UserError(f"{path} holds more than {MOST_PICTURE_BYTES:,} bytes; give a smaller picture.")
@@ -272,7 +276,8 @@ def read_picture(path: str | Path) -> Image.Image:
                 if opened.mode.startswith(("I", "F")):
                     raise UserError(f"{path} has more than 8 bits a channel; save it as an ordinary PNG.")
                 opened.load()
-                return _upright(opened)
+                transparent = "A" in opened.getbands() or "transparency" in opened.info
+                return _upright(opened).convert(mode or ("RGBA" if transparent else "RGB"))
     except UserError:
         raise
     except _PICTURE_ERRORS as error:
@@ -282,7 +287,7 @@ def read_picture(path: str | Path) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     """Not by PIL's `exif_transpose`, which also writes the metadata again and fails where that is odd."""
     turn = _TURNS.get(picture.getexif().get(_ORIENTATION))
-    return picture.copy() if turn is None else picture.transpose(turn)
+    return picture if turn is None else picture.transpose(turn)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -95,3 +96,19 @@ def test_folders_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "m11.png")
     with pytest.raises(UserError, match=r"m11.png is 5x4 but the first PNG in its folder is 4x4"):
         list(read_gray(tmp_path))
+
+
+def test_colour_profiles_and_exif_in_masks_do_no_harm(tmp_path: Path) -> None:
+    image = needs.installed("pillow", module="PIL.Image")
+    profiles = needs.installed("pillow", module="PIL.ImageCms")
+    mask = np.zeros((8, 16), np.uint8)
+    mask[:, :4] = 255
+    profile = profiles.ImageCmsProfile(profiles.createProfile("sRGB")).tobytes()
+    turned = image.Exif()
+    turned[0x0112] = 6
+    image.fromarray(mask).save(tmp_path / "profile.png", icc_profile=profile)
+    image.fromarray(mask).save(tmp_path / "turned.png", exif=turned.tobytes())
+    for _ in range(20):
+        (plain,), (upright,) = (list(read_gray(tmp_path / name)) for name in ("profile.png", "turned.png"))
+        assert np.array_equal(plain, mask) and np.array_equal(upright, np.rot90(mask, -1))
+        gc.collect()

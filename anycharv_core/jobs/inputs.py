@@ -123,17 +123,15 @@ def check_mask_size(opened: ReplacementInputs, files: Replacement, video: Video)
 
 def read_reference(path: Path) -> np.ndarray:
     """The character's picture, turned upright: uint8 [H, W, 3], or [H, W, 4] where it has transparency."""
-    picture = read_picture(path)
-    transparent = "A" in picture.getbands() or "transparency" in picture.info
-    pixels = np.array(picture.convert("RGBA" if transparent else "RGB"))
-    if transparent and not pixels[..., 3].any():
+    pixels = np.array(read_picture(path))
+    if pixels.shape[2] == 4 and not pixels[..., 3].any():
         raise UserError(f"{path} is transparent everywhere; give a picture that shows the character.")
     return pixels
 
 
 def read_reference_mask(path: Path, reference: np.ndarray) -> np.ndarray:
     """The character's outline in the reference picture: uint8 [H, W], 255 = character."""
-    mask = np.asarray(read_picture(path).convert("L"))
+    mask = np.asarray(read_picture(path, "L"))
     if mask.shape != reference.shape[:2]:
         raise UserError(
             f"{path} is {mask.shape[1]}x{mask.shape[0]} but the reference is "

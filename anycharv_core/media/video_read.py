@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
+import av.filter
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
@@ -83,6 +84,9 @@ _CONTAINERS = (
 )
 # 8K twice over; a frame of it takes 0.2 GB as RGB, and several are held at a time.
 _MOST_SIDE, _MOST_PIXELS = 16384, 2**26
+# Side data of a frame that PyAV must not see, by number: of one whose metadata it would free a second time (it
+# crashes), and those that it has no name for (it raises ValueError).
+_UNSAFE = (SideDataType.ICC_PROFILE.value, *sorted(set(range(40)) - {known.value for known in SideDataType}))
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its luma and chroma
 
 
@@ -428,7 +432,7 @@ def _to_8_bits(gray: np.ndarray, bits: int) -> np.ndarray:
 
 def _matrix(frame: av.VideoFrame) -> _Matrix:
     """Return a, b, c, d, each -1, 0 or 1: a stored (x, y) is shown at (a x + c y, b x + d y)."""
-    side_data: Any = frame.side_data  # PyAV's annotation knows motion vectors alone
+    side_data: Any = _with_safe_side_data(frame).side_data  # PyAV's annotation knows motion vectors alone
     stored = side_data.get(SideDataType.DISPLAYMATRIX)
     if stored is None:
         return 1, 0, 0, 1
@@ -436,6 +440,26 @@ def _matrix(frame: av.VideoFrame) -> _Matrix:
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return (-1 if a < 0 else 1), 0, 0, (-1 if d < 0 else 1)
     return 0, (-1 if b < 0 else 1), (-1 if c < 0 else 1), 0
+
+
+def _with_safe_side_data(frame: av.VideoFrame) -> av.VideoFrame:
+    """The same picture without `_UNSAFE`."""
+    graph = av.filter.Graph()
+    chain = [
+        graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format.name,
+            time_base=frame.time_base or Fraction(1, 25),
+        ),
+        *(graph.add("sidedata", f"mode=delete:type={number}") for number in _UNSAFE),
+        graph.add("buffersink"),
+    ]
+    for one, following in itertools.pairwise(chain):
+        one.link_to(following)
+    graph.configure()
+    graph.push(frame)
+    return cast(av.VideoFrame, graph.pull())
 
 
 def _oriented(picture: np.ndarray, matrix: _Matrix) -> np.ndarray:
