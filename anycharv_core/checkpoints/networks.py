@@ -51,15 +51,16 @@ def build_networks(
 
     Raises UserError naming the part and the first offending key when weights and config disagree.
     """
-    modules: dict[str, nn.Module] = {}
+    with torch.device("meta"):
+        nets = _networks(checkpoint.configs)
     for part in NETWORKS:
-        with torch.device("meta"):
-            modules[part] = _network(part, checkpoint.configs[part])
-        check_keys(part, modules[part], checkpoint.weights[part])
-    check_pairing(modules["denoising_unet"], modules["reference_unet"], modules["pose_guider"])
+        check_keys(part, getattr(nets, part), checkpoint.weights[part])
+    check_pairing(nets.denoising_unet, nets.reference_unet, nets.pose_guider)
     for part in LIBRARY_PARTS:
         if part in checkpoint.weights:
-            modules[part] = library_part(part, checkpoint.configs[part], checkpoint.weights[part])
+            module = library_part(part, checkpoint.configs[part], checkpoint.weights[part])
+            setattr(nets, part, module)
+    modules = {part: module for part, module in vars(nets).items() if module is not None}
     check_ends({part: checkpoint.configs[part] for part in modules})
     for part, module in modules.items():
         weights = {
@@ -68,14 +69,16 @@ def build_networks(
         }
         module.load_state_dict(weights, assign=True)
         module.to(device).requires_grad_(False).train(False)
-    return Networks(**modules)
+    return nets
 
 
 def untrained(configs: Mapping[str, Mapping[str, Any]]) -> Networks:
     """Every part that `configs` describes, freshly initialised."""
-    networks = {part: _network(part, configs[part]) for part in NETWORKS}
-    others = {part: new_library_part(part, configs[part]) for part in LIBRARY_PARTS if part in configs}
-    return Networks(**networks, **others)
+    nets = _networks(configs)
+    for part in LIBRARY_PARTS:
+        if part in configs:
+            setattr(nets, part, new_library_part(part, configs[part]))
+    return nets
 
 
 def library_part(part: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
@@ -100,7 +103,8 @@ def new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
 
             parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
             defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-            return AutoencoderKL(**_of_types(part, config, defaults))
+            vae: Any = AutoencoderKL(**_of_types(part, config, defaults))
+            return vae
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         defaults = {key: value for key, value in CLIPVisionConfig().to_dict().items() if key in CLIP_SETTINGS}
@@ -169,8 +173,9 @@ def check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuid
         )
 
 
-def _network(part: str, config: Mapping[str, Any]) -> nn.Module:
-    if part == "pose_guider":
-        return PoseGuider(PoseGuiderConfig.from_dict(config))
-    kind = DenoisingUNet if part == "denoising_unet" else ReferenceNet
-    return kind(UNetConfig.from_dict(config))
+def _networks(configs: Mapping[str, Mapping[str, Any]]) -> Networks:
+    return Networks(
+        DenoisingUNet(UNetConfig.from_dict(configs["denoising_unet"])),
+        ReferenceNet(UNetConfig.from_dict(configs["reference_unet"])),
+        PoseGuider(PoseGuiderConfig.from_dict(configs["pose_guider"])),
+    )

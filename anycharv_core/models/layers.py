@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -214,6 +214,11 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([SpatialBlock(index, dim, heads, cfg, operations, **factory)])
         self.proj_out = project(dim, dim, *extra, **factory)
 
+    @property
+    def block(self) -> SpatialBlock:
+        """Its only block."""
+        return cast(SpatialBlock, self.transformer_blocks[0])
+
     def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
         """x [N, C, h, w] -> the same, and the tokens of its block."""
         height = x.shape[2]
@@ -222,7 +227,7 @@ class SpatialTransformer(nn.Module):
             h = self.proj_in(rearrange(h, "n c h w -> n (h w) c"))
         else:
             h = rearrange(self.proj_in(h), "n c h w -> n (h w) c")
-        h, tokens = self.transformer_blocks[0](h, cond)
+        h, tokens = self.block(h, cond)
         if self.linear:
             h = rearrange(self.proj_out(h), "n (h w) c -> n c h w", h=height)
         else:
@@ -231,6 +236,8 @@ class SpatialTransformer(nn.Module):
 
 
 class PositionalEncoding(nn.Module):
+    pe: Tensor  # [1, max_len, dim]
+
     def __init__(self, dim: int, max_len: int, device: torch.device | None = None):
         super().__init__()
         position = torch.arange(max_len, device=device)[:, None]
@@ -248,9 +255,11 @@ class TemporalAttention(Attention):
         super().__init__(dim, dim, cfg.heads, operations, **factory)
         self.pos_encoder = PositionalEncoding(dim, cfg.max_len, factory.get("device"))
 
-    def forward(self, x: Tensor, attention: AttentionFunction) -> Tensor:
-        """Attention between the F tokens of each row of x [N, F, C]."""
-        return super().forward(self.pos_encoder(x), attention)
+    def forward(
+        self, x: Tensor, attention: AttentionFunction, bank: KeyValue | None = None, plain_rows: int = 0
+    ) -> Tensor:
+        """Attention between the F tokens of each row of x [N, F, C], which are told apart by their positions."""
+        return super().forward(self.pos_encoder(x), attention, bank, plain_rows)
 
 
 class TemporalBlock(nn.Module):

@@ -42,10 +42,10 @@ class PatchCodec(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)]
         for width, finer in pairwise(widths):
             layers += [_Residual(width), nn.Conv2d(width, 4 * finer, 3, padding=1), nn.PixelShuffle(2)]
-        layers += [_Residual(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)]
-        self.refinement = nn.Sequential(*layers)
-        nn.init.zeros_(layers[-1].weight)
-        nn.init.zeros_(layers[-1].bias)
+        last = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.refinement = nn.Sequential(*layers, _Residual(widths[-1]), last)
 
     @classmethod
     def from_config(cls, config: Any) -> PatchCodec:
@@ -81,6 +81,7 @@ class PatchCodec(nn.Module):
         gain = deviation.rsqrt() / deviation.mean().sqrt()
         forward = (axes * gain).T
         self.analysis.weight.copy_(forward.reshape(self.analysis.weight.shape))
+        assert self.analysis.bias is not None and self.synthesis.bias is not None
         self.analysis.bias.copy_(-forward @ mean)
         self.synthesis.weight.copy_((axes / gain).T.reshape(self.synthesis.weight.shape))
         # The mean of a patch may differ from pixel to pixel, a bias may not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from .config import PoseGuiderConfig, UNetConfig
+from .config import MotionConfig, PoseGuiderConfig, UNetConfig
 from .layers import (
     AttentionFunction,
     Conditions,
@@ -45,21 +45,26 @@ class Stage(nn.Module):
         widths: Sequence[tuple[int, int]],
         heads: int | None,
         first_block: int,
-        motion: bool,
+        motion: MotionConfig | None,
         operations: Any,
         **factory: Any,
     ):
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock(i, o, cfg, operations, **factory) for i, o in widths])
-        attentions = [
-            SpatialTransformer(first_block + index, width, heads, cfg, operations, **factory)
-            for index, (_, width) in enumerate(widths if heads else ())
-        ]
-        motion_modules = [
-            MotionModule(o, cfg.motion, operations, **factory) for _, o in (widths if motion else ())
-        ]
-        self.attentions = nn.ModuleList(attentions) if attentions else None
-        self.motion_modules = nn.ModuleList(motion_modules) if motion_modules else None
+        outs = [width for _, width in widths]
+        self.attentions = self.motion_modules = None
+        if heads is not None:
+            blocks = [
+                SpatialTransformer(first_block + index, width, heads, cfg, operations, **factory)
+                for index, width in enumerate(outs)
+            ]
+            self.attentions = nn.ModuleList(blocks)
+        if motion is not None:
+            self.motion_modules = nn.ModuleList([MotionModule(o, motion, operations, **factory) for o in outs])
+
+    def spatial_transformers(self) -> list[SpatialTransformer]:
+        """In the order of the layers; none where the stage has no attention."""
+        return [cast(SpatialTransformer, each) for each in self.attentions or ()]
 
     def layer(self, index: int, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
         """x [N, C, h, w] -> the next x, and the tokens of its spatial block."""
@@ -77,7 +82,17 @@ class Stage(nn.Module):
 
 
 class DownStage(Stage):
-    def __init__(self, cfg, widths, heads, first_block, motion, last: bool, operations, **factory):
+    def __init__(
+        self,
+        cfg: UNetConfig,
+        widths: Sequence[tuple[int, int]],
+        heads: int | None,
+        first_block: int,
+        motion: MotionConfig | None,
+        last: bool,
+        operations: Any,
+        **factory: Any,
+    ):
         super().__init__(cfg, widths, heads, first_block, motion, operations, **factory)
         # A list of one, for the weights' names.
         down = [] if last else [Downsample(widths[-1][1], operations, **factory)]
@@ -97,7 +112,17 @@ class DownStage(Stage):
 
 
 class UpStage(Stage):
-    def __init__(self, cfg, widths, heads, first_block, motion, last: bool, operations, **factory):
+    def __init__(
+        self,
+        cfg: UNetConfig,
+        widths: Sequence[tuple[int, int]],
+        heads: int | None,
+        first_block: int,
+        motion: MotionConfig | None,
+        last: bool,
+        operations: Any,
+        **factory: Any,
+    ):
         super().__init__(cfg, widths, heads, first_block, motion, operations, **factory)
         up = [] if last else [Upsample(widths[-1][1], operations, **factory)]
         self.upsamplers = nn.ModuleList(up) if up else None
@@ -119,7 +144,16 @@ class UpStage(Stage):
 class MidStage(Stage):
     """resnet, attention, motion, resnet."""
 
-    def __init__(self, cfg, dim: int, heads: int, first_block: int, motion: bool, operations, **factory):
+    def __init__(
+        self,
+        cfg: UNetConfig,
+        dim: int,
+        heads: int,
+        first_block: int,
+        motion: MotionConfig | None,
+        operations: Any,
+        **factory: Any,
+    ):
         super().__init__(cfg, [(dim, dim)], heads, first_block, motion, operations, **factory)
         self.resnets.append(ResnetBlock(dim, dim, cfg, operations, **factory))
 
@@ -137,7 +171,7 @@ class UNet(nn.Module):
         widths, layers, heads = cfg.block_out_channels, cfg.layers_per_block, cfg.heads
         motion = cfg.motion
         levels = range(len(widths))
-        at = [motion is not None and 2**i in motion.resolutions for i in levels]
+        at = [motion if motion is not None and 2**i in motion.resolutions else None for i in levels]
 
         self.conv_in = operations.Conv2d(cfg.in_channels, widths[0], 3, padding=1, **factory)
         self.time_embedding = TimestepEmbedding(widths[0], operations, **factory)
@@ -149,12 +183,12 @@ class UNet(nn.Module):
             last = i == levels[-1]
             pairs = [(skips[-1], widths[i])] + [(widths[i], widths[i])] * (layers - 1)
             skips += [widths[i]] * (layers if last else layers + 1)
-            moves = at[i] and not motion.decoder_only
+            moves = None if motion is not None and motion.decoder_only else at[i]
             attends = heads[i] if cfg.down_attention[i] else None
             self.down_blocks.append(DownStage(cfg, pairs, attends, blocks, moves, last, operations, **factory))
             blocks += len(pairs) if attends else 0
 
-        moves = motion is not None and motion.mid_block
+        moves = motion if motion is not None and motion.mid_block else None
         self.mid_block = MidStage(cfg, widths[-1], heads[-1], blocks, moves, operations, **factory)
         blocks += 1
 
@@ -176,12 +210,11 @@ class UNet(nn.Module):
 
     def stages(self) -> list[Stage]:
         """The stages in the order in which they run."""
-        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return [cast(Stage, stage) for stage in (*self.down_blocks, self.mid_block, *self.up_blocks)]
 
     def spatial_blocks(self) -> list[SpatialBlock]:
         """The transformer blocks by their `index`, the order of the bank."""
-        attentions = [attention for stage in self.stages() for attention in stage.attentions or ()]
-        return [attention.transformer_blocks[0] for attention in attentions]
+        return [attention.block for stage in self.stages() for attention in stage.spatial_transformers()]
 
     def idle_modules(self) -> list[nn.Module]:
         """Modules whose weights no output depends on, so that training gives them no gradient.
@@ -235,11 +268,17 @@ class ReferenceNet(UNet):
 
     def idle_modules(self) -> list[nn.Module]:
         """As in any UNet, and what lies behind the last spatial block's norm1, where the last tokens are taken."""
-        reading = max(i for i, stage in enumerate(self.up_blocks) if stage.attentions is not None)
-        stage, last = self.up_blocks[reading], self.up_blocks[reading].attentions[-1]
-        block = last.transformer_blocks[0]
-        behind = [block.attn1, block.attn2, block.norm3, block.ff, last.proj_out, *self.up_blocks[reading + 1 :]]
-        return [*super().idle_modules(), *behind, *(stage.upsamplers or ())]
+        stages = self.stages()
+        reading = max(index for index, stage in enumerate(stages) if stage.attentions is not None)
+        stage = stages[reading]
+        last = stage.spatial_transformers()[-1]
+        block = last.block
+        behind = [block.attn1, block.attn2, block.norm3, block.ff, last.proj_out, *stages[reading + 1 :]]
+        if isinstance(stage, UpStage):
+            behind += stage.upsamplers or ()
+        elif isinstance(stage, MidStage):
+            behind.append(stage.resnets[1])
+        return [*super().idle_modules(), *behind]
 
 
 class DenoisingUNet(UNet):

@@ -17,10 +17,9 @@ class Windows:
 
 
 def closed_loop_windows(frames: int, average: bool, size: int = WINDOW, overlap: int = OVERLAP) -> Windows:
-    """The release's windows: the last one wraps to the start of the clip, and all weigh the same."""
-    if frames <= size:
-        indices = (tuple(range(frames)),)
-    else:
+    """The release's windows: the last one wraps to the start of the video, and all weigh the same."""
+    indices: tuple[tuple[int, ...], ...] = (tuple(range(frames)),)
+    if frames > size:
         starts = range(0, frames, size - overlap)
         indices = tuple(tuple(i % frames for i in range(s, s + size)) for s in starts)
     return Windows(indices, tuple((1.0,) * len(w) for w in indices), average)

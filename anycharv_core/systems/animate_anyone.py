@@ -106,7 +106,7 @@ def _read(folder: Path) -> Checkpoint:
     configs = {
         "denoising_unet": base | additions | channels,
         "reference_unet": base,
-        "pose_guider": _guider_config(weights["pose_guider"], paths["pose_guider"]),
+        "pose_guider": _guider_config(weights["pose_guider"], folder),
     }
     return Checkpoint(configs, weights, {**SETTINGS, SCHEDULER: scheduler})
 
@@ -161,13 +161,13 @@ def _base_config(folder: Path, denoising: Weights) -> dict[str, Any]:
 def _inference(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """`unet_additional_kwargs` and `noise_scheduler_kwargs` of inference.json, None where it has none."""
     content = read_json(path) if path.is_file() else {}
-    found = [content.get(name) if isinstance(content, dict) else () for name in (ADDITIONS, SCHEDULER)]
-    if not all(isinstance(section, dict | None) for section in found):
+    given: dict[str, Any] = content if isinstance(content, dict) else {ADDITIONS: ()}
+    additions, scheduler = given.get(ADDITIONS), given.get(SCHEDULER)
+    if not all(isinstance(section, dict | None) for section in (additions, scheduler)):
         raise UserError(
             f"{path} does not hold {ADDITIONS} and {SCHEDULER} as the release's settings do: repair it, or "
             "delete it and let the motion file decide."
         )
-    additions, scheduler = found
     # Absent means joint normalisation, as in the release.
     return None if additions is None else {"use_inflated_groupnorm": False, **additions}, scheduler
 
@@ -235,7 +235,7 @@ def _check_motion(cfg: UNetConfig, motion: Weights, path: Path) -> None:
             )
 
 
-def _guider_config(weights: Weights, path: Path) -> dict[str, Any]:
+def _guider_config(weights: Weights, folder: Path) -> dict[str, Any]:
     try:
         if any(value.ndim != (4 if key.endswith("weight") else 1) for key, value in weights.items()):
             raise KeyError("convolution")
@@ -249,7 +249,8 @@ def _guider_config(weights: Weights, path: Path) -> dict[str, Any]:
         }
     except KeyError as missing:
         raise UserError(
-            f"{path} is not a pose guider: it has no {missing}; put the pose_guider.pth of these weights there."
+            f"pose_guider.pth in {folder} is not a pose guider: it has no {missing}; put the one of these weights "
+            "there."
         ) from None
 
 

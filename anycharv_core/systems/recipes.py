@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -79,8 +80,9 @@ def canvas_of_scene(scene: Size | None, pose: Size, size: Size | None, multiple:
             "the scene's proportions."
         )
     scale = min(size[0] / source[0], size[1] / source[1]) if size else 1.0
-    inner = tuple(max(1, round(side * scale)) for side in source)
-    return Canvas(scene or inner, inner, tuple(-(-side // multiple) * multiple for side in inner))
+    width, height = (max(1, round(side * scale)) for side in source)
+    padded = -(-width // multiple) * multiple, -(-height // multiple) * multiple
+    return Canvas(scene or (width, height), (width, height), padded)
 
 
 def on_black(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
@@ -90,7 +92,7 @@ def on_black(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     return np.rint(picture * (alpha[..., None] / 255.0)).astype(np.uint8)
 
 
-def letterbox(picture: np.ndarray, size: Size, mode: str = "constant") -> np.ndarray:
+def letterbox(picture: np.ndarray, size: Size, mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
     """The whole picture, its proportions kept, in the middle of one of `size`: black, or its edges repeated."""
     scale = min(size[0] / picture.shape[1], size[1] / picture.shape[0])
     width, height = (max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0]))
