@@ -8,6 +8,7 @@ that the others and --help start without it.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Their remarks on versions and unused settings are nothing the user can act on.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Where the locale has no letter for what a file name or a licence holds.
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = _parser().parse_args(argv)
         return args.run(args)

@@ -183,7 +183,7 @@ def main() -> None:
     clips = args.clips * len(SITUATIONS)
     report = {"clips": clips, "frames per clip": args.frames, "size": args.size, "scores": rows}
     with atomic_path(args.out) as tmp:
-        tmp.write_text(json.dumps(report, indent=2) + "\n")
+        tmp.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
 
 

@@ -73,7 +73,7 @@ def main() -> None:
     text = json.dumps({"runs": runs, "bytes_per_frame": round(growth)}, indent=2)
     print(text)
     if args.out:
-        args.out.write_text(text + "\n")
+        args.out.write_text(text + "\n", encoding="utf-8")
     if growth > ALLOWED:
         raise SystemExit(f"The peak grows by {growth:.0f} bytes a frame; at most {ALLOWED} are allowed.")
 

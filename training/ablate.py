@@ -171,7 +171,7 @@ def ablate(args: argparse.Namespace) -> None:
     if args.train_only:
         return
     with atomic_path(args.out / "ablation.json") as tmp:
-        tmp.write_text(json.dumps(report) + "\n")
+        tmp.write_text(json.dumps(report) + "\n", encoding="utf-8")
     with atomic_path(args.out / "sheet.png") as tmp:
         sheet(pages[1:], pages[0]).save(tmp)
     print(table(report))

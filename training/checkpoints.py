@@ -123,7 +123,7 @@ def _write_manifest(folder: Path, step: int) -> None:
             files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
             _flush(path)
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
+    manifest.write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n", encoding="utf-8")
     _flush(manifest)
 
 

@@ -194,9 +194,11 @@ class Log:
         self.count = 0
         self.meter = Meter(accelerator.device)
         if accelerator.is_main_process and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines(True) if _step(line) <= start]
+            kept = [
+                line for line in self.path.read_text(encoding="utf-8").splitlines(True) if _step(line) <= start
+            ]
             with atomic_path(self.path) as tmp:
-                tmp.write_text("".join(kept))
+                tmp.write_text("".join(kept), encoding="utf-8")
         accelerator.init_trackers("tensorboard")
 
     def add(self, step: int, values: dict[str, float], lr: float, phase: Phase) -> None:
@@ -214,7 +216,7 @@ class Log:
         if self.accelerator.is_main_process:
             row = {"step": step, "seconds": round(time.monotonic() - self.started, 1)}
             row |= {key: float(f"{value:.6g}") for key, value in values.items()}
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 

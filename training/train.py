@@ -200,7 +200,7 @@ def _alone(folder: Path, state: PartialState) -> Iterator[None]:
 def write_config(config: Config, folder: Path) -> None:
     """folder/config.yaml: the config that runs, every default spelled out."""
     with atomic_path(folder / "config.yaml") as tmp:
-        tmp.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        tmp.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def write_record(run: Run) -> None:
@@ -211,7 +211,7 @@ def write_record(run: Run) -> None:
         if path.exists():
             logs[name] = read_lines(path)
     with atomic_path(run.out / "training.json") as tmp:
-        tmp.write_text(json.dumps({"config": plain(run.config), "log": logs}, indent=1) + "\n")
+        tmp.write_text(json.dumps({"config": plain(run.config), "log": logs}, indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,11 +13,13 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..files import write_error
@@ -142,24 +144,38 @@ def _plan_source(source: Source, to: Path, endpoint: str | None) -> Iterator[Ite
     from huggingface_hub import HfApi
 
     with _explained(source.repo, endpoint):
-        info = HfApi(endpoint=endpoint).model_info(source.repo, files_metadata=True, timeout=30)
-    offered = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        try:
+            info = HfApi(endpoint=endpoint).model_info(source.repo, files_metadata=True, timeout=30)
+            offered = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+            licences = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise UserError(
+                f"What the hub says of {source.repo} is not understood ({type(error).__name__}): use no mirror "
+                "for it."
+            ) from error
     wanted = [next((name for name in names if name in offered), None) for names in source.files]
     if None in wanted:
         raise UserError(
             f"{source.repo} has no {source.files[wanted.index(None)][0]} any more: look for it elsewhere and see "
             f"'anycharv download {source.name} --offline' for where it goes."
         )
-    licences = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
     for file in filter(None, (*wanted, *(name for name in source.extras if name in offered))):
         size, path = offered[file].size, to / source.folder / file
         digest = offered[file].lfs.sha256 if offered[file].lfs else offered[file].blob_id
-        if size is None or not digest or not info.sha:
-            raise UserError(f"The hub lists {info.id}/{file} without size or hash: use no mirror for it.")
+        if not _is_size(size) or not _is_hash(digest) or not _is_hash(info.sha):
+            raise UserError(f"The hub lists {source.repo}/{file} without size or hash: use no mirror for it.")
         present = path.is_file() and path.stat().st_size == size and _digest(path, digest) == digest
         if path.exists() and not present:
             raise UserError(f"{path} is not the file that {source.repo} holds: move it away, then run again.")
         yield Item(source.repo, file, path, size, digest, info.sha, (licences or [source.licence])[0], present)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**50
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", value) is not None
 
 
 def listing(items: Sequence[Item]) -> list[str]:

@@ -66,7 +66,7 @@ def run(
     with atomic_path(out / "sheet.png") as tmp:
         sheet(rows, [*titles, *titles[1:]]).save(tmp)
     with atomic_path(out / "report.json") as tmp:
-        tmp.write_text(json.dumps(report, indent=2) + "\n")
+        tmp.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,26 @@ def test_an_odd_path_costs_one_sentence(
         said = capfd.readouterr().err.strip()
         assert code == 2 and said and "\n" not in said, (odd, code, said)
         assert listed(place) == before, odd
+
+
+def test_a_locale_without_the_letters_of_a_name(tmp_path: Path) -> None:
+    """What is printed to a terminal or a file of 7 or 8 bits has escapes in place of them."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "anycharv_core",
+            "download",
+            "pose",
+            "--offline",
+            "--to",
+            str(tmp_path / "hä\u4e16"),
+        ],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode == 0 and not ran.stderr, ran.stderr
+    assert b"yolox_l.onnx" in ran.stdout and ran.stdout.isascii()
