@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--mask", type=to_path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
     add("--pose", type=to_path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors (default: %(default)s)")
+    add(
+        "--canvas",
+        choices=("auto", "frame", "person"),
+        default="auto",
+        help="what the networks see: whole frames, or a window that follows the person (default: the person where "
+        "that halves the background)",
+    )
+    add("--context", type=_finite, default=0.1, metavar="X", help="around the person, of their size (%(default)s)")
     _add_render(make, cfg="3.0")
     make.set_defaults(run=_generate)
 
@@ -352,9 +360,10 @@ def _demo(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from .jobs.replace import ReplaceJob, generate, people_of
 
-    video, people = people_of(args.reference, args.reference_mask, args.video, args.mask, args.pose, args.prepared)
+    files = (args.reference, args.reference_mask, args.video, args.mask, args.pose, args.prepared)
+    video, people, cuts = people_of(*files)
     own = ("reference", "reference_mask", "prepared", "video", "mask", "pose")
-    job = ReplaceJob(video=video, people=people, **_fields(args, *own))
+    job = ReplaceJob(video=video, people=people, cuts=cuts, **_fields(args, *own))
     with _progress_bar("denoising", "call") as progress:
         report = generate(job, progress)
     return _made(job, report)

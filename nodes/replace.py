@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.media.canvas import FRAME
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks
@@ -135,6 +136,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     size=size,
                     recipe=recipe,
                     reference_mask=alpha,
+                    canvas=FRAME,
                 )
                 bar = comfy.utils.ProgressBar(info.frames)
                 for frame in out.frames:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anycharv_core.errors import UserError
-from anycharv_core.media.canvas import FRAME, PERSON, Canvas, choose_canvases, poses_on_canvases
+from anycharv_core.media.canvas import AUTO, FRAME, PERSON, Canvas, CanvasPath, choose_path
 from anycharv_core.media.masks import composite, feather
 from anycharv_core.media.pose import BODY, Poses, body_points, pack_person
 
@@ -144,9 +144,9 @@ def test_what_is_pasted_lies_in_the_region(seed, frame):
         far = rng.integers(near + 1, np.minimum(near + 40, frame) + 1)
         boxes.append((*near.tolist(), *far.tolist()))
     whole = Canvas(frame, (64, 64), (64, 64))
-    _, followed = choose_canvases(PERSON, whole, boxes, [13], 0.0, keep)
-    for canvas, (x0, y0, x1, y1) in zip(followed, boxes, strict=True):
-        region = canvas.region
+    path = choose_path(PERSON, whole, (64, 48), boxes, [13], 0.0, keep)
+    for number, (x0, y0, x1, y1) in enumerate(boxes):
+        region = path.at(number).region
         assert region[0] <= max(0, x0 - keep) and region[1] <= max(0, y0 - keep)
         assert region[2] >= min(frame[0], x1 + keep) and region[3] >= min(frame[1], y1 + keep)
 
@@ -156,33 +156,38 @@ def test_poses_lie_where_the_canvas_shows_the_person():
     body = np.column_stack([np.linspace(105, 135, 18), np.linspace(110, 205, 18), np.ones(18)])
     poses = Poses(1280, 720, [np.stack([pack_person({BODY: body * (2, 2, 1)})])] * 2)
     boxes = [(100, 100, 140, 220), (110, 100, 150, 220)]
-    _, canvases = choose_canvases(PERSON, Canvas((640, 360), (64, 36), (64, 64)), boxes)
-    placed = poses_on_canvases(poses, canvases, 4)
+    path = choose_path(PERSON, Canvas((640, 360), (64, 36), (64, 40)), (64, 64), boxes)
+    placed = path.poses(poses, (256, 256))
     assert placed.size == (256, 256)
-    for canvas, people in zip(canvases, placed.people, strict=True):
-        np.testing.assert_allclose(body_points(people[0])[:, :2], 4 * canvas.to_canvas(body[:, :2]), rtol=1e-5)
+    for number, people in enumerate(placed.people):
+        expected = 4 * path.at(number).to_canvas(body[:, :2])
+        np.testing.assert_allclose(body_points(people[0])[:, :2], expected, rtol=1e-5)
         assert (people[0, :18, 2] == 1).all() and np.isnan(people[0, 18:]).all()
-    with pytest.raises(ValueError):
-        poses_on_canvases(poses, canvases[:1])
+    longer = path.poses(poses.take([0, 1, 1]), (256, 256)).people
+    np.testing.assert_array_equal(longer[2], longer[1])
+    whole = CanvasPath(path.canvas).poses(poses, (128, 72))
+    np.testing.assert_allclose(body_points(whole.people[0][0])[:, :2], body[:, :2] / 5, rtol=1e-6)
 
 
 def test_a_person_still_is_a_still_canvas():
-    _, followed = choose_canvases(PERSON, Canvas((640, 360), (64, 36), (64, 40)), [(100, 100, 140, 220)] * 9)
-    assert followed == [followed[0]] * 9 and followed[0].padded == (64, 40)
+    path = choose_path(PERSON, Canvas((640, 360), (64, 36), (64, 40)), (64, 64), [(100, 100, 140, 220)] * 9)
+    assert path.shows == PERSON and path.canvas == Canvas((640, 360), (64, 64), (64, 64))
+    assert [path.at(frame) for frame in range(9)] == [path.at(0)] * 9 and path.at(0).window is not None
 
 
 def test_auto_follows_who_is_small():
     whole = Canvas((640, 360), (128, 72), (128, 72))
-    assert choose_canvases("auto", whole, [(100, 100, 140, 220)] * 3)[0] == PERSON
-    chosen, canvases = choose_canvases("auto", whole, [(100, 10, 240, 350), None])
-    assert chosen == FRAME and canvases == [whole] * 2
-    assert choose_canvases("frame", whole, [(100, 100, 140, 220)])[1] == [whole]
+    small, large = (100, 100, 140, 220), (100, 10, 240, 350)
+    assert choose_path(AUTO, whole, (128, 72), [small] * 3).shows == PERSON
+    path = choose_path(AUTO, whole, (128, 72), [large, None])
+    assert path.shows == FRAME and path.at(0) == path.at(1) == whole
+    assert choose_path(FRAME, whole, (128, 72), [small]).at(0) == whole
 
 
 @pytest.mark.parametrize("context", [-0.1, float("nan"), float("inf")])
 def test_what_cannot_be_chosen(context):
     whole = Canvas((64, 64), (64, 64), (64, 64))
     with pytest.raises(UserError, match="There is no canvas 'face'; use one of 'frame', 'person', 'auto'"):
-        choose_canvases("face", whole, [None])
+        choose_path("face", whole, (64, 64), [None])
     with pytest.raises(UserError, match="context"):
-        choose_canvases("person", whole, [None], context=context)
+        choose_path(PERSON, whole, (64, 64), [None], context=context)

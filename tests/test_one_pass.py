@@ -51,7 +51,7 @@ def job(tiny_model: Path, tmp_path: Path) -> Callable[..., ReplaceJob]:
         Image.fromarray(rng.integers(256, size=(20, 16, 3), dtype=np.uint8)).save(place / "reference.png")
         people.append(Replacement(place / "reference.png", place / "mask.mkv", place / "pose.json"))
 
-    def make(count: int) -> ReplaceJob:
+    def make(count: int, canvas: str = "frame") -> ReplaceJob:
         return ReplaceJob(
             video=tmp_path / "video.mp4",
             people=tuple(people[:count]),
@@ -60,15 +60,18 @@ def job(tiny_model: Path, tmp_path: Path) -> Callable[..., ReplaceJob]:
             device="cpu",
             out=tmp_path / "out.mp4",
             sheet=tmp_path / "sheet.png",
+            canvas=canvas,
         )
 
     return make
 
 
+@pytest.mark.parametrize("canvas", ["frame", "person"])
 @pytest.mark.parametrize("people", [1, 2])
 def test_a_job_decodes_and_draws_each_frame_once_to_encode_and_once_to_paste(
-    job: Callable[..., ReplaceJob], people: int, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., ReplaceJob], people: int, canvas: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """To follow a person takes a look at all masks and for cuts before."""
     decoded: Counter[str] = Counter()
     drawn = []
     decode, draw = video_read._decoded, pose_drawing._drawn
@@ -84,10 +87,11 @@ def test_a_job_decodes_and_draws_each_frame_once_to_encode_and_once_to_paste(
 
     monkeypatch.setattr(video_read, "_decoded", counted)
     monkeypatch.setattr(pose_drawing, "_drawn", counted_drawing)
-    report = generate(job(people))
+    report = generate(job(people, canvas))
+    times = 2 if canvas == "frame" else 3
     assert report["background_bit_equal"] is True and report["frames"] == FRAMES
     # One frame of the video tells its size before the model is loaded, and one of a mask whether it has alpha.
-    assert decoded == {"video.mp4": 2 * FRAMES + 1, "mask.mkv": people * (2 * FRAMES + 1)}
+    assert decoded == {"video.mp4": times * FRAMES + 1, "mask.mkv": people * (times * FRAMES + 1)}
     assert len(drawn) == people * FRAMES
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..inference.pipeline import Pipeline
+from ..media.canvas import FRAME
 from ..media.masks import box_masks
-from ..media.pose_drawing import draw_poses
 from ..media.sheet import upscale
 from ..preprocess.tracking import body_looks, looks_distance
 from ..puppets import Clip
@@ -57,19 +57,24 @@ def task_of(pipe: Pipeline) -> str:
 
 
 def of_model(
-    pipe: Pipeline, steps: int, guidance: float, seed: int = 42, fine: bool = False, cut: bool = False
+    pipe: Pipeline,
+    steps: int,
+    guidance: float,
+    seed: int = 42,
+    fine: bool = False,
+    cut: bool = False,
+    canvas: str = FRAME,
 ) -> Method:
     """A model as a method for `task_of(pipe)`. It is told a swap's box and whole clip, as the finished product is.
 
     fine: the driving character's exact mask in place of the box. cut: the masked part of the scene is black, as
-    stage one is trained (eq. 2; the finished product sees the whole clip, eq. 3).
+    stage one is trained (eq. 2; the finished product sees the whole clip, eq. 3). canvas: as in
+    `Pipeline.__call__`; puppets of the bench fill so much of their frames that there is little to follow.
     """
 
     def run(given: Swap | Animation, side: int, *scene: np.ndarray) -> np.ndarray:
-        drawn = round(side * pipe.settings.get("pose_scale", 1))
-        pose = np.stack(list(draw_poses(given.poses().scaled(drawn, drawn))))
         settings = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": (side, side)}
-        return pipe(given.reference, *scene, pose=pose, **settings).frames
+        return pipe(given.reference, *scene, pose=given.poses(), canvas=canvas, **settings).frames
 
     def animate(task: Task) -> np.ndarray:
         return run(task.given, task.given.pose.shape[1])

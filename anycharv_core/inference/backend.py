@@ -188,4 +188,4 @@ class TorchBackend:
         def compute(frames: list[int]) -> Tensor:
             return self.networks.pose_guider(to_unit(video.poses.take(frames)).to(self.device, self.dtype))
 
-        return FrameFeatures(compute, frames_at_a_time(video.canvas.padded))
+        return FrameFeatures(compute, frames_at_a_time(video.path.canvas.padded))

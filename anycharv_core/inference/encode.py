@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..media.canvas import Canvas
+from ..media.canvas import Canvas, CanvasPath
 from ..media.frames import FrameStore, Source, batched, together, uneven
 from ..media.imaging import Size
 from ..systems.recipes import Recipe
@@ -25,60 +25,92 @@ Watch = Callable[[np.ndarray, Sequence[np.ndarray]], None]
 class EncodedVideo:
     """What one video has become for the sampler.
 
-    scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; both None where the network takes none; poses:
-    uint8 skeletons of the canvas's padded size; present: whether the frame's mask has a pixel.
+    path: what of every frame it shows; scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; both None
+    where the network takes none; poses: uint8 skeletons of the canvas's padded size; present: whether the frame's
+    mask has a pixel.
     """
 
-    canvas: Canvas
+    path: CanvasPath
     scene: Tensor | None
     mask: Tensor | None
     poses: FrameStore
     present: tuple[bool, ...]
 
 
+@dataclass(frozen=True)
+class Person:
+    """Somebody to replace: masks uint8 [H, W] of the whole scene, and skeletons uint8 [H, W, 3] of what `path`
+    shows of it, of any size."""
+
+    mask: Source
+    pose: Source
+    path: CanvasPath
+
+
 def encode_people(
     encode: Encode,
+    multiple: int,
     recipe: Recipe,
-    canvas: Canvas,
     scene: Source,
-    people: Sequence[tuple[Source, Source]],
+    people: Sequence[Person],
     watch: Watch | None = None,
 ) -> list[EncodedVideo]:
-    """A scene, once for each of the people to replace in it, given as (mask, pose); every stream is read once.
+    """A scene, for each of the people to replace in it; every stream is read once.
 
-    watch: called with every frame and its skeletons, one for each of the people. Raises UserError where the
-    streams do not fit together.
+    The scene itself is encoded as the first of them sees it, and shared by those who see the same; for the others
+    it is None, until those before them are in it and `encode_scene` is called.
+
+    multiple: pixels a latent pixel is wide; watch: called with every frame and its skeletons, one for each of the
+    people. Raises UserError where the streams do not fit together.
     """
+    first = people[0].path
     latents: list[Tensor] = []
     masks: list[list[Tensor]] = [[] for _ in people]
     poses = [FrameStore() for _ in people]
     present: list[list[bool]] = [[] for _ in people]
-    rows = together(scene, *(stream for person in people for stream in person))
-    for batch in batched(rows, frames_at_a_time(canvas.padded)):
-        latents.append(encode(np.stack([canvas.place(frame) for frame, *_ in batch])))
-        for number in range(len(people)):
-            regions = [row[1 + 2 * number] for row in batch]
-            masks[number].append(recipe.mask(np.stack(regions), canvas, latents[-1].shape[-2:]))
+    rows = enumerate(together(scene, *(stream for person in people for stream in (person.mask, person.pose))))
+    for batch in batched(rows, min(frames_at_a_time(person.path.canvas.padded) for person in people)):
+        latents.append(encode(np.stack([first.at(index).place(frame) for index, (frame, *_) in batch])))
+        for number, person in enumerate(people):
+            width, height = (side // multiple for side in person.path.canvas.padded)
+            regions = [row[1 + 2 * number] for _, row in batch]
+            canvases = [person.path.at(index) for index, _ in batch]
+            masks[number].append(recipe.mask(np.stack(regions), canvases, torch.Size((height, width))))
             present[number] += [bool((region >= 128).any()) for region in regions]
-        for frame, *streams in batch:
-            for store, skeleton in zip(poses, streams[1::2], strict=True):
-                store.append(canvas.place(skeleton))
+        for index, (frame, *streams) in batch:
+            skeletons = streams[1::2]
+            for number, person in enumerate(people):
+                poses[number].append(person.path.canvas.place(skeletons[number]))
+                if watch is not None and person.path.windows is not None:
+                    skeletons[number] = _on_frame(person.path.at(index), poses[number][index], frame.shape)
             if watch is not None:
-                watch(frame, streams[1::2])
+                watch(frame, skeletons)
     shared = torch.cat(latents)
     return [
-        EncodedVideo(canvas, shared, torch.cat(regions).to(shared.device), store, tuple(seen))
-        for regions, store, seen in zip(masks, poses, present, strict=True)
+        EncodedVideo(
+            person.path,
+            shared if person.path.shows_same(first) else None,
+            torch.cat(regions).to(shared.device),
+            store,
+            tuple(seen),
+        )
+        for person, regions, store, seen in zip(people, masks, poses, present, strict=True)
     ]
 
 
-def encode_scene(encode: Encode, canvas: Canvas, scene: Iterable[np.ndarray]) -> Tensor:
-    """Scaled latents [F, c, h, w] of frames uint8 [H, W, 3], which are read once."""
-    batches = batched((canvas.place(frame) for frame in scene), frames_at_a_time(canvas.padded))
+def _on_frame(canvas: Canvas, skeleton: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A skeleton of the padded size in an otherwise black frame of this shape."""
+    return canvas.paste(skeleton, np.zeros(shape, np.uint8), np.ones(shape[:2], np.float32))
+
+
+def encode_scene(encode: Encode, path: CanvasPath, scene: Iterable[np.ndarray]) -> Tensor:
+    """Scaled latents [F, c, h, w] of what `path` shows of frames uint8 [H, W, 3], which are read once."""
+    placed = (path.at(index).place(frame) for index, frame in enumerate(scene))
+    batches = batched(placed, frames_at_a_time(path.canvas.padded))
     return torch.cat([encode(np.stack(batch)) for batch in batches])
 
 
-def place_poses(canvas: Canvas, pose: Source, beside: Sequence[Source]) -> EncodedVideo:
+def place_poses(path: CanvasPath, pose: Source, beside: Sequence[Source]) -> EncodedVideo:
     """For a network that takes neither scene nor mask: those are `beside`, and only have to be as long.
 
     They are read where they don't say how long they are. Raises UserError where they are not.
@@ -86,12 +118,12 @@ def place_poses(canvas: Canvas, pose: Source, beside: Sequence[Source]) -> Encod
     poses = FrameStore()
     unknown = [source for source in beside if source.count is None]
     for skeleton, *_ in together(pose, *unknown):
-        poses.append(canvas.place(skeleton))
+        poses.append(path.canvas.place(skeleton))
     for source in beside:
         if source.count not in (None, len(poses)):
             first, second = (source, pose) if source.count < len(poses) else (pose, source)
             raise uneven(first.name, min(source.count, len(poses)), second.name)
-    return EncodedVideo(canvas, None, None, poses, (True,) * len(poses))
+    return EncodedVideo(path, None, None, poses, (True,) * len(poses))
 
 
 def frames_at_a_time(size: Size) -> int:

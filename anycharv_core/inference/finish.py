@@ -1,4 +1,4 @@
-"""What happens to a decoded frame where there is a scene: the character goes in front of it."""
+"""What happens to what was decoded: it becomes a frame, and where there is a scene the character goes in front."""
 
 from __future__ import annotations
 
@@ -6,23 +6,39 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from ..media.canvas import Canvas
 from ..media.chroma_key import Colour, key_onto
-from ..media.masks import composite, feather
+from ..media.imaging import Size
+from ..media.masks import feather
 
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
 
-Finish = Callable[[np.ndarray], np.ndarray]
-"""Every decoded frame in turn, uint8 [H, W, 3] of the scene's size -> the finished one."""
+Finish = Callable[[np.ndarray, Canvas], np.ndarray]
+"""What was decoded for each frame in turn, uint8 [H, W, 3] of the padded size, and its canvas -> the frame."""
 
 
 def paste_weights(mask: np.ndarray) -> np.ndarray:
     """The network's share of each pixel, float32 [H, W], for a mask uint8 [H, W]; 0 is the scene alone."""
-    width = max(1, round(FEATHER * min(mask.shape)))
+    width = _feather_width(mask.shape)
     return feather(mask, width, width)
 
 
+def paste_reach(size: Size) -> int:
+    """How many pixels around a mask of this (width, height) may have a weight of more than 0."""
+    return 2 * _feather_width(size)
+
+
+def _feather_width(sides: tuple[int, ...]) -> int:
+    return max(1, round(FEATHER * min(sides)))
+
+
+def whole(made: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """The frame as it was decoded; there is no scene."""
+    return canvas.restore(made)
+
+
 class PasteBack:
-    """Puts frames into the padded and feathered masks of a scene; both are read as the frames come.
+    """Puts what was decoded into the padded and feathered masks of a scene; both are read as the frames come.
 
     untouched: whether every pixel outside them has so far been the scene's, bit for bit.
     """
@@ -31,10 +47,10 @@ class PasteBack:
         self._rows = zip(scene, masks, strict=True)
         self.untouched = True
 
-    def __call__(self, made: np.ndarray) -> np.ndarray:
+    def __call__(self, made: np.ndarray, canvas: Canvas) -> np.ndarray:
         original, mask = next(self._rows)
         weights = paste_weights(mask)
-        finished = composite(made, original, weights)
+        finished = canvas.paste(made, original, weights)
         self.untouched = self.untouched and bool((finished == original).all(axis=-1)[weights == 0].all())
         return finished
 
@@ -42,4 +58,4 @@ class PasteBack:
 def keyed(scene: Iterable[np.ndarray], key: Colour) -> Finish:
     """Puts what is not of the colour `key` in front of the scene, which is read as the frames come."""
     frames = iter(scene)
-    return lambda made: key_onto(made, next(frames), key)
+    return lambda made, canvas: key_onto(canvas.restore(made), next(frames), key)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..media.canvas import Canvas, pose_canvas
+from ..media.camera import CONTEXT, Box
+from ..media.canvas import AUTO, FRAME, PERSON, Canvas, CanvasPath, choose_path, nearest_multiple, pose_canvas
 from ..media.chroma_key import Colour, key_colour, on_colour
 from ..media.frames import Frames, Source
 from ..media.imaging import Size
+from ..media.masks import mask_box
+from ..media.pose import Poses
 from ..models.windows import Windows
+from ..preprocess.shots import find_cuts
 from ..systems import System
 from ..systems.recipes import Recipe
 from .backend import Backend, Progress, TorchBackend
-from .encode import EncodedVideo, Watch, encode_people, frames_at_a_time, place_poses
-from .finish import Finish, PasteBack, keyed
+from .encode import EncodedVideo, Person, Watch, encode_people, frames_at_a_time, place_poses
+from .finish import Finish, PasteBack, keyed, paste_reach, whole
 from .phases import Phases
+from .skeletons import PictureSkeletons, PointSkeletons
 
 
 @dataclass
@@ -42,14 +48,21 @@ class Output:
 class Plan:
     """What is decided before a video is read.
 
-    size: (width, height) the networks were asked to work at, None = the video's own, of which came `canvas`;
-    drawing: the size at which skeletons given as points are drawn.
+    size: (width, height) the networks were asked to work at, None = the video's own, of which came `canvas`, that
+    of whole frames; drawing: the size at which skeletons given as points are drawn; window, window_drawing: the
+    sizes of a canvas that follows a person, and of its drawings.
     """
 
     recipe: Recipe
     canvas: Canvas
     size: Size | None
     drawing: Size
+    window: Size
+    window_drawing: Size
+
+    def drawn_at(self, path: CanvasPath) -> Size:
+        """The size at which skeletons given as points are drawn for `path`."""
+        return self.drawing if path.windows is None else self.window_drawing
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Pipeline:
         reference: np.ndarray,
         scene: Frames | None = None,
         mask: Frames | None = None,
-        pose: Frames | None = None,
+        pose: Frames | Poses | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         seed: int = 42,
@@ -120,16 +133,23 @@ class Pipeline:
         recipe: str = "default",
         progress: Progress | None = None,
         reference_mask: np.ndarray | None = None,
+        canvas: str = AUTO,
+        context: float = CONTEXT,
     ) -> Output:
         """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
 
         reference: uint8 [H, W, 3], or [H, W, 4] whose alpha cuts the character out; reference_mask: uint8
         [H, W] that does the same. scene: uint8 [F, H, W, 3]; mask: uint8 [F, H, W], 255 = replace; pose:
-        uint8 [F, H, W, 3] skeletons; each may be an iterable of frames instead, which is then read as a
-        stream. steps, guidance_scale: None = the release's. noise: float32 [F, c, h, w] to start from,
+        uint8 [F, H, W, 3] skeletons or `Poses`; each may be an iterable of frames instead, which is then read as
+        a stream. steps, guidance_scale: None = the release's. noise: float32 [F, c, h, w] to start from,
         instead of what `seed` draws. size: (width, height) the networks work at; None = the scene's own
         (recipe "official": the pose frames'). The default recipe returns frames of the scene's size
         whatever `size` is. progress(done, total) is called after every denoising call; what it raises stops it.
+
+        canvas: "frame" shows the networks whole frames, "person" a window of each that follows the person, with
+        `context` around the mask as a fraction of its longer side, and "auto" (default) the person where that at
+        least halves the background that the networks would see. Windows have the size asked for as `size`, rounded
+        to latent pixels. Only a recipe that pastes into a scene can follow; all others see whole frames.
 
         A model of Animate Anyone needs only reference and pose, gives frames of the poses' size or `size`
         (divisible by `multiple`) and takes the background from the reference. Where a scene is given all the same,
@@ -141,17 +161,22 @@ class Pipeline:
         # What a model's own settings recommend is for the caller to ask for, as the command line does.
         steps, guidance_scale = self.system.sampling({}, steps, guidance_scale)
         check_steps(steps)
-        streamed = not isinstance(pose if scene is None else scene, np.ndarray)
+        streamed = not isinstance(pose if scene is None else scene, (np.ndarray, Poses))
         chosen = self.system.recipe(recipe)
         shown = None if scene is None else Source("scene", scene, 3, replayed=True)
         regions = None if mask is None else Source("mask", mask, None, replayed=True)
         phases = Phases()
         self.system.check_inputs(scene, mask, pose, chosen)
         split_reference(reference, reference_mask)  # says what is wrong with it before the video is looked at
-        skeletons = Source("pose", () if pose is None else pose, 3)
+        pictures = Source("pose", () if pose is None or isinstance(pose, Poses) else pose, 3)
+        skeletons = PointSkeletons(pose) if isinstance(pose, Poses) else PictureSkeletons(pictures)
         with phases("encode"):
-            plan = self.plan(chosen, shown.size if shown else None, skeletons.size, size)
-            made = self.prepare(plan, reference, shown, regions, skeletons, reference_mask)
+            plan = self.plan(chosen, shown.size if shown else None, skeletons.size, size, size)
+            path = CanvasPath(plan.canvas)
+            if self.can_follow(chosen, canvas) and shown and regions:
+                path = self.follow(plan, canvas, context, list(map(mask_box, regions)), partial(find_cuts, shown))
+            drawn = Source("pose", skeletons.drawn(plan.drawn_at(path), path), 3)
+            made = self.prepare(plan, reference, shown, regions, drawn, reference_mask, path)
         if noise is None:
             noise = self.noise(made, seed)
         elif tuple(noise.shape) != made.shape:
@@ -168,12 +193,14 @@ class Pipeline:
         mask: Source | None,
         pose: Source,
         reference_mask: np.ndarray | None = None,
+        path: CanvasPath | None = None,
     ) -> Prepared:
         """All that comes before sampling, of what `__call__` is given; scene and mask are read once at most.
 
-        Raises UserError as `__call__` does.
+        pose: skeletons of what `path` shows, None = whole frames. Raises UserError as `__call__` does.
         """
         recipe = plan.recipe
+        path = path or CanvasPath(plan.canvas)
         self.system.check_inputs(scene, mask, pose, recipe)
         seen = self.refer(recipe, reference, reference_mask, keyed=scene is not None and mask is None)
         if scene and mask and recipe.composites and mask.size != scene.size:
@@ -182,11 +209,11 @@ class Pipeline:
                 "scene's size."
             )
         if self.system.reads_scene and scene and mask:
-            (video,) = self.encode(plan, scene, [(mask, pose)])
+            (video,) = self.encode(recipe, scene, [Person(mask, pose, path)])
             if recipe.paste_back and not any(video.present):
                 raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
         else:
-            video = place_poses(plan.canvas, pose, [given for given in (scene, mask) if given])
+            video = place_poses(path, pose, [given for given in (scene, mask) if given])
         return self.prepared(recipe, seen, video)
 
     def working_size(self, recipe: Recipe, shown: Size, asked: Size | None) -> Size | None:
@@ -199,14 +226,53 @@ class Pipeline:
             return asked
         return recipe.working_size(area, shown, self.backend.multiple)
 
-    def plan(self, recipe: Recipe, scene: Size | None, pose: Size, size: Size | None) -> Plan:
+    def plan(
+        self, recipe: Recipe, scene: Size | None, pose: Size, size: Size | None, asked: Size | None = None
+    ) -> Plan:
         """What follows from the sizes of scene (None where there is none) and poses, and the size to work at.
 
-        Raises UserError where they do not fit together.
+        asked: what `size` was made of, as `working_size` does; where nobody asked, a window has just the size that
+        the model was made for. Raises UserError where sizes do not fit together.
         """
         canvas = recipe.canvas(scene, pose, size, self.backend.multiple)
         working = canvas.inner if recipe.keeps_aspect else size or pose
-        return Plan(recipe, canvas, size, pose_canvas(working, self.settings.get("pose_scale", 1) if size else 1))
+        scale = self.settings.get("pose_scale", 1) if size else 1
+        own = self.settings.get("size", canvas.padded) if size else canvas.padded
+        window = nearest_multiple(asked or (own[0], own[1]), self.backend.multiple)
+        return Plan(recipe, canvas, size, pose_canvas(working, scale), window, pose_canvas(window, scale))
+
+    def can_follow(self, recipe: Recipe, choice: str) -> bool:
+        """Whether there is a choice between whole frames and a person at all.
+
+        Raises UserError where the person was chosen, but `recipe` cannot follow one.
+        """
+        able = self.system.reads_scene and recipe.paste_back
+        if choice == PERSON and not able:
+            raise UserError(
+                "The canvas can't follow a person here: that takes a model that replaces one in a scene, and its "
+                "recipe 'default'; use 'frame'."
+            )
+        return able and choice != FRAME
+
+    def follow(
+        self,
+        plan: Plan,
+        choice: str,
+        context: float,
+        boxes: Sequence[Box | None],
+        cuts: Callable[[], Sequence[int]],
+    ) -> CanvasPath:
+        """What the networks see of every frame, for the boxes of a person's masks.
+
+        choice, context: as in `__call__`; cuts: the first frame of every shot but the first, asked for only where
+        the path depends on it. Raises UserError as `choose_path` does.
+        """
+        keep = paste_reach(plan.canvas.source)
+        decide = partial(choose_path, choice, plan.canvas, plan.window, boxes, context=context, keep=keep)
+        # Frames each on their own have the smallest windows: if those are too large, shots need not be known.
+        if decide(range(len(boxes))).windows is None or not any(boxes):
+            return CanvasPath(plan.canvas)
+        return decide(cuts())
 
     def refer(
         self, recipe: Recipe, reference: np.ndarray, mask: np.ndarray | None, keyed: bool = False
@@ -225,13 +291,13 @@ class Pipeline:
         return Reference(picture, self.backend.embed(recipe.clip_view(picture)), key)
 
     def encode(
-        self, plan: Plan, scene: Source, people: Sequence[tuple[Source, Source]], watch: Watch | None = None
+        self, recipe: Recipe, scene: Source, people: Sequence[Person], watch: Watch | None = None
     ) -> list[EncodedVideo]:
-        """The scene, once for each of the people to replace in it, see `encode_people`."""
-        return encode_people(self.backend.encode, plan.recipe, plan.canvas, scene, people, watch)
+        """The scene, for each of the people to replace in it, see `encode_people`."""
+        return encode_people(self.backend.encode, self.backend.multiple, recipe, scene, people, watch)
 
     def prepared(self, recipe: Recipe, reference: Reference, video: EncodedVideo) -> Prepared:
-        width, height = (side // self.backend.multiple for side in video.canvas.padded)
+        width, height = (side // self.backend.multiple for side in video.path.canvas.padded)
         shape = (len(video.poses), self.backend.latent_channels, height, width)
         return Prepared(recipe, reference, video, shape)
 
@@ -242,7 +308,7 @@ class Pipeline:
     def reference_tokens(self, made: Prepared) -> list[Tensor]:
         """The ReferenceNet's tokens [1, T, C] per spatial block."""
         recipe, reference = made.recipe, made.reference
-        placed = self.backend.encode(recipe.reference(reference.picture, made.video.canvas)[None])
+        placed = self.backend.encode(recipe.reference(reference.picture, made.video.path.canvas)[None])
         tokens = self.backend.reference_tokens(placed, reference.image_embed)
         if recipe.bank_dtype is not None:
             tokens = [x.to(recipe.bank_dtype).to(x.dtype) for x in tokens]
@@ -272,26 +338,22 @@ class Pipeline:
             latents[unseen] = video.scene[unseen]
         return latents
 
-    def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish | None:
+    def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish:
         """How frames get in front of a scene, where the recipe does that: by masks if given, else by colours."""
         if scene is None or not made.recipe.composites:
-            return None
+            return whole
         if made.reference.key is not None:
             return keyed(scene, made.reference.key)
-        return None if mask is None else PasteBack(scene, mask)
+        return whole if mask is None else PasteBack(scene, mask)
 
-    def decode(
-        self, made: Prepared, latents: Tensor, finish: Finish | None, phases: Phases
-    ) -> Iterator[np.ndarray]:
-        """The finished frames uint8 [H, W, 3], each of which `finish` has put in front of a scene."""
-        canvas = made.video.canvas
-        batch = frames_at_a_time(canvas.padded)
+    def decode(self, made: Prepared, latents: Tensor, finish: Finish, phases: Phases) -> Iterator[np.ndarray]:
+        """The finished frames uint8 [H, W, 3], made by `finish` of what the networks drew."""
+        path = made.video.path
+        batch = frames_at_a_time(path.canvas.padded)
         for start in range(0, len(latents), batch):
             with phases("decode"):
                 decoded = self.backend.decode(latents[start : start + batch], made.recipe.round)
-                frames = [canvas.restore(picture) for picture in decoded]
-                if finish is not None:
-                    frames = [finish(frame) for frame in frames]
+                frames = [finish(picture, path.at(start + place)) for place, picture in enumerate(decoded)]
             yield from frames
 
 

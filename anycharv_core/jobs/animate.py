@@ -17,6 +17,8 @@ from ..device import pick_device
 from ..errors import UserError
 from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
+from ..inference.skeletons import PointSkeletons
+from ..media.canvas import CanvasPath
 from ..media.frames import FrameStore, Reopened, Source
 from ..media.pose import read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
@@ -24,9 +26,8 @@ from ..media.video_write import VideoWriter
 from ..preprocess.retarget import rescale
 from ..systems.recipes import Recipe
 from .inputs import (
+    CountedSkeletons,
     FilmedSkeletons,
-    PointSkeletons,
-    Skeletons,
     mask_frames,
     open_skeletons,
     read_reference,
@@ -72,7 +73,7 @@ class _Inputs:
 
     reference: np.ndarray
     reference_mask: np.ndarray | None
-    skeletons: Skeletons
+    skeletons: CountedSkeletons
     frames: int
     scene: Source | None
     mask: Source | None
@@ -110,7 +111,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
         scene = given.scene.size if given.scene else None
         size = pipe.working_size(recipe, scene or skeletons.size, job.size)
         plan = pipe.plan(recipe, scene, skeletons.size, size)
-        drawn = _first(skeletons.drawn(plan.drawing), given.frames)
+        drawn = _first(skeletons.drawn(plan.drawing, CanvasPath(plan.canvas)), given.frames)
         pose = Source("pose", _noted(drawn, poses) if poses is not None else drawn, 3)
         made = pipe.prepare(plan, given.reference, given.scene, given.mask, pose, given.reference_mask)
     writer = _writer(job, given, *plan.canvas.source)
@@ -177,7 +178,7 @@ def _read(job: AnimateJob) -> _Inputs:
     return _Inputs(reference, outline, skeletons, frames, scene, mask, timed, info)
 
 
-def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: Skeletons) -> Skeletons:
+def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: CountedSkeletons) -> CountedSkeletons:
     if not (job.rescale or job.reference_pose):
         return skeletons
     if not isinstance(skeletons, PointSkeletons):

@@ -12,11 +12,12 @@ import numpy as np
 
 from ..errors import UserError
 from ..foreign import read_picture
+from ..inference.skeletons import PointSkeletons, Skeletons, cut_to
+from ..media.canvas import CanvasPath
 from ..media.frames import Reopened, Source
 from ..media.imaging import Size
 from ..media.masks import boxes_to_masks, read_boxes
-from ..media.pose import Poses, read_poses
-from ..media.pose_drawing import draw_poses
+from ..media.pose import read_poses
 from ..media.video_read import Video, VideoInfo, has_alpha, read_alpha
 from ..media.video_write import read_gray
 
@@ -38,45 +39,25 @@ class Replacement:
 @dataclass(frozen=True)
 class ReplacementInputs:
     """The opened files of a `Replacement`. reference: uint8 [H, W, 3 or 4]; reference_mask: uint8 [H, W] or None;
-    mask: uint8 [H, W] for every frame."""
+    mask: uint8 [H, W] for every frame; unchecked: the same, however many there are."""
 
     reference: np.ndarray
     reference_mask: np.ndarray | None
     mask: Source
-    skeletons: Skeletons
+    unchecked: Reopened
+    skeletons: CountedSkeletons
 
-    def poses(self, canvas: Size, files: Replacement, video: Video) -> Source:
-        """The skeletons on `canvas`, which are checked to be as many as the video's frames."""
-        frames = _one_each(files.pose, "poses", self.skeletons.drawn(canvas), video)
+    def poses(self, size: Size, path: CanvasPath, files: Replacement, video: Video) -> Source:
+        """The skeletons as `Skeletons.drawn` gives them, checked to be as many as the video's frames."""
+        frames = _one_each(files.pose, "poses", self.skeletons.drawn(size, path), video)
         return Source(f"pose {files.pose}", frames, 3)
 
 
-class Skeletons(Protocol):
-    """Skeletons that are drawn on a canvas of the size asked for, or come as pictures.
+class CountedSkeletons(Skeletons, Protocol):
+    """`Skeletons` of which it is known how many there are."""
 
-    size: the (width, height) in pixels they were made for; count: how many there are.
-    """
-
-    @property
-    def size(self) -> Size: ...
     @property
     def count(self) -> int: ...
-
-    def drawn(self, canvas: Size) -> Reopened:
-        """Pictures uint8 [H, W, 3] that can be read any number of times."""
-        ...
-
-
-class PointSkeletons:
-    """`Skeletons` of one or more POSE_KEYPOINT frames."""
-
-    def __init__(self, poses: Poses):
-        self.poses = poses
-        self.size = poses.size
-        self.count = len(poses)
-
-    def drawn(self, canvas: Size) -> Reopened:
-        return Reopened(lambda: draw_poses(self.poses.scaled(*canvas)))
 
 
 class FilmedSkeletons:
@@ -94,8 +75,8 @@ class FilmedSkeletons:
     def count(self) -> int:
         return self.info.frames
 
-    def drawn(self, canvas: Size) -> Reopened:
-        return Reopened(lambda: iter(self._video))
+    def drawn(self, size: Size, path: CanvasPath) -> Reopened:
+        return cut_to(path, self._video)
 
 
 def open_replacement(files: Replacement, video: Video) -> ReplacementInputs:
@@ -106,9 +87,9 @@ def open_replacement(files: Replacement, video: Video) -> ReplacementInputs:
     """
     reference = read_reference(files.reference)
     outline = read_reference_mask(files.reference_mask, reference) if files.reference_mask else None
-    frames = _one_each(files.mask, "masks", mask_frames(files.mask, video.size), video)
-    mask = Source(f"mask {files.mask}", frames, None)
-    return ReplacementInputs(reference, outline, mask, open_skeletons(files.pose, video.size))
+    masks = mask_frames(files.mask, video.size)
+    mask = Source(f"mask {files.mask}", _one_each(files.mask, "masks", masks, video), None)
+    return ReplacementInputs(reference, outline, mask, masks, open_skeletons(files.pose, video.size))
 
 
 def check_mask_size(opened: ReplacementInputs, files: Replacement, video: Video) -> None:
@@ -153,7 +134,7 @@ def mask_frames(path: Path, video: Size) -> Reopened:
     return Reopened(lambda: (boxes_to_masks([box], *video)[0] for box in boxes))
 
 
-def open_skeletons(path: Path, video: Size | None) -> Skeletons:
+def open_skeletons(path: Path, video: Size | None) -> CountedSkeletons:
     """POSE_KEYPOINT JSON, a folder of OpenPose's JSON files, or a video of skeletons drawn already.
 
     video: the size of the video they are for, None where there is none.

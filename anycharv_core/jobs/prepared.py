@@ -14,10 +14,12 @@ POSES, REPORT = "pose.json", "report.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a prepared folder holds. people: (coarse mask, pose) files of every person, in their order."""
+    """What a prepared folder holds. people: (coarse mask, pose) files of every person, in their order; cuts: the
+    first frame of every shot but the first."""
 
     video: Path
     people: list[tuple[Path, Path]]
+    cuts: tuple[int, ...]
 
 
 def person_folder(place: int) -> str:
@@ -31,6 +33,7 @@ def read_prepared(folder: Path) -> Prepared:
     try:
         places = [folder / person["folder"] for person in report["chosen"]]
         video = Path(report["clip"])
-    except (KeyError, TypeError) as error:
+        cuts = tuple(int(cut) for cut in report["cuts"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / REPORT} is not from 'anycharv preprocess'; prepare the video.") from error
-    return Prepared(video, [(place / BOXES, place / POSES) for place in places])
+    return Prepared(video, [(place / BOXES, place / POSES) for place in places], cuts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ import numpy as np
 
 from ..device import pick_device
 from ..errors import UserError
-from ..inference.encode import encode_scene
-from ..inference.finish import PasteBack
+from ..inference.encode import Person, encode_scene
+from ..inference.finish import Finish, PasteBack, whole
 from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
+from ..media.camera import CONTEXT
+from ..media.canvas import AUTO, CanvasPath
 from ..media.frames import FrameStore, Source
+from ..media.imaging import resize
+from ..media.masks import mask_box
 from ..media.video_read import Video
 from ..media.video_write import VideoWriter
+from ..preprocess.shots import find_cuts
 from .inputs import Replacement, check_mask_size, open_replacement
 from .prepared import read_prepared
 from .run import (
@@ -41,11 +47,18 @@ SHEET_TITLES = ("reference", "driving", "pose", "output")
 @dataclass(frozen=True, kw_only=True)
 class ReplaceJob(RenderJob):
     """Who is put into which video: of `people` there is at least one, and several go in one after the other, each
-    into what the one before left."""
+    into what the one before left.
+
+    canvas, context: what the networks see, as in `Pipeline.__call__`; cuts: the first frame of every shot but the
+    first, None = looked for where they matter.
+    """
 
     video: Path
     people: tuple[Replacement, ...]
     model: str = "embedded"
+    canvas: str = AUTO
+    context: float = CONTEXT
+    cuts: tuple[int, ...] | None = None
 
 
 class _Rows:
@@ -56,7 +69,9 @@ class _Rows:
 
     def __call__(self, frame: np.ndarray, skeletons: Sequence[np.ndarray]) -> None:
         self.driving.append(thumbnail(frame))
-        self.poses.append(thumbnail(np.maximum.reduce(skeletons)))
+        # Drawn for whole frames they have one size, and where they were drawn for a window the frame's.
+        size = skeletons[0].shape[1], skeletons[0].shape[0]
+        self.poses.append(thumbnail(np.maximum.reduce([resize(each, size) for each in skeletons])))
 
 
 def people_of(
@@ -66,13 +81,16 @@ def people_of(
     mask: Path | None,
     pose: Path | None,
     prepared: Path | None,
-) -> tuple[Path, tuple[Replacement, ...]]:
-    """The video, and a `Replacement` for every reference, from the files named or from a prepared folder.
+) -> tuple[Path, tuple[Replacement, ...], tuple[int, ...] | None]:
+    """The video, a `Replacement` for every reference, from the files named or from a prepared folder, and the cuts
+    where they are known.
 
     Raises UserError, in terms of the command line's options, where they do not fit together.
     """
+    cuts = None
     if prepared:
         found = read_prepared(prepared)
+        cuts = found.cuts if video is None else None
         video = video or found.video
         people = found.people
     elif video and mask and pose:
@@ -94,7 +112,7 @@ def people_of(
     if (mask or pose) and len(people) > 1:
         raise UserError("--mask and --pose speak of one person; leave them out for several prepared people.")
     rows = zip(references, people, outlines, strict=True)
-    return video, tuple(Replacement(r, mask or of[0], pose or of[1], outline) for r, of, outline in rows)
+    return video, tuple(Replacement(r, mask or of[0], pose or of[1], outline) for r, of, outline in rows), cuts
 
 
 def generate(job: ReplaceJob, progress: Progress | None = None) -> dict[str, Any]:
@@ -128,15 +146,20 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
         raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
     with phases("encode"):
         size = pipe.working_size(recipe, video.size, job.size)
-        plan = pipe.plan(recipe, video.size, opened[0].skeletons.size, size)
+        plan = pipe.plan(recipe, video.size, opened[0].skeletons.size, size, job.size)
         references = [pipe.refer(recipe, each.reference, each.reference_mask) for each in opened]
         scene = Source(f"video {job.video}", video, 3)
-        streams = [
-            (each.mask, each.poses(plan.drawing, files, video))
-            for each, files in zip(opened, job.people, strict=True)
-        ]
+        cuts = cache(lambda: find_cuts(scene) if job.cuts is None else job.cuts)
+        followed = pipe.can_follow(recipe, job.canvas)
+        streams = []
+        for each, files in zip(opened, job.people, strict=True):
+            path = CanvasPath(plan.canvas)
+            if followed:
+                boxes = [mask_box(mask) for mask in each.unchecked]
+                path = pipe.follow(plan, job.canvas, job.context, boxes, cuts)
+            streams.append(Person(each.mask, each.poses(plan.drawn_at(path), path, files, video), path))
         rows = _Rows() if job.sheet else None
-        encoded = pipe.encode(plan, scene, streams, rows)
+        encoded = pipe.encode(recipe, scene, streams, rows)
         for one, files in zip(encoded, job.people, strict=True):
             if not any(one.present):
                 raise UserError(f"{files.mask} marks nothing in any frame; mark the person to replace with white.")
@@ -159,12 +182,12 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
             if number:
                 before = Source("video", frames, 3, replayed=True)
                 with phases("encode"):
-                    one = replace(one, scene=encode_scene(pipe.backend.encode, plan.canvas, before))
+                    one = replace(one, scene=encode_scene(pipe.backend.encode, one.path, before))
                 frames = before
             made = pipe.prepared(recipe, reference, one)
             share = progress and _share(progress, number, len(encoded))
             latents = pipe.sample(made, pipe.noise(made, job.seed), steps, guidance, phases, share)
-            finish = None
+            finish: Finish = whole
             if recipe.paste_back:
                 finish = PasteBack(frames, opened[number].mask)
                 pasted.append(finish)
@@ -184,12 +207,13 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
     facts = {
         "frames": info.frames,
         "source_size": [info.width, info.height],
-        "network_size": list(plan.canvas.padded),
+        "canvas": [one.path.shows for one in encoded],
+        "network_size": list(encoded[0].path.canvas.padded),
         "output_size": list(plan.canvas.source),
         "audio": writer.audio_note or ("copied" if info.has_audio else "none in the source"),
         "background_bit_equal": all(each.untouched for each in pasted) if recipe.paste_back else None,
     }
-    settings = job.settings(steps, guidance, plan.size)
+    settings = job.settings(steps, guidance, plan.size) | {"canvas": job.canvas, "context": job.context}
     return job.write_report(settings, inputs, facts, device, phases)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from .imaging import Size
 
 CONTEXT = 0.1  # of the longer side of a person's box, on each side
-REACH = 8  # frames on either side over which bends are rounded
+REACH = 6  # frames on either side over which bends are rounded
 _LOOSE = 0.5  # of the context, which the person may come into before the camera moves
 _SPARE = 1.25  # how much larger than it needs to be a window may stay, for the sake of not zooming
 _LARGEST_SCALE = 4.0  # canvas pixels a pixel of the frame: beyond it nothing is gained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -114,32 +114,61 @@ def _touched(mask: np.ndarray, span: tuple[float, float], count: int) -> np.ndar
     return counts[last] > counts[np.minimum(first, last)]
 
 
-def poses_on_canvases(poses: Poses, canvases: Sequence[Canvas], scale: float = 1.0) -> Poses:
-    """Each frame's poses where its canvas shows them, for pictures `scale` times the canvases' padded size."""
-    width, height = (round(scale * side) for side in canvases[0].padded)
-    stretch = np.divide((width, height), canvases[0].padded)
-    placed = []
-    for people, canvas in zip(poses.scaled(*canvases[0].source).people, canvases, strict=True):
-        points = people.copy()
-        points[..., :2] = canvas.to_canvas(people[..., :2]) * stretch
-        placed.append(points)
-    return Poses(width, height, placed)
+@dataclass(frozen=True, eq=False)
+class CanvasPath:
+    """What the network sees of every frame of a video: all of it, or a window that follows a person.
+
+    canvas: without a window, the same for every frame; windows: float64 [F, 4], None = whole frames.
+    """
+
+    canvas: Canvas
+    windows: np.ndarray | None = None
+
+    @property
+    def shows(self) -> str:
+        """FRAME or PERSON."""
+        return FRAME if self.windows is None else PERSON
+
+    def shows_same(self, other: CanvasPath) -> bool:
+        """Whether both show the same of every frame, as whole frames do; of windows only if they are the same."""
+        return self is other or (self.windows is None is other.windows and self.canvas == other.canvas)
+
+    def at(self, frame: int) -> Canvas:
+        """The canvas of that frame; after the last one that of the last, as streams show too late that they are of
+        different lengths."""
+        if self.windows is None:
+            return self.canvas
+        x0, y0, x1, y1 = self.windows[min(frame, len(self.windows) - 1)].tolist()
+        return replace(self.canvas, window=(x0, y0, x1, y1))
+
+    def poses(self, poses: Poses, size: Size) -> Poses:
+        """The poses where the canvas shows them, for pictures of this size that show what the canvas shows."""
+        if self.windows is None:
+            return poses.scaled(*size)
+        stretch = np.divide(size, self.canvas.padded)
+        placed = []
+        for frame, people in enumerate(poses.scaled(*self.canvas.source).people):
+            points = people.copy()
+            points[..., :2] = self.at(frame).to_canvas(people[..., :2]) * stretch
+            placed.append(points)
+        return Poses(*size, placed)
 
 
-def choose_canvases(
+def choose_path(
     choice: str,
     canvas: Canvas,
+    size: Size,
     boxes: Sequence[Box | None],
     cuts: Sequence[int] = (),
     context: float = CONTEXT,
     keep: int = 0,
-) -> tuple[str, list[Canvas]]:
-    """Whether the network sees whole frames or follows the person, "frame" or "person", and each frame's canvas.
+) -> CanvasPath:
+    """Whether the network sees whole frames or follows the person, and where it then looks.
 
     Args:
-        choice: "frame" gives `canvas`, which shows whole frames, for all; "person" one of its padded size that
-            follows the person as `camera_path` does; "auto" the person where that at least halves the pixels of
-            the frame that the network sees around them.
+        choice: FRAME gives `canvas`, which shows whole frames; PERSON canvases of `size` (width, height) that
+            follow the person as `camera_path` does; AUTO those where that at least halves the pixels of the frame
+            that the network sees around the person.
         boxes, cuts, context, keep: as `camera_path` takes them.
 
     Raises:
@@ -150,12 +179,10 @@ def choose_canvases(
     if not 0 <= context < math.inf:
         raise UserError(f"The context is {context}; give a number from 0 on, {CONTEXT} is usual.")
     if choice != FRAME:
-        windows = camera_path(boxes, canvas.source, canvas.padded, cuts, context, keep)
+        windows = camera_path(boxes, canvas.source, size, cuts, context, keep)
         if choice == PERSON or seen_background(windows, boxes, canvas.source) <= WORTH_FOLLOWING:
-            return PERSON, [
-                Canvas(canvas.source, canvas.padded, canvas.padded, tuple(w)) for w in windows.tolist()
-            ]
-    return FRAME, [canvas] * len(boxes)
+            return CanvasPath(Canvas(canvas.source, size, size), windows)
+    return CanvasPath(canvas)
 
 
 def nearest_multiple(size: Size, multiple: int) -> Size:

@@ -23,7 +23,7 @@ RECIPES = {
         cut_out=lambda picture, alpha: picture,
         reference=lambda picture, canvas: resize(picture, canvas.padded),
         clip_view=lambda picture: picture,
-        mask=lambda masks, canvas, size: latent_mask(masks, size),
+        mask=lambda masks, canvases, size: latent_mask(masks, size),
         windows=lambda frames, guidance: closed_loop_windows(frames, average=is_guided(guidance)),
         noise=channel_noise,
         bank_dtype=torch.float16,
@@ -38,7 +38,9 @@ RECIPES = {
         cut_out=on_black,
         reference=lambda picture, canvas: letterbox(picture, canvas.padded),
         clip_view=lambda picture: letterbox(picture, (max(picture.shape[:2]),) * 2),
-        mask=lambda masks, canvas, size: latent_mask(np.stack([canvas.place_mask(m) for m in masks]), size),
+        mask=lambda masks, canvases, size: latent_mask(
+            np.stack([canvas.place_mask(mask) for canvas, mask in zip(canvases, masks, strict=True)]), size
+        ),
         windows=lambda frames, guidance: linear_windows(frames),
         noise=frame_noise,
         bank_dtype=None,

@@ -25,7 +25,7 @@ class Recipe:
     ask for where nobody asks for one;
     cut_out(picture, alpha or None) -> the reference as it is shown to the networks, uint8 [H, W, 3], of
     which reference(picture, canvas) is the VAE's view and clip_view(picture) what is squashed for CLIP;
-    mask(masks [F, H, W], canvas, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
+    mask(masks [F, H, W], a canvas for each, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
     noise(latents' shape (F, c, h, w), CPU generator) -> float32 of that shape;
     bank_dtype: what the ReferenceNet's tokens are rounded to, None = not at all; composites: whether a scene, if
     given, shows around the character in the output; paste_back: whether the output is the scene outside the mask,
@@ -38,7 +38,7 @@ class Recipe:
     cut_out: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
     reference: Callable[[np.ndarray, Canvas], np.ndarray]
     clip_view: Callable[[np.ndarray], np.ndarray]
-    mask: Callable[[np.ndarray, Canvas, torch.Size], Tensor]
+    mask: Callable[[np.ndarray, Sequence[Canvas], torch.Size], Tensor]
     windows: Callable[[int, float], Windows]
     noise: Callable[[Sequence[int], torch.Generator], Tensor]
     bank_dtype: torch.dtype | None

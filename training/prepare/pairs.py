@@ -31,6 +31,7 @@ from anycharv_core.foreign import read_json
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.finish import paste_weights
 from anycharv_core.inference.pipeline import Pipeline
+from anycharv_core.media.canvas import FRAME
 from anycharv_core.models import DenoisingUNet
 from training import commands
 from training.config import Config, Data, Pairs, read_config
@@ -181,6 +182,7 @@ def make_pair(job: Job, k: int) -> tuple[dict[str, bytes], dict[str, Any]] | Non
         settings.steps,
         settings.guidance,
         noise=_noise(pipe, frames.shape, settings.motion, seed),
+        canvas=FRAME,
     )
     made = _sharpened(out.frames, settings.sharpen * rng.uniform(-0.8, 1.2))
     touched = np.stack([paste_weights(each) > 0 for each in mask])[..., None]
