@@ -83,6 +83,6 @@ def _slope_across(picture: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """float64 [H, W]: squared levels a pixel along the steepest change of the distance, mean over the colours."""
     down, right = np.gradient(cv2.GaussianBlur(distance, (5, 5), 1.0).astype(np.float64))
     length = np.maximum(np.hypot(down, right), 1e-9)
-    rows, columns, _ = np.gradient(picture.astype(np.float64))
-    across = (rows * down[..., None] + columns * right[..., None]) / length[..., None]
+    rows, columns = np.gradient(picture.astype(np.float64), axis=(0, 1))
+    across = (rows * (down / length)[..., None]) + columns * (right / length)[..., None]
     return np.square(across).mean(axis=-1)

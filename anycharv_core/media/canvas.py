@@ -65,9 +65,9 @@ class Canvas:
     def region(self) -> tuple[int, int, int, int]:
         """The pixels of the source that are wholly seen: x0, y0, x1, y1, the ends exclusive."""
         x0, y0, x1, y1 = self._window(self.source)
-        near = (max(0, math.ceil(side - _ROUNDING)) for side in (x0, y0))
-        far = (min(most, math.floor(side + _ROUNDING)) for side, most in zip((x1, y1), self.source, strict=True))
-        return (*near, *far)
+        left, top = (max(0, math.ceil(side - _ROUNDING)) for side in (x0, y0))
+        width, height = self.source
+        return left, top, min(width, math.floor(x1 + _ROUNDING)), min(height, math.floor(y1 + _ROUNDING))
 
     def restore(self, picture: np.ndarray) -> np.ndarray:
         """uint8 [padded height, padded width, 3] -> the source's pixels of `region`, antialiased."""
