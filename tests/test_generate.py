@@ -48,6 +48,8 @@ def test_a_video_comes_out_as_the_clip_went_in(
         "seed": 42,
         "size": None,
         "dtype": "fp32",
+        "canvas": "auto",
+        "context": 0.1,
     }
     assert report["frames"] == FRAMES and report["network_size"] == [48, 40]
     assert report["peak_memory_bytes"]["process"] > 10**7 and report["device"].startswith("cpu")
@@ -70,11 +72,16 @@ def test_the_model_s_settings_are_the_defaults(files: Files, tiny_model: Path, t
     model = read_checkpoint(tiny_model)
     model.settings = {"size": [16, 16], "steps": 1, "guidance_scale": 1.0}
     write_single(model, tmp_path / "tiny.safetensors")
-    assert run(*command(files, tmp_path / "tiny.safetensors", tmp_path / "a.mp4", steps=None))[0] == 0
+    model, out = tmp_path / "tiny.safetensors", tmp_path / "a.mp4"
+    assert run(*command(files, model, out, steps=None, canvas="frame"))[0] == 0
     report = json.loads((tmp_path / "a.report.json").read_text())
     assert (report["settings"]["steps"], report["settings"]["guidance_scale"]) == (1, 1.0)
     assert report["settings"]["size"] == [18, 15] and report["network_size"] == [18, 16]
     assert report["output_size"] == [WIDTH, HEIGHT] and report["background_bit_equal"] is True
+    # A window has no proportions to keep, and so just the size that the model was made for.
+    assert run(*command(files, model, out, steps=None, canvas="person"))[0] == 0
+    report = json.loads((tmp_path / "a.report.json").read_text())
+    assert report["network_size"] == [16, 16] and report["output_size"] == [WIDTH, HEIGHT]
 
 
 def test_the_official_recipe_writes_the_size_it_worked_at(
