@@ -109,7 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what the networks see: whole frames, or a window that follows the person (default: the person where "
         "that halves the background)",
     )
-    add("--context", type=_finite, default=0.1, metavar="X", help="around the person, of their size (%(default)s)")
+    add(
+        "--context",
+        type=to_finite,
+        default=0.1,
+        metavar="X",
+        help="around the person, of their size (%(default)s)",
+    )
     _add_render(make, cfg="3.0")
     make.set_defaults(run=_generate)
 
