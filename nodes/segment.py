@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.preprocess.models import EMBEDDED, segmenter_name
-from ..anycharv_core.preprocess.segment import Segmenter, load_model
+from ..anycharv_core.preprocess.sam2 import load_model
+from ..anycharv_core.preprocess.segment import Segmenter
 from ..anycharv_core.preprocess.shots import find_cuts
 from .pictures import frame_boxes, frame_progress, rgb_frames
 from .types import CATEGORY

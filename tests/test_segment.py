@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tiny_sam2 import IMAGE_SIZE, save_tiny
 from anycharv_core.errors import UserError
 from anycharv_core.media.video_read import has_alpha, read_alpha
 from anycharv_core.preprocess import segment
+from anycharv_core.preprocess.sam2 import load_model
 from anycharv_core.preprocess.segment import (
     KEPT_PROMPTS,
     LONGEST_GAP,
@@ -245,7 +246,7 @@ def test_pixels_are_stretched_and_normalised():
 
 
 def test_loading_says_nothing(folder, capfd):
-    segment.load_model(folder)
+    load_model(folder)
     assert capfd.readouterr() == ("", "")
 
 
@@ -266,6 +267,18 @@ def break_list(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
 
 
+def change_config(*path: str, to: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        section = config
+        for name in path[:-1]:
+            section = section[name]
+        section[path[-1]] = to
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
 def break_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -284,6 +297,27 @@ def break_names(folder: Path) -> None:
         (break_list, "holds another kind of model"),
         (break_weights, "is damaged"),
         (break_names, "holds another kind of model"),
+        (change_config("vision_config", to=3), "has a config.json whose vision_config (3) cannot be"),
+        (change_config("image_size", to="big"), "has a config.json whose image_size ('big') cannot be"),
+        (change_config("image_size", to=None), "has a config.json whose image_size (None) cannot be"),
+        (change_config("prompt_every", to=[1]), "has a config.json whose prompt_every ([1]) cannot be"),
+        (
+            change_config("mask_decoder_config", "num_hidden_layers", to=10**9),
+            "has a config.json whose mask_decoder_config.num_hidden_layers (1000000000) cannot be",
+        ),
+        (
+            change_config("vision_config", "backbone_config", "blocks_per_stage", to="x"),
+            "has a config.json whose vision_config.backbone_config.blocks_per_stage ('x') cannot be",
+        ),
+        (change_config("mask_decoder_config", "mlp_dim", to=8000), "holds another kind of model"),
+        (
+            change_config("mask_decoder_config", "num_attention_heads", to=0),
+            "has a config.json whose settings don't fit together",
+        ),
+        (
+            change_config("memory_attention_rope_feat_sizes", to=[3]),
+            "has a config.json whose settings don't fit together",
+        ),
     ],
 )
 def test_a_wrong_folder_is_refused_in_one_sentence(tmp_path, damage, problem, capfd):

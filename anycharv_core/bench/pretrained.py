@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from ..preprocess.segment import quiet_transformers
+from ..preprocess.sam2 import quiet_transformers
 
 
 def load_pretrained(kind: Any, folder: Path, named: str, device: str) -> Any:

@@ -7,10 +7,7 @@ with a prompt and drift ends at the next one.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -19,13 +16,11 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch.nn import functional
 
 from ..device import pick_device
-from ..errors import UserError
-from ..foreign import read_header, read_json
 from ..media.masks import margins
+from .sam2 import CONFIG_ERRORS, load_model, unusable
 
 # Frames after which the box is given again, so that an error cannot grow for longer. A model that follows worse
 # than its detector finds says so by `prompt_every` in its config.json.
@@ -36,15 +31,6 @@ LONGEST_GAP = 12
 KEPT_PROMPTS = 4
 # What a box grows by on each side before parts of the mask that don't touch it are taken for leaks.
 LEAK_MARGIN = 0.1
-
-# Settings that count layers, and more than any size in a config is.
-_COUNTED = re.compile(r"num_(\w+_)?layers$|blocks_per_stage$|_depth$|num_maskmem$|num_multimask_outputs$")
-_MOST_SIZE = 2**16
-# transformers raises all of these for settings that are not of their kind or do not go together.
-_BAD_MODEL = (
-    *(OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
-    MemoryError,
-)
 
 # The pictures SAM 2 was trained on were normalised with ImageNet's statistics.
 _MEAN = (0.485, 0.456, 0.406)
@@ -91,7 +77,7 @@ class Segmenter:
             parts that don't touch the box, grown by LEAK_MARGIN on each side, are left out.
 
         Raises:
-            UserError: the model cannot be loaded.
+            UserError: the model cannot be loaded, or its config does not fit it.
             ValueError: frames and boxes differ in number.
         """
         session = None
@@ -106,10 +92,19 @@ class Segmenter:
             if step in ("start", "prompt"):
                 _prompt(session, number, box, frame.shape[:2], self._model.config.image_size)
             pixels = to_pixels(torch.tensor(frame[None], device=self._device), self._model.config.image_size)
-            logits = self._model(inference_session=session, frame=pixels, frame_idx=number).pred_masks
+            logits = self._followed(session, pixels, number)
             _forget(session, number, self._model.config)
             mask = _enlarged(logits, frame.shape[:2])
             yield mask if box is None else without_leaks(mask, box)
+
+    def _followed(self, session: Any, pixels: torch.Tensor, number: int) -> torch.Tensor:
+        try:
+            return self._model(inference_session=session, frame=pixels, frame_idx=number).pred_masks
+        except CONFIG_ERRORS as error:
+            if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+                raise
+            # Settings of which each is possible, such as the size of a feature map, and which fit no weights.
+            raise unusable(self.model, "has a config.json whose settings don't fit together") from error
 
     @cached_property
     def _device(self) -> str:
@@ -163,95 +158,6 @@ def without_leaks(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
     levels[parts[y0:y1, x0:x1]] = 255
     levels[0] = 0  # what lies outside all parts
     return levels[parts]
-
-
-def load_model(model: Path | str) -> Any:
-    """A `Sam2VideoModel` on the CPU, ready for use, from a folder or the Hugging Face hub.
-
-    Raises UserError if there is none, or if it is damaged or another kind of model.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import Sam2VideoModel
-
-    folder = Path(model).is_dir()
-    if folder:
-        config = Path(model) / "config.json"
-        if not config.is_file() or not any(Path(model).glob("*.safetensors*")):
-            raise _unusable(model, "lacks config.json or model.safetensors")
-        settings = read_json(config)
-        if not isinstance(settings, dict) or settings.get("model_type") != "sam2_video":
-            raise _unusable(model, "holds another kind of model")
-    with quiet_transformers():
-        try:
-            if folder:
-                _check_size(Path(model), settings)
-            loaded, report = Sam2VideoModel.from_pretrained(
-                str(model), local_files_only=folder, output_loading_info=True
-            )
-        except UserError:
-            raise
-        except (*_BAD_MODEL, SafetensorError, StrictDataclassError) as error:
-            problem = "is damaged" if folder else "is neither a folder nor to be had from the Hugging Face hub"
-            raise _unusable(model, problem) from error
-    # transformers fills gaps with random weights; what it keeps twice (buffers) may rightly be stored once.
-    if report["missing_keys"] & {name for name, _ in loaded.named_parameters()}:
-        raise _unusable(model, "holds another kind of model")
-    return loaded.train(False)
-
-
-def _check_size(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError where config.json asks for more than the weights beside it are, before it is built."""
-    from transformers import Sam2VideoConfig, Sam2VideoModel
-
-    try:
-        headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
-    except UserError as error:
-        raise _unusable(folder, "is damaged") from error
-    shapes = [shape for header in headers for shape in header.shapes.values()]
-    if _fits(settings, len(shapes)):
-        with torch.device("meta"):
-            asked = sum(weights.numel() for weights in Sam2VideoModel(Sam2VideoConfig(**settings)).parameters())
-        if asked <= 2 * sum(map(math.prod, shapes)):
-            return
-    raise _unusable(folder, "holds another kind of model")
-
-
-def _fits(settings: Any, tensors: int) -> bool:
-    """Whether no size in a config is absurd, and no layers are more than the file has tensors."""
-    if isinstance(settings, dict):
-        counts = [settings[key] for key in settings if _COUNTED.search(str(key))]
-        return all(_total(count) <= tensors for count in counts) and _fits(list(settings.values()), tensors)
-    if isinstance(settings, list):
-        return all(_fits(each, tensors) for each in settings)
-    return not isinstance(settings, (int, float)) or abs(settings) <= _MOST_SIZE
-
-
-def _total(count: Any) -> float:
-    """A number, or the sum of a list of numbers; 0 for all else, which transformers refuses."""
-    numbers = count if isinstance(count, list) else [count]
-    return sum(number for number in numbers if isinstance(number, (int, float)))
-
-
-def _unusable(model: Path | str, problem: str) -> UserError:
-    return UserError(
-        f"{model} {problem}; give the folder of a SAM 2 video model, which 'anycharv download sam2' fetches."
-    )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without its progress bars and its table of missing weights, for which there is one sentence."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _new_session(device: str, dtype: torch.dtype) -> Any:

@@ -30,7 +30,7 @@ from anycharv_core.jobs.prepared import read_prepared
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import write_masks
 from anycharv_core.preprocess.dwpose import DWPose
-from anycharv_core.preprocess.segment import load_model
+from anycharv_core.preprocess.sam2 import load_model
 from anycharv_core.systems import ANIMATE_ANYONE, read_checkpoint, write_folder
 from training.config import Data, read_config
 from training.data.pairs import PairClips, facts, png
