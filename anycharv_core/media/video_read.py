@@ -19,11 +19,23 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from ..errors import UserError
 from ..foreign import check_file
+from .colour import (
+    BT709,
+    MATRICES,
+    PRIMARIES,
+    TRANSFERS,
+    UNKNOWN_MATRICES,
+    UNTAGGED,
+    Colours,
+    stored_depth,
+    to_rgb,
+    widened,
+)
 
 # The same pixels on every machine: no fast paths that round differently, chroma at full resolution.
 EXACT = (
@@ -87,7 +99,6 @@ _MOST_SIDE, _MOST_PIXELS = 16384, 2**26
 # Side data of a frame that PyAV must not see, by number: of one whose metadata it would free a second time (it
 # crashes), and those that it has no name for (it raises ValueError).
 _UNSAFE = (SideDataType.ICC_PROFILE.value, *sorted(set(range(40)) - {known.value for known in SideDataType}))
-_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its luma and chroma
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class VideoInfo:
     `timestamps` holds the time of each in units of `time_base` seconds, strictly rising; `rate` is the
     average in frames per second; `rotation` is the angle in degrees, counter-clockwise, by which the
     stored picture is turned for display; `sample_aspect` is the width of a displayed pixel over its
-    height.
+    height; `depth` is the bits a channel that its frames are read with, where asked for, one of `DEPTHS`.
     """
 
     width: int
@@ -110,6 +121,8 @@ class VideoInfo:
     rotation: int
     has_audio: bool
     sample_aspect: Fraction
+    depth: int = 8
+    colours: Colours = UNTAGGED
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -155,10 +168,14 @@ class Video:
         return first.shape[1], first.shape[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        return self.frames()
+
+    def frames(self, deep: bool = False) -> Iterator[np.ndarray]:
+        """What a loop over it yields. deep: as `read_frames` takes it."""
         reformatter = VideoReformatter()
         with open_input(self.path) as container:
             for frame, matrix in self.decoded(container):
-                yield _oriented(_rgb(self.path, frame, reformatter), matrix)
+                yield _oriented(_rgb(self.path, frame, reformatter, deep), matrix)
 
     def decoded(self, container: InputContainer) -> Iterator[tuple[av.VideoFrame, _Matrix]]:
         """The frames of the opened file, which is measured once they have all passed."""
@@ -173,6 +190,7 @@ class Video:
                 turned = matrix[0] == 0
                 width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
                 rotation = frame.rotation
+                depth, colours = _depth(frame), _colours(frame)
             earliest = timestamps[-1] + 1 if timestamps else None
             pts = frame.pts
             if pts is None:
@@ -189,11 +207,17 @@ class Video:
             rotation=rotation,
             has_audio=bool(container.streams.audio),
             sample_aspect=1 / aspect if turned else aspect,
+            depth=depth,
+            colours=colours,
         )
 
 
-def read_frames(path: Path | str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+def read_frames(
+    path: Path | str, start: int = 0, stop: int | None = None, deep: bool = False
+) -> Iterator[np.ndarray]:
     """Yield displayed frames `start` to `stop` (exclusive) as uint8 RGB [H, W, 3], turned upright.
+
+    deep: give frames of more than 8 bits as uint16, as colour.py has them, instead of rounded to 8.
 
     Frames are counted exactly, so those before `start` are decoded and dropped. The stream's own
     colour matrix and range are used; where it names no matrix, BT.709 is taken for pictures over 576
@@ -204,7 +228,7 @@ def read_frames(path: Path | str, start: int = 0, stop: int | None = None) -> It
     reformatter = VideoReformatter()
     with open_input(path) as container:
         for frame, matrix in itertools.islice(_decoded(path, container), start, stop):
-            yield _oriented(_rgb(path, frame, reformatter), matrix)
+            yield _oriented(_rgb(path, frame, reformatter, deep), matrix)
 
 
 def read_gray(path: Path | str) -> Iterator[np.ndarray]:
@@ -369,16 +393,58 @@ def _libvpx_frames(container: InputContainer) -> Iterator[av.VideoFrame]:
         yield from decoder.decode(packet if packet.size else None)
 
 
-def _rgb(path: Path | str, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+def _rgb(path: Path | str, frame: av.VideoFrame, reformatter: VideoReformatter, deep: bool = False) -> np.ndarray:
     matrix = None
-    if frame.colorspace == _UNSPECIFIED:
+    if frame.colorspace in UNKNOWN_MATRICES:
+        raise UserError(
+            f"{path} has colours made by a matrix that is not known here (number {frame.colorspace} of H.273); "
+            "convert it to BT.709."
+        )
+    if frame.colorspace not in MATRICES:
         matrix = Colorspace.ITU709 if frame.height > 576 or frame.width > 1024 else Colorspace.ITU601
+    depth = _depth(frame) if deep else 8
     try:
+        if depth > 8:
+            return widened(_deep(frame, depth, matrix or frame.colorspace, reformatter), depth)
         return reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=EXACT).to_ndarray()
     except av.FFmpegError as error:
         raise UserError(
             f"{path} has colours that cannot be converted ({frame.format.name}); convert it to H.264."
         ) from error
+
+
+def _deep(frame: av.VideoFrame, depth: int, matrix: int, reformatter: VideoReformatter) -> np.ndarray:
+    """RGB uint16 [H, W, 3] of `depth` bits."""
+    if frame.format.is_rgb:
+        picture = reformatter.reformat(frame, format=f"gbrp{depth}le", interpolation=EXACT)
+        return np.stack([_plane(picture, index) for index in (2, 0, 1)], axis=-1)
+    # FFmpeg brings chroma to full resolution, but not to RGB: there it takes white of 10 bits for 1020.
+    picture = reformatter.reformat(frame, format=f"yuv444p{depth}le", interpolation=EXACT)
+    planes = np.stack([_plane(picture, index) for index in range(3)])
+    return to_rgb(planes, depth, matrix or BT709, frame.color_range == ColorRange.JPEG)
+
+
+def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
+    """A plane of little-endian numbers of 16 bits, uint16 [H, W]."""
+    plane = frame.planes[index]
+    return np.frombuffer(memoryview(plane), "<u2").reshape(-1, plane.line_size // 2)[: frame.height, : frame.width]
+
+
+def _depth(frame: av.VideoFrame) -> int:
+    return stored_depth(frame.format.components[0].bits)
+
+
+def _colours(frame: av.VideoFrame) -> Colours:
+    kind = frame.format
+    matrix, primaries, transfer = int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)
+    ranges = {ColorRange.MPEG: False, ColorRange.JPEG: True}
+    stored_rgb = kind.is_rgb or kind.has_palette
+    return Colours(
+        matrix=0 if stored_rgb else matrix if matrix in MATRICES and matrix else None,
+        full=None if stored_rgb else ranges.get(frame.color_range),
+        primaries=primaries if primaries in PRIMARIES else None,
+        transfer=transfer if transfer in TRANSFERS else None,
+    )
 
 
 def _gray_frames(path: Path | str) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Video in and out: exact frames and timestamps, H.264 mp4 with the source's audio, lossless masks.
+"""Video out: exact frames and timestamps, H.264 or lossless FFV1 with the source's audio, and lossless masks.
 
 Everything streams: no function here holds more than a few frames of pixels at a time.
 """
@@ -8,42 +8,53 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import final
+from typing import Any, final
 
 import av
 import numpy as np
-from av.container import InputContainer, OutputContainer
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import ColorRange
 
 from ..errors import UserError
 from ..files import atomic_path, owned_folder, write_error
-from .video_read import EXACT, VideoInfo, average_rate, open_input, probe, read_frames, read_gray
+from .audio import AudioCopy, abandon
+from .colour import DEPTHS, UNSPECIFIED, UNTAGGED, Colours
+from .pictures import RgbPictures, ToPicture, YuvPictures
+from .video_read import VideoInfo, average_rate, open_input, probe, read_frames, read_gray
 
 __all__ = ["VideoInfo", "VideoWriter", "probe", "read_frames", "read_gray", "write_masks"]
 
+H264, FFV1 = "h264", "ffv1"
+CONTAINERS = {H264: "mp4", FFV1: "matroska"}
+CRF = 17
+_FFV1_OPTIONS = {"level": "3", "slicecrc": "1", "g": "1"}
 _MP4_MAX = 2**31 - 1  # mp4 keeps timescales and the steps between frames in 32 bits
 
 
 @final
 class VideoWriter:
-    """Write frames to an H.264 mp4 (CRF `crf`, BT.709, limited range) with exact timestamps.
+    """Write frames to a video with exact timestamps.
 
     Use it in a `with` statement. The file takes its name only when the body ends well; after any
     exception, Ctrl-C included, an old file of that name is as it was.
 
-    `width` and `height` are in pixels. H.264 with halved chroma (yuv420p, what every player takes)
-    cannot hold an odd size, so pictures with an odd side keep their size and are written as yuv444p.
+    `codec` "h264" makes an mp4 of quality `crf` (0 to 51, less is better). `width` and `height` are in pixels.
+    H.264 with halved chroma (4:2:0, what every player takes) cannot hold an odd size, so pictures with an odd
+    side keep their size and are written as 4:4:4. `codec` "ffv1" makes a Matroska file of RGB from which every
+    frame comes back bit for bit, and whose times are kept to the millisecond.
+
+    `colours` are those of the source, whose tags the file gets; what they leave open is BT.709 in limited range.
+    With a `depth` of more than 8 bits, frames are uint16 as colour.py has them, or uint8; H.264 holds at most 10.
 
     Give `timestamps`, the time of each frame in units of `time_base` seconds, strictly rising from 0
     or more; then `rate` sets only how long the last frame lasts. Or give `rate` alone, in frames per
-    second, for evenly spaced frames from 0. Read back, timestamp times time base is exactly equal.
+    second, for evenly spaced frames from 0. Read back from mp4, timestamp times time base is exactly equal.
 
-    Every audio stream of the clip `audio_from` is copied packet by packet, as long as it is in the
-    source. If mp4 cannot hold its codec it is re-encoded to AAC, and `audio_note` says so in a
+    Every audio stream of the video `audio_from` is copied packet by packet, as long as it is in the
+    source. If the file cannot hold its codec it is re-encoded to AAC, and `audio_note` says so in a
     sentence; otherwise `audio_note` is None. `sample_aspect` is as in `VideoInfo`.
 
     Raises UserError if the file cannot be written, if `audio_from` cannot be read, or if no frames
@@ -59,13 +70,19 @@ class VideoWriter:
         time_base: Fraction | None = None,
         rate: Fraction | None = None,
         audio_from: Path | str | None = None,
-        crf: int = 17,
+        crf: int = CRF,
         sample_aspect: Fraction = Fraction(1),
+        codec: str = H264,
+        colours: Colours = UNTAGGED,
+        depth: int = 8,
     ) -> None:
+        if codec not in CONTAINERS or depth not in DEPTHS:
+            raise ValueError(f"VideoWriter cannot write {codec} of {depth} bits.")
         self.path = Path(path)
         self.width = width
         self.height = height
         self.audio_note: str | None = None
+        self._codec = codec
         self._timestamps: Sequence[int]
         if timestamps is None:
             if rate is None:
@@ -77,7 +94,8 @@ class VideoWriter:
         else:
             if time_base is None:
                 raise ValueError("VideoWriter needs the time base of the timestamps.")
-            self._timestamps, self._timescale = _mp4_ticks(self.path, timestamps, time_base)
+            ticks = _mp4_ticks if codec == H264 else _milliseconds
+            self._timestamps, self._timescale = ticks(self.path, timestamps, time_base)
             average = average_rate(self._timestamps, Fraction(1, self._timescale))
             self._rate = _stored_rate(rate or average or 25)
             self._expected = len(timestamps)
@@ -85,9 +103,31 @@ class VideoWriter:
         self._audio_from = audio_from
         self._crf = crf
         self._aspect = sample_aspect
-        self._reformatter = VideoReformatter()
+        self._deep = depth > 8
+        self._picture: ToPicture
+        if codec == FFV1:
+            self._colours, self._depth = colours.as_rgb(), depth
+            self._pix_fmt = f"gbrp{depth}le" if self._deep else "bgr0"
+            self._picture = RgbPictures(self._pix_fmt, depth)
+        else:
+            self._colours, self._depth = colours.as_yuv(), min(depth, 10)
+            even = width % 2 == 0 and height % 2 == 0
+            self._pix_fmt = ("yuv420p" if even else "yuv444p") + ("10le" if self._deep else "")
+            self._picture = YuvPictures(self._pix_fmt, self._depth, self._colours)
         self._durations: dict[int, int] = {}
         self._count = 0
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What kind of file it is, for a report."""
+        return {
+            "codec": self._codec,
+            "crf": self._crf if self._codec == H264 else None,
+            "lossless": self._codec == FFV1,
+            "pixel_format": self._pix_fmt,
+            "depth": self._depth,
+            "colours": self._colours.named,
+        }
 
     def __enter__(self) -> VideoWriter:
         with _write_errors(self.path), ExitStack() as stack:
@@ -99,48 +139,43 @@ class VideoWriter:
             # The start of a stream is kept in units of the movie's timescale, so one that counts both
             # video ticks and audio samples keeps every start exact.
             movie = math.lcm(self._timescale, *(stream.rate for stream in streams if stream.rate))
+            options = {
+                "video_track_timescale": str(self._timescale),
+                "movie_timescale": str(movie if movie <= _MP4_MAX else self._timescale),
+                "strict": "experimental",  # TrueHD in mp4
+            }
             self._container = av.open(
                 f"file:{temporary}",
                 "w",
-                format="mp4",
-                container_options={
-                    "video_track_timescale": str(self._timescale),
-                    "movie_timescale": str(movie if movie <= _MP4_MAX else self._timescale),
-                    "strict": "experimental",  # TrueHD in mp4
-                },
+                format=CONTAINERS[self._codec],
+                container_options=options if self._codec == H264 else {},
             )
-            stack.callback(_abandon, self._container)
+            stack.callback(abandon, self._container)
             self._add_video()
-            self._audio = _AudioCopy(self._audio_from, source, streams, self._container)
+            self._audio = AudioCopy(self._audio_from, source, streams, self._container)
             self.audio_note = self._audio.note
             self._container.start_encoding()
             self._stack = stack.pop_all()
         return self
 
     def write(self, frame: np.ndarray) -> None:
-        """Add the next frame, uint8 RGB [H, W, 3].
+        """Add the next frame, uint8 RGB [H, W, 3], or uint16 where there are more than 8 bits.
 
         Raises ValueError if its shape or type is wrong or no timestamp is left, UserError if the file
         cannot be written.
         """
-        if frame.shape != (self.height, self.width, 3) or frame.dtype != np.uint8:
+        types = (np.uint8, np.uint16) if self._deep else (np.uint8,)
+        if frame.shape != (self.height, self.width, 3) or frame.dtype not in types:
             raise ValueError(
                 f"Frame {self._count} for {self.path} is {frame.dtype} {frame.shape}; "
-                f"expected uint8 {(self.height, self.width, 3)}."
+                f"expected {' or '.join(kind.__name__ for kind in types)} {(self.height, self.width, 3)}."
             )
         if self._count == self._expected:
             raise ValueError(f"{self.path} was announced with {self._expected} frames and got one more.")
         following = self._count + 1
-        picture = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24"),
-            format=self._stream.pix_fmt,
-            dst_colorspace=Colorspace.ITU709,
-            interpolation=EXACT,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-        )
+        picture = self._picture(np.ascontiguousarray(frame))
         picture.pts = self._timestamps[self._count]
-        picture.time_base = self._stream.time_base
+        picture.time_base = Fraction(1, self._timescale)
         last = following == self._expected or self._expected is None
         self._durations[picture.pts] = self._last if last else self._timestamps[following] - picture.pts
         self._count = following
@@ -163,22 +198,22 @@ class VideoWriter:
         return None
 
     def _add_video(self) -> None:
-        even = self.width % 2 == 0 and self.height % 2 == 0
+        lossless = self._codec == FFV1
         self._stream = self._container.add_stream(
-            "libx264",
+            "ffv1" if lossless else "libx264",
             rate=self._rate,
             width=self.width,
             height=self.height,
-            pix_fmt="yuv420p" if even else "yuv444p",
+            pix_fmt=self._pix_fmt,
             time_base=Fraction(1, self._timescale),
-            options={"crf": str(self._crf)},
+            options=_FFV1_OPTIONS if lossless else {"crf": str(self._crf)},
         )
-        context = self._stream.codec_context
+        context, colours = self._stream.codec_context, self._colours
         context.sample_aspect_ratio = self._aspect
-        context.color_range = ColorRange.MPEG
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
+        context.color_range = ColorRange.JPEG if colours.full else ColorRange.MPEG
+        context.colorspace, context.color_primaries, context.color_trc = (
+            UNSPECIFIED if tag is None else tag for tag in (colours.matrix, colours.primaries, colours.transfer)
+        )
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
@@ -243,7 +278,7 @@ def _write_mkv(
                     height=mask.shape[0],
                     pix_fmt="gray",
                     time_base=tick,
-                    options={"level": "3", "slicecrc": "1", "g": "1"},
+                    options=_FFV1_OPTIONS,
                 )
                 stream.codec_context.color_range = ColorRange.JPEG
             frame = av.VideoFrame.from_ndarray(mask, "gray")
@@ -283,147 +318,6 @@ def _checked(path: Path, masks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         raise UserError(f"No masks came for {path}, so it was not written; give at least one.")
 
 
-class _AudioCopy:
-    """Carries the audio of a clip into an mp4, a little at a time."""
-
-    def __init__(
-        self,
-        path: Path | str | None,
-        source: InputContainer | None,
-        streams: Sequence[av.AudioStream],
-        output: OutputContainer,
-    ) -> None:
-        self.note: str | None = None
-        self._path = path
-        self._output = output
-        self._copied: dict[int, av.AudioStream] = {}
-        self._encoded: dict[int, av.AudioStream] = {}
-        if source and len(streams) < len(source.streams.audio):
-            self.note = f"Part of the audio of {path} is in an unknown format and was left out."
-        for stream in streams:
-            assert path is not None
-            if _fits_mp4(path, stream.index):
-                self._copied[stream.index] = _add_copy(output, stream)
-            else:
-                self._encode_instead(stream)
-        self._times: dict[int, int] = {}
-        self._packets = source.demux(tuple(streams)) if source and streams else iter(())
-        self._waiting = self._next()
-
-    def copy_until(self, end: Fraction | None) -> None:
-        """Write the audio up to `end` in seconds, or all that is left."""
-        while self._waiting and (end is None or _time(self._waiting) * self._waiting.time_base <= end):
-            packet, self._waiting = self._waiting, self._next()
-            index = packet.stream.index
-            if index in self._copied:
-                # Without a duration the last packet would lie past the end of its track.
-                time = _time(packet)
-                packet.duration = packet.duration or time - self._times.get(index, time - 1)
-                self._times[index] = time
-                packet.stream = self._copied[index]
-                self._output.mux(packet)
-                continue
-            # A damaged packet leaves a gap; it must not cost a video that is nearly finished.
-            frames: list[av.AudioFrame] = []
-            with suppress(av.FFmpegError):
-                frames = packet.decode()
-            for frame in frames:
-                self._output.mux(self._encoded[index].encode(self._rising(index, frame)))
-        if self._waiting is None:
-            for output in self._encoded.values():
-                self._output.mux(output.encode())
-            self._encoded.clear()
-
-    def _rising(self, index: int, frame: av.AudioFrame) -> av.AudioFrame:
-        last = self._times.get(index)
-        if last is None:
-            frame.pts = frame.pts or 0
-        elif frame.pts is None or frame.pts <= last:
-            assert frame.time_base is not None
-            frame.pts = last + round(Fraction(frame.samples, frame.sample_rate) / frame.time_base)
-        self._times[index] = frame.pts
-        return frame
-
-    def _next(self) -> av.Packet[av.AudioStream] | None:
-        with _audio_errors(self._path):
-            # Empty packets only tell a decoder that its stream has ended.
-            return next((packet for packet in self._packets if packet.size), None)
-
-    def _encode_instead(self, stream: av.AudioStream) -> None:
-        aac = av.Codec("aac", "w")
-        rate = stream.rate if stream.rate in (aac.audio_rates or ()) else 48000
-        layout = "mono" if stream.channels == 1 else "stereo"
-        output = self._output.add_stream("aac", rate=rate, layout=layout, bit_rate=192_000)
-        self._encoded[stream.index] = output
-        self.note = (
-            f"The audio of {self._path} is {stream.codec_context.name}, which mp4 cannot hold, "
-            f"so it was re-encoded to AAC ({layout}, {rate} Hz)."
-        )
-
-
-class _Sink:
-    """A file that forgets what is written to it."""
-
-    def __init__(self) -> None:
-        self._at = self._end = 0
-
-    def write(self, data: bytes) -> int:
-        self._at += len(data)
-        self._end = max(self._end, self._at)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._end)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-
-def _fits_mp4(path: Path | str, index: int) -> bool:
-    """Try to copy one audio stream into an mp4, because some faults only show when the file is closed."""
-    with open_input(path, "audio") as source, ExitStack() as stack:
-        output = av.open(_Sink(), "w", format="mp4", options={"strict": "experimental"})
-        stack.callback(_abandon, output)
-        stream = source.streams[index]
-        assert isinstance(stream, av.AudioStream)
-        try:
-            copy = _add_copy(output, stream)
-            packets = source.demux(stream)
-            while True:
-                with _audio_errors(path):
-                    packet = next((packet for packet in packets if packet.size), None)
-                if packet is None:
-                    break
-                packet.stream = copy
-                output.mux(packet)
-            output.close()
-        except UserError:
-            raise
-        except (ValueError, av.FFmpegError):
-            return False
-    return True
-
-
-def _add_copy(output: OutputContainer, stream: av.AudioStream) -> av.AudioStream:
-    copy = output.add_stream_from_template(stream)
-    # Some files give only a number of channels; mp4 wants to know which ones they are.
-    if stream.channels <= 2:
-        copy.codec_context.layout = "mono" if stream.channels == 1 else "stereo"
-    return copy
-
-
-def _time(packet: av.Packet) -> int:
-    return (packet.pts if packet.dts is None else packet.dts) or 0
-
-
-def _abandon(container: OutputContainer) -> None:
-    # Closing also writes what an unfinished file lacks; on a full disk that fails, and the file is
-    # about to be deleted anyway.
-    with suppress(av.FFmpegError):
-        container.close()
-
-
 @contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
     try:
@@ -432,16 +326,6 @@ def _write_errors(path: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             raise write_error(path, error) from error
         raise UserError(f"{path} could not be encoded ({error.strerror}); try another size.") from error
-
-
-@contextmanager
-def _audio_errors(path: Path | str | None) -> Iterator[None]:
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise UserError(
-            f"The audio of {path} cannot be read ({error.strerror}); give an undamaged copy or no audio."
-        ) from error
 
 
 def _mp4_ticks(path: Path, timestamps: Sequence[int], time_base: Fraction) -> tuple[Sequence[int], int]:
@@ -457,3 +341,14 @@ def _mp4_ticks(path: Path, timestamps: Sequence[int], time_base: Fraction) -> tu
         if max(longest, timescale) > _MP4_MAX:
             raise UserError(f"The timestamps for {path} are too fine for mp4; convert the source first.")
     return ticks, timescale
+
+
+def _milliseconds(path: Path, timestamps: Sequence[int], time_base: Fraction) -> tuple[Sequence[int], int]:
+    """Return the timestamps as Matroska has them, and how many of these are in a second."""
+    ticks = [round(time * time_base * 1000) for time in timestamps]
+    if any(later <= earlier for earlier, later in itertools.pairwise(ticks)) or ticks[:1] < [0]:
+        raise UserError(
+            f"The timestamps for {path} do not rise by milliseconds from 0 on, as Matroska needs; write H.264 or "
+            "PNGs instead."
+        )
+    return ticks, 1000
