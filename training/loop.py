@@ -111,8 +111,6 @@ def fit(
     by name, on the CPU. Raises Unfinished when `stop` says so, and UserError where the loss is no number.
     """
     name = folder.name
-    # The layout that convolutions are fastest in, on cards and processors alike.
-    module.to(memory_format=torch.channels_last)
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
     optimizer = new_optimizer(phase, list(trained.values()))
     checkpoints.keep_changing_only(accelerator, trained.keys() | _running(module))
