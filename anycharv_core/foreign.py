@@ -50,7 +50,7 @@ _PICTURE_ERRORS = (
 )
 
 _ORIENTATION = 0x0112  # the Exif tag
-_TURNS = {
+_TURNS: dict[Any, Image.Transpose] = {  # by what the tag holds, which may be anything
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -327,12 +327,14 @@ def read_header(path: str | Path) -> Header:
 
 
 def _fits(row: dict[str, Any], stored: int) -> bool:
-    shape, place = row.get("shape"), row.get("data_offsets")
-    if not all(isinstance(n, list) and all(type(i) is int and 0 <= i < 2**48 for i in n) for n in (shape, place)):
+    shape, place, dtype = row.get("shape"), row.get("data_offsets"), row.get("dtype")
+    if not isinstance(shape, list) or not isinstance(place, list) or not isinstance(dtype, str):
+        return False
+    if not all(type(number) is int and 0 <= number < 2**48 for number in (*shape, *place)):
         return False
     if len(place) != 2 or not place[0] <= place[1] <= stored:
         return False
-    bits = _BITS.get(row.get("dtype") if isinstance(row.get("dtype"), str) else "")
+    bits = _BITS.get(dtype)
     return bits is not None and math.prod(shape) * bits == (place[1] - place[0]) * 8
 
 

@@ -322,7 +322,8 @@ def open_input(path: Path | str, kind: str = "video") -> Iterator[InputContainer
                 raise UserError(f"{path} has a video format that cannot be decoded; convert it to H.264.")
             if not stream.time_base:
                 raise UserError(f"{path} does not say when its frames are shown; convert it to H.264.")
-            _check_size(path, stream.codec_context.width, stream.codec_context.height)
+            context = cast(VideoCodecContext, stream.codec_context)
+            _check_size(path, context.width, context.height)
         yield container
 
 
@@ -515,7 +516,7 @@ def _with_safe_side_data(frame: av.VideoFrame) -> av.VideoFrame:
         graph.add_buffer(
             width=frame.width,
             height=frame.height,
-            format=frame.format.name,
+            format=frame.format,
             time_base=frame.time_base or Fraction(1, 25),
         ),
         *(graph.add("sidedata", f"mode=delete:type={number}") for number in _UNSAFE),
