@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from anycharv_core import Pipeline
-from anycharv_core.bench.puppets import Method, Setup, measure, of_model, references, sheet_titles
+from anycharv_core.bench.puppets import Method, measure, of_model, references, sheet_titles
 from anycharv_core.bench.report import NOT_MEASURED, markdown, summarise
+from anycharv_core.bench.tasks import Setup
 from anycharv_core.files import atomic_path
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.encode import EncodedVideo
@@ -156,6 +157,7 @@ def main() -> int:
 def ablate(args: argparse.Namespace) -> None:
     """Trains and scores what the command line asks for."""
     report: dict[str, Any] = {"clips": args.clips, "seeds": args.seeds, "variants": {}}
+    titles: list[str] = []
     pages: list[list[np.ndarray]] = []
     for seed in args.seeds:
         methods = {name: method(name, train_variant(name, seed, args.out)) for name in args.only}
@@ -163,7 +165,8 @@ def ablate(args: argparse.Namespace) -> None:
             continue
         methods |= references()
         found, rows = measure(methods, Setup(args.clips, 1, SIZE), "left out here")
-        pages = pages or [sheet_titles(methods), *rows]
+        if not pages:
+            titles, pages = sheet_titles(methods), rows
         for name, metrics in found["clips"].items():
             kept = report["variants"].setdefault(name, {metric: {} for metric in METRICS})
             for metric in METRICS:
@@ -173,7 +176,7 @@ def ablate(args: argparse.Namespace) -> None:
     with atomic_path(args.out / "ablation.json") as tmp:
         tmp.write_text(json.dumps(report) + "\n", encoding="utf-8")
     with atomic_path(args.out / "sheet.png") as tmp:
-        sheet(pages[1:], pages[0]).save(tmp)
+        sheet(pages, titles).save(tmp)
     print(table(report))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -65,7 +66,7 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
     """
     target = folder / f"step-{step:08d}"
     with ExitStack() as stack:
-        place = [None]
+        place: list[Any] = [None]  # what the main process chose, in all processes after the broadcast
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             if target.exists():  # a torn one, or `newest` would have gone on from it

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
@@ -74,7 +75,7 @@ def new_accelerator(engine: Engine, phase: Phase, folder: Path, cpu: bool) -> Ac
 
 def new_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW, or the one of bitsandbytes whose state takes a quarter of the memory."""
-    options = {"lr": phase.lr, "betas": phase.betas, "weight_decay": phase.weight_decay}
+    options: dict[str, Any] = {"lr": phase.lr, "betas": phase.betas, "weight_decay": phase.weight_decay}
     if phase.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options, fused=True)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -47,7 +48,7 @@ def add_lora(unet: DenoisingUNet, lora: Lora, motion: bool) -> list[nn.Parameter
     except ImportError:
         raise UserError("LoRA training needs peft: pip install '.[train]'.") from None
     layers = _targets(unet, lora.targets, motion)
-    alpha = lora.rank if lora.alpha is None else lora.alpha
+    alpha: Any = lora.rank if lora.alpha is None else lora.alpha  # peft takes fractions too
     unet.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=layers), unet, ADAPTER)
     trained = [p for p in unet.parameters() if p.requires_grad]
@@ -71,7 +72,8 @@ def lora_state_dict(unet: DenoisingUNet) -> dict[str, Tensor]:
     """The LoRA of `unet` as its file holds it: per layer two factors, float32 and on the CPU, and alpha."""
     from peft import get_peft_model_state_dict
 
-    alpha = torch.tensor(float(unet.peft_config[ADAPTER].lora_alpha))
+    settings: Any = unet.peft_config
+    alpha = torch.tensor(float(settings[ADAPTER].lora_alpha))
     factors = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
     state = {PREFIX + key: value.detach().float().cpu().contiguous() for key, value in factors.items()}
     alphas = {key.removesuffix(UP) + ALPHA: alpha.clone() for key in state if key.endswith(UP)}

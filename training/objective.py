@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ Batch = dict[str, Tensor]
 """Clips from training/data/, or their encodings from `encode_batch`; the first dimension counts clips."""
 
 
-def encode(vae: torch.nn.Module, unit: Tensor) -> Tensor:
+def encode(vae: Any, unit: Tensor) -> Tensor:
     """Pictures float [N, 3, H, W] in 0..1 -> scaled mean latents [N, c, h, w], without gradient.
 
     A few pictures at a time (`encode.frames_at_a_time`), because the VAE takes gigabytes for a clip of large ones.
@@ -37,7 +38,7 @@ def encode(vae: torch.nn.Module, unit: Tensor) -> Tensor:
     return torch.cat(means) * vae.config.scaling_factor
 
 
-def decode(vae: torch.nn.Module, latents: Tensor) -> Tensor:
+def decode(vae: Any, latents: Tensor) -> Tensor:
     """Scaled latents [N, c, h, w] -> pictures float [N, 3, H, W] in 0..1, as many at a time, without gradient."""
     ratio = 2 ** (len(vae.config.block_out_channels) - 1)
     batches = latents.split(frames_at_a_time((ratio * latents.shape[3], ratio * latents.shape[2])))

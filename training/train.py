@@ -68,7 +68,7 @@ def train_phase(run: Run, name: str) -> None:
     config, phase, folder = run.config, run.config.phases[name], run.folder(name)
     accelerator = new_accelerator(config.engine, phase, folder, run.cpu)
     nets, configs = networks.build(config, run.before(name), accelerator.print)
-    data = open_dataset(plan.placed(phase.data, run.out), phase.frames)
+    data: Samples = open_dataset(plan.placed(phase.data, run.out), phase.frames)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)

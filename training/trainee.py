@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
 from anycharv_core.models.guidance import guide, is_guided
 from anycharv_core.models.schedule import NoiseSchedule
-from anycharv_core.models.unet import UNet
+from anycharv_core.models.unet import DenoisingUNet, PoseGuider, ReferenceNet, UNet
 from anycharv_core.models.windows import Windows
 from training import objective
 from training.config import Objective, Phase
@@ -38,6 +38,12 @@ class Trainee(nn.Module):
     `Networks` gives them.
     """
 
+    denoising_unet: DenoisingUNet
+    reference_unet: ReferenceNet
+    pose_guider: PoseGuider
+    vae: Any
+    image_encoder: Any
+
     def __init__(
         self,
         nets: Networks,
@@ -52,6 +58,11 @@ class Trainee(nn.Module):
             self.add_module(name, net)
         self.cfg, self.motion, self.seed, self.purpose, self.schedule = cfg, motion, seed, purpose, schedule
 
+    @property
+    def nets(self) -> Networks:
+        """The networks as they are now: spreading a training may put others in place of the first."""
+        return Networks(self.denoising_unet, self.reference_unet, self.pose_guider, self.vae, self.image_encoder)
+
     def forward(self, batch: Batch, task: str = "loss", **options: Any) -> Any:
         """Everything goes through here, because a wrapped module gathers its parameters only for this.
 
@@ -61,18 +72,23 @@ class Trainee(nn.Module):
         """
         if "latents" not in batch:
             batch = batch | self.encode(batch)
-        return {"loss": self._loss, "held_out": self._held_out, "sample": self._sample}[task](batch, **options)
+        tasks: dict[str, Callable[..., Any]] = {
+            "loss": self._loss,
+            "held_out": self._held_out,
+            "sample": self._sample,
+        }
+        return tasks[task](batch, **options)
 
     def encode(self, batch: Batch) -> Batch:
         """The batch's encodings (`objective.encode_batch`), without gradient."""
         with torch.no_grad():
-            return objective.encode_batch(self, batch)
+            return objective.encode_batch(self.nets, batch)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         generators = [clip_generator(self.seed, self.purpose, p) for p in batch["position"].tolist()]
         latents = batch["latents"]
         draws = objective.draw(self.cfg, generators, latents.shape[1:], latents.device)
-        losses = objective.loss(self, _tensors(batch), draws, self.cfg, self.motion, self.schedule)
+        losses = objective.loss(self.nets, _tensors(batch), draws, self.cfg, self.motion, self.schedule)
         return {name: value.mean() for name, value in losses.items()}
 
     def _held_out(self, batch: Batch, timesteps: tuple[int, ...]) -> Tensor:
@@ -82,7 +98,7 @@ class Trainee(nn.Module):
         losses = []
         for t in timesteps:
             at = objective.Draws(torch.full_like(draws.t, t), draws.noise, draws.dropped)
-            found = objective.loss(self, _tensors(batch), at, plain, self.motion, self.schedule)
+            found = objective.loss(self.nets, _tensors(batch), at, plain, self.motion, self.schedule)
             losses.append(found["loss"])
         return torch.stack(losses, dim=1)
 
@@ -99,9 +115,9 @@ class Trainee(nn.Module):
             x = x.unflatten(0, shape[:2])
             if not guided:
                 at = torch.full((len(x),), t, device=x.device)
-                return objective.predict(self, batch, x, at, 0, self.motion).float().flatten(0, 1)
+                return objective.predict(self.nets, batch, x, at, 0, self.motion).float().flatten(0, 1)
             at = torch.full((2 * len(x),), t, device=x.device)
-            both = objective.predict(self, batch, torch.cat([x, x]), at, len(x), self.motion).float()
+            both = objective.predict(self.nets, batch, torch.cat([x, x]), at, len(x), self.motion).float()
             return guide(both, guidance).flatten(0, 1)
 
         rows = shape[0] * shape[1]

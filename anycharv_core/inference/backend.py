@@ -86,9 +86,7 @@ class TorchBackend:
     def __init__(self, networks: Networks, settings: Mapping[str, Any] | None = None):
         cfg = networks.denoising_unet.cfg
         self.networks = networks
-        # Of diffusers and transformers, whose classes are not loaded to be named here.
-        self._vae: Any = networks.vae
-        self._image_encoder: Any = networks.image_encoder
+        self._vae, self._image_encoder = networks.vae, networks.image_encoder
         self.settings: Mapping[str, Any] = settings or {}
         self.system = system_of(cfg)
         self.schedule = schedule_of(self.settings)

@@ -159,11 +159,12 @@ def _measure(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: 
                 similar.append(_ssim(made, truth))
             if not isinstance(tools.lpips, str):
                 apart += tools.lpips(made[None], truth[None]).tolist()
-            if character is not None:
+            if character is not None and not isinstance(tools.embed, str):
                 alike.append(float(tools.embed([made])[0] @ character))
         if not isinstance(tools.features, str) and len(batch) == WINDOW:
-            for side, kept in enumerate(tools.windows):
-                kept.append(tools.features(np.stack([row[side] for row in batch])))
+            truths, mades, _ = zip(*batch, strict=True)
+            for kept, frames in zip(tools.windows, (truths, mades), strict=True):
+                kept.append(tools.features(np.stack(frames)))
     masked: Mapping[str, float | str] = dict.fromkeys(
         ("background PSNR", *SEAMS, *DRIFTS), "give --masks, a folder with a mask of every clip"
     )
@@ -209,10 +210,13 @@ def _ssim(made: np.ndarray, truth: np.ndarray) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     a, b = (torch.as_tensor(x).movedim(-1, 0)[None].double() for x in (made, truth))
-    return float(structural_similarity_index_measure(a, b, data_range=255.0))
+    found = structural_similarity_index_measure(a, b, data_range=255.0)
+    assert isinstance(found, torch.Tensor)
+    return float(found)
 
 
 def _character(job: EvaluateJob, name: str) -> np.ndarray:
+    assert job.references is not None
     picture = read_reference(partner(job.references, name, _PICTURES))
     alpha = picture[..., 3] if picture.shape[2] == 4 else None
     return ANYCHARV.recipe("default").cut_out(picture[..., :3], alpha)
@@ -237,13 +241,14 @@ def _pck(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: Path
 def _poses(tools: _Tools, name: str, clip: Path, folder: Path | None) -> Poses:
     if tools.detector is not None:
         return tools.detector.poses(Reopened(lambda: clip_frames(clip)))
+    assert folder is not None
     first = next(clip_frames(clip))
     return read_poses(partner(folder, name, (".json",)), (first.shape[1], first.shape[0]))
 
 
 def _summary(values: list[float | str]) -> dict[str, Any]:
     missing = next((value for value in values if isinstance(value, str)), None)
-    return summarise(missing or values)
+    return summarise(missing or [value for value in values if not isinstance(value, str)])
 
 
 def _fvd(tools: _Tools) -> dict[str, Any]:

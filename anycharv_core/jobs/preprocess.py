@@ -173,6 +173,7 @@ def _prepare(
     findings, count = found.findings, len(found.timestamps)
     boxes: list[Any] = [None] * count
     if number is None:
+        assert job.masks is not None
         poses = _inside(findings.poses, mask_frames(job.masks, found.size))
     else:
         track = findings.tracks[number - 1]
@@ -185,8 +186,8 @@ def _prepare(
         poses = retarget(poses, reference_pose(job.retarget[place], job.pose_model, job.device))
         # A taller character leaves the box of the person whose place it takes.
         extents = [pose_extent(people) for people in poses.people]
-    segmenter = None if job.masks else segmenter_name(job.segmenter)
-    key = content_key(found.key, *_sources(job.masks or Path(segmenter)), segmenter, boxes, extents)
+    segmenter = "" if job.masks else segmenter_name(job.segmenter)
+    key = content_key(found.key, *_sources(job.masks or Path(segmenter)), segmenter or None, boxes, extents)
 
     def make(folder: Path) -> None:
         if job.masks:

@@ -90,6 +90,7 @@ class Segmenter:
             if step == "start":
                 session = _new_session(self._device, self.dtype)
             if step in ("start", "prompt"):
+                assert box is not None
                 _prompt(session, number, box, frame.shape[:2], self._model.config.image_size)
             pixels = to_pixels(torch.tensor(frame[None], device=self._device), self._model.config.image_size)
             logits = self._followed(session, pixels, number)
@@ -126,7 +127,7 @@ def plan(
     """
     steps: list[Step] = []
     for start, stop in pairwise((0, *cuts, len(boxes))):
-        prompted = None
+        prompted: int | None = None
         for present, run in groupby(range(start, stop), lambda number: boxes[number] is not None):
             numbers = list(run)
             if not present:
@@ -134,7 +135,7 @@ def plan(
                 steps += ["follow" if bridged else "empty"] * len(numbers)
                 continue
             for number in numbers:
-                due = number == numbers[0] or number - prompted >= every
+                due = number == numbers[0] or prompted is None or number - prompted >= every
                 steps.append("follow" if not due else "start" if prompted is None else "prompt")
                 prompted = number if due else prompted
     return steps

@@ -33,7 +33,7 @@ _COMES_BACK = 0.5
 class _Seen(NamedTuple):
     """A frame as the detector keeps it: its thumbnail, and scdet's difference and score in per cent."""
 
-    index: int
+    number: int
     thumbnail: np.ndarray
     difference: float
     score: float
@@ -48,7 +48,9 @@ class ShotDetector:
 
     def __init__(self) -> None:
         self._graph = av.filter.Graph()
-        self._source = self._graph.add_buffer(width=_SIDE, height=_SIDE, format="rgb24", time_base=Fraction(1, 25))
+        self._source = self._graph.add_buffer(
+            width=_SIDE, height=_SIDE, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 25)
+        )
         detector = self._graph.add("scdet", "t=0")
         self._sink = self._graph.add("buffersink")
         self._source.link_to(detector)
@@ -61,7 +63,7 @@ class ShotDetector:
     def feed(self, frame: np.ndarray) -> None:
         """Take the video's next frame, uint8 RGB [H, W, 3]."""
         thumbnail = cv2.resize(frame, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-        picture = av.VideoFrame.from_ndarray(thumbnail, "rgb24")
+        picture = av.VideoFrame.from_ndarray(thumbnail.astype(np.uint8, copy=False), "rgb24")
         picture.pts, picture.time_base = self._fed, Fraction(1, 25)
         self._source.push(picture)
         found = self._sink.pull().metadata
@@ -79,7 +81,7 @@ class ShotDetector:
         self._window.append(seen)
         middle = self._window[_REACH]
         if middle and _is_cut(middle, self._window):
-            self._cuts.append(middle.index)
+            self._cuts.append(middle.number)
 
 
 def find_cuts(frames: Iterable[np.ndarray]) -> list[int]:
@@ -94,8 +96,8 @@ def _is_cut(middle: _Seen, window: Iterable[_Seen | None]) -> bool:
     """Whether the frame in the middle of the window starts a shot."""
     if middle.score < _MIN_SCORE:
         return False
-    before = [seen for seen in window if seen and seen.index < middle.index]
-    after = [seen for seen in window if seen and seen.index > middle.index]
+    before = [seen for seen in window if seen and seen.number < middle.number]
+    after = [seen for seen in window if seen and seen.number > middle.number]
     # The largest may be another cut close by.
     around = sorted(seen.difference for seen in before + after)[:-1]
     if around and middle.difference < _STANDS_OUT * around[-1]:

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -86,9 +86,9 @@ def fill(
     missing = [sample for sample in sorted(wanted) if not clips.holds(sample)]
     accelerator.wait_for_everyone()
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    source = DataLoader(
-        Subset(clips.source, own), batch_size=None, num_workers=workers, generator=torch.Generator()
-    )
+    # torch's annotations know whole numbers alone as indices; ours are (index, variant).
+    chosen: Subset[dict[str, Tensor]] = Subset(cast(Any, clips.source), cast(Any, own))
+    source = DataLoader(chosen, batch_size=None, num_workers=workers, generator=torch.Generator())
     bar = tqdm(own, "encoding", unit="clip", disable=not (own and accelerator.is_main_process))
     for sample, clip in zip(bar, source, strict=True):
         batch = {name: value[None].to(accelerator.device) for name, value in clip.items()}

@@ -105,7 +105,7 @@ def loader(
     length = len(dataset)
     if not length:
         raise UserError("The data set holds no sample; prepare more videos or ask for fewer frames.")
-    buckets = getattr(dataset, "buckets", np.zeros(length, np.int64))
+    buckets: Sequence[int] = getattr(dataset, "buckets", [0] * length)
     share = batch // world
     own = slice(rank * share, (rank + 1) * share)
     numbered = enumerate(batches(seed, buckets, batch, start // batch, stop // batch), start // batch)

@@ -223,7 +223,7 @@ class Clip:
         pictures: list[np.ndarray] = []
         reformatter = VideoReformatter()
         try:
-            with self.shard.open("rb") as file, av.open(_Section(file, *self.members[member])) as container:
+            with self.shard.open("rb") as file, av.open(_Section(file, *self.members[member]), "r") as container:
                 stream = self._stream(container)
                 stream.codec_context.thread_count = 1
                 container.seek(round(numbers[0] / (_RATE * stream.time_base)), stream=stream)

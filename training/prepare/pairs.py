@@ -184,6 +184,7 @@ def make_pair(job: Job, k: int) -> tuple[dict[str, bytes], dict[str, Any]] | Non
         noise=_noise(pipe, frames.shape, settings.motion, seed),
         canvas=FRAME,
     )
+    assert isinstance(out.frames, np.ndarray)
     made = _sharpened(out.frames, settings.sharpen * rng.uniform(-0.8, 1.2))
     touched = np.stack([paste_weights(each) > 0 for each in mask])[..., None]
     energy = gradient_energy(made, frames, mask >= 128)

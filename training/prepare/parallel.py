@@ -76,7 +76,9 @@ def _begin_worker() -> None:
 
 def _end_with_parent() -> None:
     """A parent that was killed can tell its workers nothing, and they would wait for more work for ever."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

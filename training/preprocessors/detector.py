@@ -49,9 +49,11 @@ class Detector(nn.Module):
         self.coarse = nn.Sequential(conv(c, c, 2), conv(c, c), conv(c, c))
         self.mix = conv(c, c)
         self.lateral = nn.Conv2d(b, c, 1)
-        self.head = nn.Sequential(conv(c, c, groups=c), nn.Conv2d(c, b, 1), nn.SiLU(), nn.Conv2d(b, 5, 1))
+        before, last = (conv(c, c, groups=c), nn.Conv2d(c, b, 1), nn.SiLU()), nn.Conv2d(b, 5, 1)
+        self.head = nn.Sequential(*before, last)
+        assert last.bias is not None
         with torch.no_grad():
-            self.head[-1].bias.copy_(torch.tensor([-4.0, 0.5, 0.5, 2.0, 2.5]))
+            last.bias.copy_(torch.tensor([-4.0, 0.5, 0.5, 2.0, 2.5]))
 
     def forward(self, pooled: Tensor) -> Tensor:
         fine = self.fine(pooled / 128 - 1)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -60,7 +61,10 @@ def config() -> Sam2VideoConfig:
         backbone_feature_sizes=[[grid * scale] * 2 for scale in (4, 2, 1)],
         fpn_hidden_size=WIDTH,
     )
+    # It follows worse than the puppet detector finds: see preprocess/segment.py.
+    own: dict[str, Any] = {"prompt_every": 1}
     return Sam2VideoConfig(
+        **own,
         image_size=SIDE,
         vision_config=vision,
         prompt_encoder_config={
@@ -76,8 +80,6 @@ def config() -> Sam2VideoConfig:
             "iou_head_hidden_dim": 32,
             "dynamic_multimask_via_stability": False,
         },
-        # It follows worse than the puppet detector finds: see preprocess/segment.py.
-        prompt_every=1,
         multimask_output_in_sam=False,
         memory_attention_hidden_size=WIDTH,
         memory_attention_num_layers=2,
@@ -143,8 +145,8 @@ def draw(length: int, clips: Clips, rng: np.random.Generator) -> dict[str, np.nd
     }
 
 
-def unroll(model: Sam2VideoModel, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """What `Sam2VideoModel.forward` computes frame by frame, for many clips at once and with gradients.
+def unroll(model: Any, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """What the forward of a `Sam2VideoModel` computes frame by frame, for many clips at once and with gradients.
 
     frames [B,T,3,S,S] normalised, boxes [B,2,2] in pixels of the first frame. Returns mask logits [B,T,S,S]
     and object score logits [B,T].
@@ -160,7 +162,7 @@ def unroll(model: Sam2VideoModel, frames: Tensor, boxes: Tensor) -> tuple[Tensor
         levels = [level[t] for level in all_levels]
         maps = [level.permute(1, 2, 0).unflatten(2, tuple(s)) for level, s in zip(levels, sizes, strict=True)]
         if t == 0:
-            prompt = boxes[:, None], torch.tensor(CORNERS).expand(count, 1, 2)
+            prompt: Any = boxes[:, None], torch.tensor(CORNERS).expand(count, 1, 2)
             maps[-1] = maps[-1] + model.no_memory_embedding[0, 0][:, None, None]
         else:
             prompt = None, None

@@ -22,6 +22,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
 from anycharv_core.models import UNetConfig
 from anycharv_core.models.schedule import SCHEDULER, NoiseSchedule, schedule_of
+from anycharv_core.models.unet import UNet
 from anycharv_core.systems import read_checkpoint, system_of
 from anycharv_core.systems.animate_anyone import SD15, motion_additions
 from training.config import Init
@@ -72,8 +73,8 @@ def initialise(
         check_keys(part, parts[part], weights)
         learned = sum(not key.endswith(".pe") for key in weights)
         starts[part] = [Start(weights, {source: learned})]
-    for part, (source, weights) in unets.items():
-        starts.setdefault(part, []).append(_unet_start(parts[part], part, weights, source))
+    for part, (path, weights) in unets.items():
+        starts.setdefault(part, []).append(_unet_start(parts[part], part, weights, path))
     if motion is not None:
         starts.setdefault("denoising_unet", []).append(_motion_start(parts["denoising_unet"], *motion))
     if guider is not None:
@@ -217,7 +218,7 @@ def _start_at_zero(nets: Networks, fresh_output: bool) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _unet_start(module: nn.Module, part: str, weights: Weights, path: Path) -> Start:
+def _unet_start(module: UNet, part: str, weights: Weights, path: Path) -> Start:
     """Stable Diffusion's weights for either UNet; the first convolution is widened by zeros."""
     weights, unused = dict(weights), 0
     if part == "reference_unet":
@@ -243,7 +244,7 @@ def _unet_start(module: nn.Module, part: str, weights: Weights, path: Path) -> S
     return Start(weights, origins)
 
 
-def _motion_start(unet: nn.Module, path: Path, weights: Weights) -> Start:
+def _motion_start(unet: UNet, path: Path, weights: Weights) -> Start:
     """AnimateDiff's weights; position codes, which are a table and not learned, are this network's own."""
     expected = {key: value for key, value in unet.state_dict().items() if "motion_modules." in key}
     codes = [key for key in weights if key.endswith(".pe")]
@@ -258,9 +259,9 @@ def _motion_start(unet: nn.Module, path: Path, weights: Weights) -> Start:
     }
     _check("denoising_unet's motion", path, learned, wanted)
     origins = {f"{path}": len(learned)}
-    positions = min((weights[key].shape[1] for key in codes), default=0)
-    if positions and positions < unet.cfg.motion.max_len:
-        origins[f"positions {positions} to {unet.cfg.motion.max_len - 1} were never trained there"] = 0
+    positions, motion = min((weights[key].shape[1] for key in codes), default=0), unet.cfg.motion
+    if motion is not None and 0 < positions < motion.max_len:
+        origins[f"positions {positions} to {motion.max_len - 1} were never trained there"] = 0
     return Start(learned, origins)
 
 
