@@ -72,18 +72,22 @@ def of_model(
     `Pipeline.__call__`; puppets of the bench fill so much of their frames that there is little to follow.
     """
 
-    def run(given: Swap | Animation, side: int, *scene: np.ndarray) -> np.ndarray:
-        settings = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": (side, side)}
-        return pipe(given.reference, *scene, pose=given.poses(), canvas=canvas, **settings).frames
+    def run(given: Swap | Animation, side: int, **scene: Any) -> np.ndarray:
+        settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": (side, side)}
+        frames = pipe(given.reference, **scene, pose=given.poses(), canvas=canvas, **settings).frames
+        assert isinstance(frames, np.ndarray)
+        return frames
 
     def animate(task: Task) -> np.ndarray:
         return run(task.given, task.given.pose.shape[1])
 
     def swap(task: Task) -> np.ndarray:
-        driving = task.given.driving
-        mask = driving.mask if fine else task.given.box
+        given = task.given
+        assert isinstance(given, Swap)
+        driving = given.driving
+        mask = driving.mask if fine else given.box
         scene = driving.frames * (mask == 0)[..., None] if cut else driving.frames
-        made = run(task.given, scene.shape[1], scene, mask)
+        made = run(given, scene.shape[1], scene=scene, mask=mask)
         # What the feathered paste-back blended with black is the driving clip's again.
         return np.where((box_masks(mask, 0.0, 0) > 0)[..., None], made, driving.frames) if cut else made
 
@@ -130,6 +134,7 @@ def score(task: Task, made: np.ndarray, lpips: Lpips | str) -> dict[str, float |
     steady: float | str = short
     drifts: dict[str, float] | dict[str, str] = dict.fromkeys(DRIFTS, short)
     if len(made) > 1:
+        assert clip.flow is not None
         steady = warp_error(made, clip.flow, clip.mask > 0)
         drifts = dict(zip(DRIFTS, drift(made, truth, clip.mask, clip.keypoints), strict=True))
     pasted = task.kind.pasted
@@ -181,7 +186,9 @@ def measure(
                 if isinstance(value, str):
                     values[name][metric] = value
                 else:
-                    values[name].setdefault(metric, []).append(value)
+                    kept = values[name].setdefault(metric, [])
+                    assert isinstance(kept, list)
+                    kept.append(value)
             if progress is not None:
                 progress(task.number * len(methods) + place + 1, setup.clips * len(methods))
         if task.number < SHEET_ROWS:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import UserError
 from ..files import write_error
@@ -159,22 +159,24 @@ def _plan_source(source: Source, to: Path, endpoint: str | None) -> Iterator[Ite
             f"{source.repo} has no {source.files[wanted.index(None)][0]} any more: look for it elsewhere and see "
             f"'anycharv download {source.name} --offline' for where it goes."
         )
-    for file in filter(None, (*wanted, *(name for name in source.extras if name in offered))):
-        size, path = offered[file].size, to / source.folder / file
-        digest = offered[file].lfs.sha256 if offered[file].lfs else offered[file].blob_id
+    extras = [name for name in source.extras if name in offered]
+    for file in (*filter(None, wanted), *extras):
+        size, path, large = offered[file].size, to / source.folder / file, offered[file].lfs
+        digest = large.sha256 if large else offered[file].blob_id
         if not _is_size(size) or not _is_hash(digest) or not _is_hash(info.sha):
             raise UserError(f"The hub lists {source.repo}/{file} without size or hash: use no mirror for it.")
         present = path.is_file() and path.stat().st_size == size and _digest(path, digest) == digest
         if path.exists() and not present:
             raise UserError(f"{path} is not the file that {source.repo} holds: move it away, then run again.")
-        yield Item(source.repo, file, path, size, digest, info.sha, (licences or [source.licence])[0], present)
+        licence = licences[0] if licences else source.licence
+        yield Item(source.repo, file, path, size, digest, info.sha, licence, present)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**50
 
 
-def _is_hash(value: Any) -> bool:
+def _is_hash(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", value) is not None
 
 
@@ -220,9 +222,14 @@ def fetch(
                 "choose another disk with --to."
             )
         for item in missing:
-            _fetch_one(item, lambda arrived, before=done: progress(before + arrived, total), endpoint)
+            _fetch_one(item, _after(done, total, progress), endpoint)
             done += item.size
     return [item.path for item in missing]
+
+
+def _after(before: int, total: int, progress: Progress) -> Arrived:
+    """Counts a file's bytes on from those of the files before it."""
+    return lambda arrived: progress(before + arrived, total)
 
 
 def _fetch_one(item: Item, arrived: Arrived, endpoint: str | None) -> None:
@@ -283,7 +290,7 @@ class _Counted(io.BufferedWriter):
         super().__init__(io.FileIO(path, "ab"))
         self._arrived = arrived
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any, /) -> int:
         count = super().write(data)
         self._arrived(self.tell())
         return count

@@ -33,13 +33,14 @@ CLIP_SETTINGS = (
 
 @dataclass
 class Networks:
-    """The modules of one model; `vae` is a diffusers AutoencoderKL, `image_encoder` a transformers CLIP."""
+    """The modules of one model; `vae` is a diffusers AutoencoderKL or a PatchCodec, `image_encoder` a transformers
+    CLIP, each None where a checkpoint lacks it. Their classes are not loaded to be named here."""
 
     denoising_unet: DenoisingUNet
     reference_unet: ReferenceNet
     pose_guider: PoseGuider
-    vae: nn.Module | None = None
-    image_encoder: nn.Module | None = None
+    vae: Any = None
+    image_encoder: Any = None
 
 
 def build_networks(

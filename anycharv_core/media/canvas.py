@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -88,7 +89,7 @@ class Canvas:
         inside[:] = composite(self.restore(picture), inside, weights[y0:y1, x0:x1])
         return pasted
 
-    def pad(self, picture: np.ndarray, mode: str) -> np.ndarray:
+    def pad(self, picture: np.ndarray, mode: Literal["constant", "edge"]) -> np.ndarray:
         """A picture of the inner size -> of the padded size, in one of np.pad's ways."""
         extra = (self.padded[1] - self.inner[1], self.padded[0] - self.inner[0])
         return np.pad(picture, [(0, extra[0]), (0, extra[1])] + [(0, 0)] * (picture.ndim - 2), mode)
