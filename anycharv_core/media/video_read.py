@@ -438,7 +438,7 @@ def _depth(frame: av.VideoFrame) -> int:
 def _colours(frame: av.VideoFrame) -> Colours:
     kind = frame.format
     matrix, primaries, transfer = int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)
-    ranges = {ColorRange.MPEG: False, ColorRange.JPEG: True}
+    ranges = {int(ColorRange.MPEG): False, int(ColorRange.JPEG): True}
     stored_rgb = kind.is_rgb or kind.has_palette
     return Colours(
         matrix=0 if stored_rgb else matrix if matrix in MATRICES and matrix else None,
