@@ -88,7 +88,7 @@ def train_phase(run: Run, name: str) -> None:
             if accelerator.device.type == "cuda" or nets.denoising_unet.conv_in.weight.requires_grad:
                 # The layout that convolutions are fastest in. On a processor GroupNorm's way back crashes in it
                 # where its input carries no gradient (torch 2.13).
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch documents
             data = _cached(run, accelerator, module, data, phase)
         weights = fit(
             accelerator, module, data, phase, folder, config.seed, config.engine.workers, run.stop, validation
