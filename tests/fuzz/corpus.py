@@ -25,8 +25,10 @@ from anycharv_core.bench.exchange import read_setup
 from anycharv_core.checkpoints.checkpoint import Checkpoint
 from anycharv_core.checkpoints.networks import build_networks, untrained
 from anycharv_core.checkpoints.single_file import write_single
-from anycharv_core.jobs.inputs import mask_frames, open_skeletons, read_reference, read_reference_mask
+from anycharv_core.jobs.inputs import mask_frames, read_reference, read_reference_mask
 from anycharv_core.jobs.prepared import read_prepared
+from anycharv_core.media.pose import read_poses
+from anycharv_core.media.pose_drawing import draw_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import write_masks
 from anycharv_core.preprocess.dwpose import DWPose
@@ -116,7 +118,7 @@ def read_video(path: Path) -> None:
 
 
 def draw(path: Path) -> None:
-    drain(open_skeletons(path, SIZE).drawn(SIZE), 3)
+    drain(draw_poses(read_poses(path, SIZE).scaled(*SIZE)), 3)
 
 
 def drain(items: Iterable[object], count: int = 8) -> None:
@@ -234,7 +236,7 @@ KINDS = (
     Kind(
         "prepared",
         30,
-        written("report.json", {"clip": "a.mp4", "chosen": [{"folder": "."}]}),
+        written("report.json", {"clip": "a.mp4", "chosen": [{"folder": "."}], "cuts": [2]}),
         lambda path: read_prepared(path.parent),
     ),
     Kind(
