@@ -206,8 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--task",
-        choices=("swap", "animation"),
-        help="kind of tasks to export (default: swap); a model and a folder to score have their own",
+        choices=("swap", "bold-swap", "animation"),
+        help="kind of tasks (default: the model's, or swap to export); a folder to score has its own",
     )
     add("--clips", type=to_count, default=64, metavar="N", help="tasks (%(default)s)")
     add("--frames", type=to_count, default=8, metavar="N", help="frames of each (%(default)s)")

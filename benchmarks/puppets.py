@@ -16,7 +16,7 @@ from pathlib import Path
 
 from anycharv_core import Pipeline
 from anycharv_core.bench.lpips import load_lpips
-from anycharv_core.bench.puppets import Method, measure, of_codec, of_model, references, task_of
+from anycharv_core.bench.puppets import Method, measure, of_codec, of_model, references, tasks_of
 from anycharv_core.bench.report import make_folder
 from anycharv_core.bench.tasks import SWAP, Setup
 from anycharv_core.jobs.bench import publish
@@ -36,7 +36,7 @@ def main() -> None:
     make_folder(args.out)
 
     models = {name: Pipeline.from_pretrained(name) for name in args.model or ["embedded"]}
-    made_for = {(task_of(pipe), pipe.settings["size"][0]) for pipe in models.values()}
+    made_for = {(tasks_of(pipe)[0], pipe.settings["size"][0]) for pipe in models.values()}
     if len(made_for) > 1:
         parser.error(f"the models are made for different tasks or sizes: {sorted(made_for)}")
     ((task, size),) = made_for

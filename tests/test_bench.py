@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
+import cv2
 import needs
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from anycharv_core.bench.metrics import _grey, _ssim_map, psnr
 from anycharv_core.bench.puppets import measure, of_model, references, score
 from anycharv_core.bench.report import markdown, summarise, write_report
 from anycharv_core.bench.seam import SEAMS
-from anycharv_core.bench.tasks import ANIMATION, KINDS, SWAP, Setup, tasks
+from anycharv_core.bench.tasks import ANIMATION, BOLD_SWAP, KINDS, SWAP, Setup, tasks
 from anycharv_core.cli import main
 from anycharv_core.jobs.bench import PuppetJob, _model
 from anycharv_core.jobs.inputs import mask_frames, open_skeletons, read_reference
@@ -257,7 +258,7 @@ def test_a_model_of_animate_anyone_is_shown_reference_and_pose_alone() -> None:
             return self
 
     task = next(tasks(setup))
-    assert puppets.task_of(Model()) == ANIMATION
+    assert puppets.tasks_of(Model()) == (ANIMATION,)
     assert np.array_equal(of_model(Model(), 2, 1.5)(task)[0], task.given.reference)
     pose = shown.pop("pose")
     assert (len(pose), pose.size) == (3, (48, 48)) and shown.pop("reference").shape == (48, 48, 3)
@@ -277,7 +278,7 @@ def test_tasks_go_out_and_frames_come_back(tmp_path: Path) -> None:
         assert np.array_equal(list(mask_frames(place / "boxes.json", (48, 48))), swap.box)
         skeletons = open_skeletons(place / "poses.json", (48, 48))
         assert skeletons.count == 3 and skeletons.size == (48, 48)
-        assert np.array_equal(pose_pictures(swap.driving.poses(), 48)[0].shape, (48, 48, 3)) and list(
+        assert np.array_equal(pose_pictures(swap.driving.poses(), (48, 48))[0].shape, (48, 48, 3)) and list(
             skeletons.drawn(skeletons.size, CanvasPath(Canvas((48, 48), (48, 48), (48, 48))))
         )
         assert len(list(read_frames(place / "driving.mp4"))) == 3
@@ -425,7 +426,7 @@ def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_pa
 def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys) -> None:
     given = ["bench", "puppets", "--model", "embedded-animate", "--clips", "1", "--frames", "2"]
     assert main([*given, "--task", "swap", "--out", str(tmp_path)]) == 2
-    assert "embedded-animate is of the task 'animation'" in capsys.readouterr().err
+    assert "embedded-animate can't be scored on 'swap'; use --task animation" in capsys.readouterr().err
     assert main([*given, "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "puppets.json").read_text())
     assert set(report["methods"]) == {
@@ -441,3 +442,18 @@ def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys)
 def test_a_size_too_small_is_one_sentence(tmp_path: Path, capsys) -> None:
     assert main(["bench", "puppets", "--size", "8", "--clips", "1", "--out", str(tmp_path)]) == 2
     assert "32 or more" in capsys.readouterr().err
+
+
+def test_bold_swaps_are_seen_through_a_canvas_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = next(tasks(Setup(1, 3, 256, BOLD_SWAP)))
+    pipe = Pipeline.from_pretrained("embedded")
+    seen, encode = [], pipe.backend.encode
+    monkeypatch.setattr(
+        pipe.backend, "encode", lambda pictures: seen.append(pictures.shape[1:3]) or encode(pictures)
+    )
+    made = of_model(pipe, 1, 1.0)(task)
+    assert set(seen) == {(64, 64)}, "the model works at its own size on 256 pixels"
+    assert made.shape == task.given.truth.frames.shape
+    outside = cv2.dilate(task.given.box.max(axis=0), np.ones((25, 25), np.uint8)) == 0
+    np.testing.assert_array_equal(made[:, outside], task.given.driving.frames[:, outside])
+    assert float(score(task, made, WHY)["character PSNR"]) > 5

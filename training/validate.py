@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from anycharv_core.files import atomic_path
 from anycharv_core.media.sheet import sheet, upscale
-from anycharv_core.puppets.task import sample_swap
+from anycharv_core.puppets.task import sample_followed_swap
 from anycharv_core.systems import system_of
 from training.config import Data, Phase, Validate
 from training.data.samples import Samples
@@ -29,14 +29,17 @@ SMALLEST = 128  # pixels a picture on the sheet is wide, at least
 class Swaps(Dataset):
     """Held-out puppets for self-boosting: the driving clip shows another character, the truth is exact."""
 
-    def __init__(self, frames: int, size: int, clips: int):
-        self.frames, self.size, self.clips = frames, size, clips
+    def __init__(self, data: Data, frames: int, clips: int):
+        self.data, self.frames, self.clips = data, frames, clips
+        self.size = data.size or (64, 64)
 
     def __len__(self) -> int:
         return self.clips
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
-        swap = sample_swap(sample[0], self.frames, self.size)
+        data, number = self.data, sample[0]
+        context = None if data.context is None else sum(data.context) / 2
+        swap = sample_followed_swap(data.world, number, self.frames, self.size, context)
         cut = swap.reference[..., :3] * (swap.reference[..., 3:] >= 128)
         arrays = {
             "frames": swap.truth.frames,
@@ -57,7 +60,7 @@ def held_out(phase: Phase, data: Data) -> Samples:
     if data.source != "puppets":
         return open_dataset(data, phase.frames)
     if phase.data.source == "pairs":
-        return Swaps(phase.frames, (data.size or (64, 64))[0], phase.validate.clips)
+        return Swaps(data, phase.frames, phase.validate.clips)
     return open_dataset(replace(data, clips=phase.validate.clips), phase.frames)
 
 

@@ -32,18 +32,20 @@ from ..media.video_write import VideoWriter, write_masks
 from ..puppets.task import Swap
 from .clips import VIDEOS, clip_frames, partner
 from .puppets import Method, Progress
-from .tasks import ANIMATION, SWAP, Setup, Task, tasks
+from .tasks import ANIMATION, BOLD_SWAP, SWAP, Setup, Task, tasks
 
 RATE = Fraction(12)
 _INDEX, _MADE = "bench.json", "frames"
-_ASKED = {
-    SWAP: """# PuppetBench tasks
+_SWAP = """# PuppetBench tasks
 
 For every folder here put the character of `reference.png` (RGBA) in the place of the person of the driving
 clip. `driving/` holds its exact frames, `driving.mp4` the same as H.264; `masks/` are white on that person,
 `boxes.json` is a padded box, [x0, y0, x1, y1] in pixels, for every frame; `poses.json` is POSE_KEYPOINT,
 `skeletons/` its drawings.
-""",
+"""
+_ASKED = {
+    SWAP: _SWAP,
+    BOLD_SWAP: _SWAP,
     ANIMATION: """# PuppetBench tasks
 
 For every folder here let the character of `reference.png` move as `poses.json` (POSE_KEYPOINT) says, of which

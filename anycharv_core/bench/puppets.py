@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from ..inference.pipeline import Pipeline
-from ..media.canvas import FRAME
+from ..media.canvas import PERSON
 from ..media.masks import box_masks
 from ..media.sheet import upscale
 from ..preprocess.tracking import body_looks, looks_distance
 from ..puppets import Clip
-from ..puppets.task import Animation, Swap
 from .drift import DRIFTS, drift
 from .lpips import Lpips
 from .metrics import gradient_energy, psnr, ssim, warp_error
 from .report import Values, summarise
 from .seam import SEAMS, seam
-from .tasks import ANIMATION, KINDS, SWAP, Setup, Task, tasks
+from .tasks import ANIMATION, BOLD_SWAP, KINDS, SWAP, VERSION, Setup, Task, tasks
 
 METRICS = {
     "PSNR": "dB over the region named before it; higher is better, and 148.13 at most, where every pixel is equal",
@@ -51,9 +50,9 @@ Method = Callable[[Task], np.ndarray]
 Progress = Callable[[int, int], None]
 
 
-def task_of(pipe: Pipeline) -> str:
-    """The kind of task that a model is made for."""
-    return SWAP if pipe.system.reads_scene else ANIMATION
+def tasks_of(pipe: Pipeline) -> tuple[str, ...]:
+    """The kinds of task that a model can be scored on, the usual one first."""
+    return (SWAP, BOLD_SWAP) if pipe.system.reads_scene else (ANIMATION,)
 
 
 def of_model(
@@ -63,23 +62,27 @@ def of_model(
     seed: int = 42,
     fine: bool = False,
     cut: bool = False,
-    canvas: str = FRAME,
+    canvas: str | None = None,
 ) -> Method:
-    """A model as a method for `task_of(pipe)`. It is told a swap's box and whole clip, as the finished product is.
+    """A model as a method for `tasks_of(pipe)`. It is given a swap's box and whole clip, as in use.
 
     fine: the driving character's exact mask in place of the box. cut: the masked part of the scene is black, as
     stage one is trained (eq. 2; the finished product sees the whole clip, eq. 3). canvas: as in
-    `Pipeline.__call__`; puppets of the bench fill so much of their frames that there is little to follow.
+    `Pipeline.__call__`; None = the one of the kind of task.
     """
 
-    def run(given: Swap | Animation, side: int, **scene: Any) -> np.ndarray:
-        settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": (side, side)}
-        frames = pipe(given.reference, **scene, pose=given.poses(), canvas=canvas, **settings).frames
+    def run(task: Task, side: int, **scene: Any) -> np.ndarray:
+        seen = canvas or task.kind.canvas
+        # A canvas that follows has the model's own size, whatever that of the frames.
+        size = tuple(pipe.settings.get("size", (side, side))) if seen == PERSON else (side, side)
+        settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": size}
+        given = task.given
+        frames = pipe(given.reference, **scene, pose=given.poses(), canvas=seen, **settings).frames
         assert isinstance(frames, np.ndarray)
         return frames
 
     def animate(task: Task) -> np.ndarray:
-        return run(task.given, task.given.pose.shape[1])
+        return run(task, task.given.pose.shape[1])
 
     def swap(task: Task) -> np.ndarray:
         given = task.given
@@ -87,7 +90,7 @@ def of_model(
         driving = given.driving
         mask = driving.mask if fine else given.box
         scene = driving.frames * (mask == 0)[..., None] if cut else driving.frames
-        made = run(given, scene.shape[1], scene=scene, mask=mask)
+        made = run(task, scene.shape[1], scene=scene, mask=mask)
         # What the feathered paste-back blended with black is the driving clip's again.
         return np.where((box_masks(mask, 0.0, 0) > 0)[..., None], made, driving.frames) if cut else made
 
@@ -195,6 +198,7 @@ def measure(
             rows.append(_sheet_row(task, pictures))
     report = {
         "benchmark": "PuppetBench",
+        "puppetbench": VERSION,
         "setup": asdict(setup),
         "regions": setup.kind.regions,
         "metrics": METRICS,

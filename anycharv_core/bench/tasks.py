@@ -1,24 +1,35 @@
 """What PuppetBench asks: held-out characters, motions and scenes, and every pixel of the right answer.
 
-A task is of the puppet world's "heldout" split, of which no training data is drawn, and of one of two `KINDS`. In
+A task is of a puppet world's "heldout" split, of which no training data is drawn, and of one of three `KINDS`. In
 a swap there are a reference picture and a driving clip with its exact mask, box and pose, and the truth shows the
-reference's character in the driving clip's scene and motion. In an animation there are a picture of a character
-before a plain wall, and poses, and the truth shows that character moving so before that wall, the camera at rest.
+reference's character in the driving clip's scene and motion; in a bold swap, small in a larger frame. In an
+animation there are a picture of a character before a plain wall, and poses, and the truth shows that character
+moving so before that wall, the camera at rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import UserError
-from ..puppets.task import ANIMATION_BASELINES, BASELINES, Animation, Swap, sample_animation, sample_swap
+from ..media.canvas import FRAME, PERSON
+from ..puppets.task import (
+    ANIMATION_BASELINES,
+    BASELINES,
+    Animation,
+    Swap,
+    sample_animation,
+    sample_bold_swap,
+    sample_swap,
+)
 
 SMALLEST = 32  # pixels a side
-SWAP, ANIMATION = "swap", "animation"
+SWAP, BOLD_SWAP, ANIMATION = "swap", "bold-swap", "animation"
+VERSION = 2  # of PuppetBench: 2 has bold swaps; the tasks of 1 are what they were
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,8 @@ class Kind:
     sample(number, frames, size, flow=); baselines: answers that use no network; regions: what scores are taken
     over, in words and as masks(task), bool [F, H, W] each; pasted(task): the masks uint8 [F, H, W] by which a
     system pastes, None where nothing is pasted; shown: the frames that a system is given besides the reference,
-    uint8 [F, H, W, 3], of which the first tell a task from every other.
+    uint8 [F, H, W, 3], of which the first tell a task from every other; canvas: through which one a model of ours
+    sees them (`Pipeline.__call__`).
     """
 
     sample: Callable[..., Swap | Animation]
@@ -37,6 +49,7 @@ class Kind:
     masks: Callable[..., dict[str, np.ndarray]]
     pasted: Callable[..., np.ndarray] | None
     shown: Mapping[str, Callable[..., np.ndarray]]
+    canvas: str = FRAME
 
 
 def _swap_masks(swap: Swap) -> dict[str, np.ndarray]:
@@ -49,20 +62,23 @@ def _animation_masks(animation: Animation) -> dict[str, np.ndarray]:
     return {"character": region, "background": ~region, "frame": np.ones_like(region)}
 
 
+_SWAPS = Kind(
+    sample=sample_swap,
+    baselines=BASELINES,
+    regions={
+        "character": "every pixel of the driving or of the true character",
+        "box": "the padded, steadied box around the driving character, the coarse mask of the paper's section 3.2",
+        "background": "what is in neither; a perfect system leaves it alone",
+    },
+    masks=_swap_masks,
+    pasted=lambda swap: swap.box,
+    shown={"driving": lambda swap: swap.driving.frames, "pose": lambda swap: swap.pose},
+)
+
 KINDS = {
-    SWAP: Kind(
-        sample=sample_swap,
-        baselines=BASELINES,
-        regions={
-            "character": "every pixel of the driving or of the true character",
-            "box": "the padded, steadied box around the driving character, the coarse mask of the paper's section "
-            "3.2",
-            "background": "what is in neither; a perfect system leaves it alone",
-        },
-        masks=_swap_masks,
-        pasted=lambda swap: swap.box,
-        shown={"driving": lambda swap: swap.driving.frames, "pose": lambda swap: swap.pose},
-    ),
+    SWAP: _SWAPS,
+    # So small in their frames that a canvas has to follow them.
+    BOLD_SWAP: replace(_SWAPS, sample=sample_bold_swap, canvas=PERSON),
     ANIMATION: Kind(
         sample=sample_animation,
         baselines=ANIMATION_BASELINES,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..bench.exchange import of_folder, read_setup
 from ..bench.lpips import load_lpips
-from ..bench.puppets import Method, Progress, measure, of_codec, of_model, references, sheet_titles, task_of
+from ..bench.puppets import Method, Progress, measure, of_codec, of_model, references, sheet_titles, tasks_of
 from ..bench.report import make_folder, markdown, write_report
 from ..bench.tasks import Setup
 from ..device import pick_device
@@ -23,8 +23,8 @@ from .run import DTYPES, versions
 class PuppetJob:
     """What to score. `score`: a folder of tasks that another system has run, in place of `model`.
 
-    None = the model's own setting, or for the size also the embedded model's, 64 pixels a side. task: the kind
-    that the model or the folder is expected to be of; it follows from them.
+    None = the model's own setting, or for the size also the embedded model's, 64 pixels a side. task: the
+    kind of `bench.tasks.KINDS`; None = the usual one of the model, or the folder's own.
     """
 
     out: Path
@@ -53,12 +53,17 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
     lpips = load_lpips(job.lpips_weights, device)
     if job.score is not None:
         setup = read_setup(job.score)
-        methods = _references(job, setup.task, job.score)
+        if job.task not in (None, setup.task):
+            raise UserError(f"{job.score} is of the task '{setup.task}', not '{job.task}'; leave --task out.")
+        methods = references(setup.task)
         methods[job.score.resolve().name] = of_folder(job.score)
     else:
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
-        setup = Setup(job.clips, job.frames, job.size or Setup.size, task_of(pipe))
-        methods = _references(job, setup.task, job.model)
+        possible = tasks_of(pipe)
+        if job.task not in (None, *possible):
+            raise UserError(f"{job.model} can't be scored on '{job.task}'; use --task {' or '.join(possible)}.")
+        setup = Setup(job.clips, job.frames, job.size or Setup.size, job.task or possible[0])
+        methods = references(setup.task)
         if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
         name, method = _model(job, pipe)
@@ -83,12 +88,6 @@ def publish(out: Path, report: dict[str, Any], rows: list[list[Any]], methods: d
     with atomic_path(out / "sheet.png") as temporary:
         sheet(rows, sheet_titles(methods, setup["task"])).save(temporary)
     return table
-
-
-def _references(job: PuppetJob, task: str, scored: object) -> dict[str, Method]:
-    if job.task not in (None, task):
-        raise UserError(f"{scored} is of the task '{task}', not '{job.task}'; leave --task out.")
-    return references(task)
 
 
 def _model(job: PuppetJob, pipe: Pipeline) -> tuple[str, Method]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bench.metrics import psnr
-from ..bench.puppets import of_model, task_of
+from ..bench.puppets import of_model, tasks_of
 from ..bench.report import make_folder
 from ..bench.tasks import Setup, Task, tasks
 from ..files import atomic_path
@@ -38,7 +38,7 @@ def run(
     started = time.perf_counter()
     pipe = Pipeline.from_pretrained(model)
     settings = pipe.settings
-    setup = Setup(clips, FRAMES, settings["size"][0], task_of(pipe))
+    setup = Setup(clips, FRAMES, settings["size"][0], tasks_of(pipe)[0])
     method = of_model(pipe, settings["steps"], settings["guidance_scale"])
     rows, scores = [], []
     titles = ["reference", *setup.kind.shown, "result", "truth"]

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..media.imaging import resize
+from ..media.imaging import Size, resize
 from ..media.masks import box_masks, mask_box
 from ..media.pose import Poses
 from ..media.pose_drawing import draw_poses
-from .character import sample_character
-from .motion import sample_motion
+from .framing import following_camera
 from .render import Clip, render, render_reference, studio
-from .scene import sample_scene
+from .worlds import WORLDS, World
 
 POSE_SCALE = 4  # skeletons are drawn larger and brought down, which keeps joints to a fraction of a pixel
 
@@ -44,12 +43,38 @@ class Swap:
 
 
 def sample_swap(seed: int, frames: int, size: int, split: str = "heldout", flow: bool = False) -> Swap:
-    """Swap number `seed` (>= 0) of `split`: `frames` frames of `size` x `size` pixels."""
-    driver, other = sample_character(2 * seed, split), sample_character(2 * seed + 1, split)
-    motion = sample_motion(seed, frames, driver.proportions, split)
-    scene = sample_scene(seed, split)
-    driving, truth = (render(c, motion, scene, (size, size), flow) for c in (driver, other))
-    rgb, alpha = render_reference(other, seed, (size, size), split)
+    """Swap number `seed` (>= 0) of `split` in the first world: `frames` frames of `size` x `size` pixels."""
+    return _swap(WORLDS["first"], seed, frames, (size, size), split, flow)
+
+
+def sample_bold_swap(seed: int, frames: int, size: int, split: str = "heldout", flow: bool = False) -> Swap:
+    """The same in the bold world, where the driving character is a quarter to two fifths of the frame tall."""
+    return _swap(WORLDS["bold"], seed, frames, (size, size), split, flow)
+
+
+def sample_followed_swap(
+    world: str, seed: int, frames: int, size: Size, context: float | None, split: str = "heldout"
+) -> Swap:
+    """A swap in the world of that name, drawn as a canvas of `size` (width, height) sees it that follows the
+    driving character with this context; None = whole frames of that size."""
+    return _swap(WORLDS[world], seed, frames, size, split, context=context)
+
+
+def _swap(
+    world: World,
+    seed: int,
+    frames: int,
+    size: Size,
+    split: str,
+    flow: bool = False,
+    context: float | None = None,
+) -> Swap:
+    driver, other = world.character(2 * seed, split), world.character(2 * seed + 1, split)
+    motion = world.motion(seed, frames, driver.proportions, split)
+    scene = world.scene(seed, split)
+    camera = None if context is None else following_camera(driver, motion, scene, size, context)
+    driving, truth = (render(c, motion, scene, size, flow, camera) for c in (driver, other))
+    rgb, alpha = render_reference(other, seed, size, split)
     return Swap(
         reference=np.dstack([rgb, alpha]),
         driving=driving,
@@ -85,18 +110,19 @@ class Animation:
 
 def sample_animation(seed: int, frames: int, size: int, split: str = "heldout", flow: bool = False) -> Animation:
     """Animation number `seed` (>= 0) of `split`: `frames` frames of `size` x `size` pixels."""
-    character = sample_character(2 * seed + 1, split)
-    scene = studio(sample_scene(seed, split))
-    motion = sample_motion(seed, frames, character.proportions, split)
+    world = WORLDS["first"]
+    character = world.character(2 * seed + 1, split)
+    scene = studio(world.scene(seed, split))
+    motion = world.motion(seed, frames, character.proportions, split)
     truth = render(character, motion, scene, (size, size), flow)
     rgb, alpha = render_reference(character, seed, (size, size), split, scene)
-    return Animation(rgb, alpha, truth, pose_pictures(truth.poses(), size))
+    return Animation(rgb, alpha, truth, pose_pictures(truth.poses(), (size, size)))
 
 
-def pose_pictures(poses: Poses, size: int) -> np.ndarray:
-    """Poses on a square canvas -> skeleton pictures uint8 [F, size, size, 3]."""
-    canvas = POSE_SCALE * size
-    return np.stack([resize(picture, (size, size)) for picture in draw_poses(poses.scaled(canvas, canvas))])
+def pose_pictures(poses: Poses, size: Size) -> np.ndarray:
+    """Poses -> skeleton pictures uint8 [F, H, W, 3] of `size` (width, height), which has their proportions."""
+    canvas = poses.scaled(*(POSE_SCALE * side for side in size))
+    return np.stack([resize(picture, size) for picture in draw_poses(canvas)])
 
 
 def copy_driving(swap: Swap) -> np.ndarray:
