@@ -16,6 +16,7 @@ from ..media.masks import box_masks
 from ..media.sheet import upscale
 from ..preprocess.tracking import body_looks, looks_distance
 from ..puppets import Clip
+from ..puppets.task import Swap
 from .drift import DRIFTS, drift
 from .lpips import Lpips
 from .metrics import gradient_energy, psnr, ssim, warp_error
