@@ -97,16 +97,18 @@ def test_edges_are_repeated_past_the_frame():
 def test_every_touched_pixel_is_in_the_mask(canvas, seed):
     rng = np.random.default_rng(seed)
     mask = 255 * (rng.random(canvas.source[::-1]) < 0.03).astype(np.uint8)
-    placed = canvas.place_mask(mask)
-    expected = np.zeros(placed.shape, np.uint8)
+    placed = canvas.place_mask(mask) > 0
+    # A touch of less than a thousandth of a pixel may be a rounding error.
+    surely, perhaps = (np.zeros(placed.shape, bool) for _ in range(2))
     for y, x in np.argwhere(mask):
-        (x0, y0), (x1, y1) = canvas.to_canvas(np.array([(x, y), (x + 1, y + 1)]))
-        rows, columns = (
-            slice(max(0, int(np.floor(low + 1e-5))), max(0, int(np.ceil(high - 1e-5))))
-            for low, high in ((y0, y1), (x0, x1))
-        )
-        expected[rows, columns] = 255
-    np.testing.assert_array_equal(placed, expected)
+        near, far = canvas.to_canvas(np.array([(x, y), (x + 1, y + 1)]))
+        for touched, slack in ((surely, -1e-3), (perhaps, 1e-3)):
+            columns, rows = (
+                slice(max(0, int(np.floor(low - slack))), max(0, int(np.ceil(high + slack))))
+                for low, high in zip(near, far, strict=True)
+            )
+            touched[rows, columns] = True
+    assert placed[surely].all() and not placed[~perhaps].any()
 
 
 def test_one_pixel_of_a_large_mask_is_not_lost():
