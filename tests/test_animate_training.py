@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import ALL, CONFIGS, _alone, clips, gradients, log  # noqa: F401 (a fixture)
-from test_training import fresh as untrained
 from tiny_animate import V1, configs
 from tiny_training import PHASE, recipe, write
+from training_runs import ALL, CONFIGS, clips, gradients, log
+from training_runs import fresh as untrained
+from training_runs import own_precision as own_precision
 
 from anycharv_core import Pipeline
 from anycharv_core.errors import UserError

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_alexnet import alexnet
 
 from anycharv_core import Pipeline, UserError
 from anycharv_core.bench import puppets
@@ -49,19 +50,6 @@ def task(request):
 @pytest.fixture(scope="module")
 def swap():
     return next(tasks(Setup(1, 4, 64))).given
-
-
-def alexnet(path: Path) -> Path:
-    """A file in the layout of torchvision's AlexNet, with random convolutions."""
-    generator = torch.Generator().manual_seed(0)
-    layers = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
-    weights = {"classifier.6.bias": torch.zeros(1000)}
-    for number, (out, into, side) in layers.items():
-        drawn = torch.randn((out, into, side, side), generator=generator)
-        weights[f"features.{number}.weight"] = drawn / (into**0.5 * side)
-        weights[f"features.{number}.bias"] = torch.zeros(out)
-    torch.save(weights, path)
-    return path
 
 
 def test_the_truth_scores_best(task) -> None:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
-from test_shards import write_folder
+from shard_files import write_folder
 from tiny_training import recipe, write
+from training_runs import own_precision as own_precision
 
 from training.config import Data
 from training.data.cache import identity
 from training.data.shards import MANIFEST, read_lines, write_lines
 from training.train import main
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_data_prepared_anew_under_the_same_path_are_encoded_anew(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from keypoint_files import clean_pose
 from keypoint_files import write_frames as write_poses
 from PIL import Image
-from test_bench import alexnet
+from tiny_alexnet import alexnet
 
 from anycharv_core import UserError
 from anycharv_core.bench.clip_score import load_clip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn.functional import interpolate
+from training_runs import own_precision as own_precision
 
 from anycharv_core.media.pose import BOX, MIN_SCORE, PLACES, body_points
 from anycharv_core.preprocess.dwpose import DWPose
@@ -35,13 +34,6 @@ SEGMENTER = Path(segmenter_name(EMBEDDED))
 @pytest.fixture(scope="module", params=SITUATIONS)
 def named(request) -> tuple[str, Crowd]:
     return request.param, sample_crowd(1, request.param, FRAMES, SIZE)
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    """A precision of the test's own, which accelerate fixes for a whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import needs
 import numpy as np
 import pytest
 import torch
+from shard_files import write_folder
 from torch.utils.data import Dataset
 from waiting import PATIENCE
 
@@ -23,7 +24,7 @@ from anycharv_core.puppets import render, sample_character, sample_motion, sampl
 from training.config import Data
 from training.data.crops import cut, cut_poses, figure_window, mirror_poses, nearest_bucket, person_window
 from training.data.samples import batches, loader, positions
-from training.data.shards import ClipWriter, join_tars, open_shards, write_lines, write_tar
+from training.data.shards import open_shards, write_lines
 from training.data.sources import open_dataset
 
 BUCKETS = [0, 0, 1, 0, 2, 1, 0, 0, 1, 0, 0]
@@ -212,54 +213,6 @@ def test_poses_follow_crop_and_mirror_as_the_pictures_do() -> None:
     assert flipped["people"][0][HANDS[0]] is None and flipped["people"][0][HANDS[1]][0] == 66.0
     (again,) = mirror_poses(parse_poses(flipped)).keypoints()
     assert all(np.allclose(again["people"][0][k] or 0, pose["people"][0].get(k) or 0) for k in again["people"][0])
-
-
-def write_folder(folder: Path, lengths: dict[str, list[int]]) -> list[np.ndarray]:
-    """Shards with a puppet video per name, in clips of the lengths given; returns all clips' frames."""
-    rows, frames, size = [], [], (64, 64)
-    for number, (video, parts) in enumerate(lengths.items()):
-        character = sample_character(number)
-        start, row = 0, {"source": video, "stamp": [1, 1], "video": video, "fps": 25.0, "shots": 1, "clips": []}
-        motion = sample_motion(number, sum(parts), character.proportions)
-        clip = render(character, motion, sample_scene(number), size)
-        members = []
-        for length in parts:
-            key, stop = f"{video}_{start:06d}", start + length
-            (folder / key).mkdir()
-            with ClipWriter(folder / key, size) as writer:
-                for frame, mask in zip(clip.frames[start:stop], clip.mask[start:stop], strict=True):
-                    writer.write(frame, mask)
-            boxes = [list(mask_box(mask)) for mask in clip.mask[start:stop]]
-            poses = "".join(json.dumps(pose) + "\n" for pose in clip.poses().take(range(start, stop)).keypoints())
-            members += [
-                (f"{key}.mp4", writer.frames),
-                (f"{key}.mask.mkv", writer.masks),
-                (f"{key}.pose.jsonl", poses.encode()),
-                (f"{key}.json", json.dumps({"boxes": boxes}).encode()),
-            ]
-            row["clips"].append(
-                {
-                    "key": key,
-                    "start": start,
-                    "frames": length,
-                    "size": list(size),
-                    "window": [0, 0, *size],
-                    "references": list(range(length)),
-                    "person_height": 0.8,
-                    "enlarged": 1.0,
-                }
-            )
-            frames.append(clip.frames[start:stop])
-            start = stop
-        write_tar(folder / f"{video}.part.tar", members)
-        rows.append(row)
-    places = join_tars(folder / "000000.tar", [folder / f"{row['video']}.part.tar" for row in rows])
-    for row in rows:
-        for clip in row["clips"]:
-            clip["members"] = places[clip["key"]]
-        row |= {"shard": "000000.tar", "shard_bytes": (folder / "000000.tar").stat().st_size}
-    write_lines(folder / "manifest.jsonl", rows)
-    return frames
 
 
 @pytest.fixture(scope="module")

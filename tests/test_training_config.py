@@ -5,28 +5,16 @@ from __future__ import annotations
 import sys
 import typing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from tiny_training import PHASE, recipe, write
+from tiny_training import RECIPES, long_recipe, recipe, write
 
 from anycharv_core.errors import UserError
 from training.config import Lora, Pairs, Phase, Validate, parse, read_config
 from training.sections import plain
 from training.train import main
 from training.trainee import TRAINABLE
-
-CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs").glob("*.yaml"))
-
-
-def long_recipe() -> dict[str, Any]:
-    """A recipe whose last phases nobody would meet for days."""
-    config = recipe()
-    config["phases"]["pairs"] = {"task": "pairs", "pairs": {"pairs": 4, "model": "compose"}}
-    config["phases"]["last"] = PHASE | {"data": {"source": "pairs", "made_by": "pairs"}}
-    config["phases"]["lora"] = PHASE | {"train": [], "lora": {"rank": 4}}
-    return config
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -131,7 +119,7 @@ def test_an_optimizer_that_is_not_installed_is_named(tmp_path: Path, capsys) -> 
     assert "bitsandbytes" in fails(capsys, str(path), "--out", str(tmp_path / "run"), "--cpu", "--set", change)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_our_own_recipes_are_read_and_say_themselves_in_full(path: Path) -> None:
     config = read_config(path)
     assert parse(yaml.safe_load(yaml.safe_dump(plain(config), sort_keys=False))) == config

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from test_shards import write_folder
-from test_training_config import CONFIGS, long_recipe
-from tiny_training import NETWORKS, recipe
+from shard_files import write_folder
+from tiny_training import NETWORKS, RECIPES, long_recipe, recipe
 
 from anycharv_core.errors import UserError
 from training import checkpoints, networks
@@ -85,7 +84,7 @@ def one_sentence(call: Callable[[], Any]) -> Any:
 
 def test_no_damaged_recipe_is_more_than_a_sentence() -> None:
     rng, read = random.Random(0), 0
-    recipes = [long_recipe(), *(yaml.safe_load(path.read_text()) for path in CONFIGS)]
+    recipes = [long_recipe(), *(yaml.safe_load(path.read_text()) for path in RECIPES)]
     for _ in range(400):
         config = one_sentence(lambda: parse(damaged(rng.choice(recipes), rng)))
         read += isinstance(config, Config)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from conftest import CONFIGS
 
+RECIPES = sorted((Path(__file__).parents[1] / "training" / "configs").glob("*.yaml"))
 CODEC = {"_class_name": "PatchCodec", "latent_channels": 4, "block_out_channels": [8, 16], "scaling_factor": 1.0}
 # Motion modules normalise in 32 groups, whatever the config says.
 SMALL = {"block_out_channels": [32, 32], "norm_num_groups": 8}
@@ -46,3 +47,12 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def long_recipe() -> dict[str, Any]:
+    """A recipe whose last phases nobody would meet for days."""
+    config = recipe()
+    config["phases"]["pairs"] = {"task": "pairs", "pairs": {"pairs": 4, "model": "compose"}}
+    config["phases"]["last"] = PHASE | {"data": {"source": "pairs", "made_by": "pairs"}}
+    config["phases"]["lora"] = PHASE | {"train": [], "lora": {"rank": 4}}
+    return config

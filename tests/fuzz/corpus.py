@@ -17,7 +17,7 @@ import torch
 from clip_files import make_clip
 from conftest import CONFIGS
 from PIL import Image
-from test_shards import write_folder as write_shards
+from shard_files import write_folder as write_shards
 from tiny_training import recipe
 from tiny_training import write as write_recipe
 

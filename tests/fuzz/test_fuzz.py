@@ -6,50 +6,17 @@ The damage is a function of the kind and the number of the case: a failure names
 
 from __future__ import annotations
 
-import faulthandler
-import resource
 import shutil
-import signal
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
 import pytest
+from bounds import TooLongError, bounded
 from corpus import KINDS, Kind
 from mutate import damage
 
 from anycharv_core.errors import UserError
-
-SECONDS = 60  # a hundred times what the slowest takes
-GIGABYTES = 4
-
-
-class _TooLongError(BaseException):
-    pass
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Time that ends with an error, or with the whole run where C code does not return, and memory that ends."""
-
-    def stop(*_: object) -> None:
-        raise _TooLongError
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30, before[1]))
-    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
-    handler = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
-        faulthandler.cancel_dump_traceback_later()
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def fault(kind: Kind, whole: Path, place: Path, number: int) -> str | None:
@@ -68,7 +35,7 @@ def fault(kind: Kind, whole: Path, place: Path, number: int) -> str | None:
         message = str(error)
         if not message or "\n" in message or len(message) > 1000:
             return f"{done}: {message[:300]!r} is not one sentence"
-    except (Exception, _TooLongError):
+    except (Exception, TooLongError):
         return f"{done}\n{''.join(traceback.format_exc().splitlines(keepends=True)[-8:])}"
     return None if sorted(place.rglob("*")) == before else f"{done}: files were left behind"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from bounds import bounded
 from mutate import dumped, odd
-from test_fuzz import bounded
 
 from anycharv_core.checkpoints.download import choose, listing, plan
 from anycharv_core.errors import UserError

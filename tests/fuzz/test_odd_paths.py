@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import bounded
 from clip_files import make_clip
 from corpus import frames, keypoints, masks, written
 from PIL import Image
-from test_fuzz import bounded
 
 from anycharv_core.cli import main
 from anycharv_core.media.video_write import write_masks
