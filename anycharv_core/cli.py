@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import UserError
-from .options import to_count, to_finite, to_number, to_numbers, to_path, to_rate, to_seed, to_size
+from .options import to_count, to_crf, to_finite, to_number, to_numbers, to_path, to_rate, to_seed, to_size
 
 if TYPE_CHECKING:
     from .jobs.run import RenderJob
@@ -316,9 +316,16 @@ def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
         "--out",
         type=to_path,
         required=True,
-        metavar="MP4",
-        help="the finished video; a report goes beside it",
+        metavar="PATH",
+        help="the finished video, or folder of PNGs; a report goes beside it",
     )
+    add(
+        "--format",
+        choices=("h264", "ffv1", "png"),
+        default="h264",
+        help="H.264 in .mp4, or without loss FFV1 in .mkv or a folder of PNGs (default: %(default)s)",
+    )
+    add("--crf", type=to_crf, metavar="N", help="quality of H.264, 0 (best) to 51 (default: 17)")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, cfg: str) -> None:

@@ -45,6 +45,12 @@ def to_count(text: str) -> int:
     return int(text)
 
 
+def to_crf(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= 51):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 51")
+    return int(text)
+
+
 def to_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10**6):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to a million")

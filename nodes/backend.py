@@ -16,7 +16,7 @@ from ..anycharv_core.inference.backend import Progress
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.media.canvas import nearest_multiple
-from ..anycharv_core.media.imaging import Size, clip_square
+from ..anycharv_core.media.imaging import Size, clip_square, to_levels
 from ..anycharv_core.models.windows import Windows
 from ..anycharv_core.systems.recipes import Recipe
 from .model import VIDEO, VideoConditions, check_model
@@ -52,10 +52,9 @@ class ComfyBackend:
         latents = self.vae.encode(image_tensor(pictures))
         return self.model.model.process_latent_in(latents.float())
 
-    def decode(self, latents: Tensor, rounded: bool = True) -> np.ndarray:
+    def decode(self, latents: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        levels = self.vae.decode(self.model.model.process_latent_out(latents)) * 255
-        return (levels.round() if rounded else levels).byte().cpu().numpy()
+        return to_levels(self.vae.decode(self.model.model.process_latent_out(latents)), rounded, deep)
 
     def embed(self, picture: np.ndarray) -> Tensor:
         square = image_tensor(clip_square(picture, self.clip_vision.image_size))

@@ -19,13 +19,14 @@ from torch import Tensor
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.media.canvas import FRAME
+from ..anycharv_core.media.colour import check_sdr
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks
 from ..anycharv_core.media.pose import Poses
 from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
-from ..anycharv_core.media.video_write import VideoWriter
+from ..anycharv_core.media.video_write import CRF, WORST_CRF, VideoWriter
 from .backend import ComfyBackend, node_size
 from .pictures import frame_boxes, image_uint8, masks_uint8, reference_mask_uint8, rgb_frames
 from .pose import parsed_poses
@@ -75,6 +76,14 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 seed_input(),
                 *size_inputs(),
                 recipe_input("'official' does everything as the release does, without pasting back."),
+                io.Int.Input(
+                    "crf",
+                    default=CRF,
+                    min=0,
+                    max=WORST_CRF,
+                    optional=True,
+                    tooltip="Quality of the H.264 video: 0 is best, 17 shows no difference, 51 is worst.",
+                ),
             ],
             outputs=[io.Video.Output()],
         )
@@ -97,6 +106,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         height: int,
         recipe: str,
         reference_mask: Tensor | None = None,
+        crf: int = CRF,
     ) -> io.NodeOutput:
         pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision))
         chosen = pipe.system.recipe(recipe)
@@ -109,7 +119,8 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         alpha = reference_mask_uint8(reference_mask, picture, "reference_mask")
         with _as_file(video) as source:
             info = probe(source)
-            scene = Reopened(partial(read_frames, source))
+            check_sdr(source, info.colours)
+            scene = Reopened(partial(read_frames, source, deep=True))
             size = node_size(pipe, chosen, (info.width, info.height), (width, height))
             given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
             plan = pipe.plan(chosen, (info.width, info.height), _pose_size(given), size)
@@ -122,7 +133,10 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 info.time_base,
                 info.rate,
                 audio_from=source if info.has_audio else None,
+                crf=crf,
                 sample_aspect=info.sample_aspect,
+                colours=info.colours,
+                depth=info.depth,
             )
             with writer:
                 out = pipe(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange
 
 
 def make_clip(
@@ -43,4 +44,35 @@ def make_clip(
             tone.sample_rate, tone.pts, tone.time_base = 44100, 0, Fraction(1, 44100)
             container.mux(sound.encode(tone))
             container.mux(sound.encode())
+    return path
+
+
+def write_yuv(
+    path: Path,
+    planes: np.ndarray,
+    bits: int,
+    tags: tuple[int, int, int],
+    full: bool | None,
+    count: int = 3,
+) -> Path:
+    """A lossless clip of equal frames, luma and chroma [3, H, W], with these matrix, primaries and transfer."""
+    pix_fmt, kind = ("yuv444p", "u1") if bits == 8 else (f"yuv444p{bits}le", "<u2")
+    height, width = planes.shape[1:]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", 25, width=width, height=height, pix_fmt=pix_fmt)
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = tags
+        ranges = {None: ColorRange.UNSPECIFIED, True: ColorRange.JPEG, False: ColorRange.MPEG}
+        context.color_range = ranges[full]
+        for index in range(count):
+            frame = av.VideoFrame(width, height, pix_fmt)
+            for plane, levels in zip(frame.planes, planes, strict=True):
+                rows = np.zeros(
+                    (plane.buffer_size // plane.line_size, plane.line_size // (1 if bits == 8 else 2)), kind
+                )
+                rows[:height, :width] = levels
+                plane.update(rows.tobytes())
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path

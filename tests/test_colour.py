@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from av.video.reformatter import ColorRange
+from clip_files import write_yuv
 from video_files import pictures
 
 from anycharv_core.errors import UserError
@@ -44,30 +44,6 @@ def yuv(matrix: int, full: bool, bits: int) -> np.ndarray:
     black = (0 if full else 16 * unit, middle, middle)
     levels = np.rint(planes * np.array(steps)[:, None] + np.array(black)[:, None]).clip(0, most)
     return np.repeat(np.repeat(levels[:, None], SIDE, 1), SIDE, 2)
-
-
-def write_yuv(path: Path, planes: np.ndarray, bits: int, tags: tuple[int, int, int], full: bool | None) -> Path:
-    """A lossless clip of three frames with these matrix, primaries and transfer."""
-    pix_fmt, kind = ("yuv444p", "u1") if bits == 8 else (f"yuv444p{bits}le", "<u2")
-    height, width = planes.shape[1:]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", 25, width=width, height=height, pix_fmt=pix_fmt)
-        context = stream.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = tags
-        ranges = {None: ColorRange.UNSPECIFIED, True: ColorRange.JPEG, False: ColorRange.MPEG}
-        context.color_range = ranges[full]
-        for index in range(3):
-            frame = av.VideoFrame(width, height, pix_fmt)
-            for plane, levels in zip(frame.planes, planes, strict=True):
-                rows = np.zeros(
-                    (plane.buffer_size // plane.line_size, plane.line_size // (1 if bits == 8 else 2)), kind
-                )
-                rows[:height, :width] = levels
-                plane.update(rows.tobytes())
-            frame.pts = index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def expected(top: int) -> np.ndarray:

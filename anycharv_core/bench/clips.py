@@ -9,9 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..media.frames import checked
-from ..media.video_read import numbered_pngs, read_frames
-
-VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
+from ..media.video_read import VIDEOS, numbered_pngs, read_frames
 
 
 def clip_frames(path: Path) -> Iterator[np.ndarray]:

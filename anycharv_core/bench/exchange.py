@@ -28,9 +28,10 @@ from ..files import atomic_folder
 from ..foreign import read_json
 from ..media.masks import mask_box
 from ..media.pose import write_poses
+from ..media.video_read import VIDEOS
 from ..media.video_write import VideoWriter, write_masks
 from ..puppets.task import Swap
-from .clips import VIDEOS, clip_frames, partner
+from .clips import clip_frames, partner
 from .puppets import Method, Progress
 from .tasks import ANIMATION, BOLD_SWAP, SWAP, Setup, Task, tasks
 

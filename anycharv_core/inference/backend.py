@@ -15,7 +15,7 @@ from ..checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS
 from ..checkpoints.folders import read_library_part
 from ..checkpoints.networks import Networks, build_networks
 from ..errors import UserError
-from ..media.imaging import clip_input, to_unit
+from ..media.imaging import clip_input, to_levels, to_unit
 from ..models.guidance import guide, is_guided
 from ..models.schedule import NoiseSchedule, schedule_of
 from ..models.windows import Windows
@@ -50,8 +50,11 @@ class Backend(Protocol):
         """Pictures uint8 [N, H, W, 3] -> scaled mean latents float32 [N, c, h, w]."""
         ...
 
-    def decode(self, latents: Tensor, rounded: bool = True) -> np.ndarray:
-        """Scaled latents [N, c, h, w] -> uint8 [N, H, W, 3], rounded or (as the releases do) truncated."""
+    def decode(self, latents: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
+        """Scaled latents [N, c, h, w] -> uint8 [N, H, W, 3], rounded or (as the releases do) truncated.
+
+        deep: uint16 instead, 65535 being white.
+        """
         ...
 
     def embed(self, picture: np.ndarray) -> Tensor:
@@ -128,11 +131,10 @@ class TorchBackend:
         return latents
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, rounded: bool = True) -> np.ndarray:
+    def decode(self, latents: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
         vae = self._vae
         decoded: Tensor = vae.decode((latents / vae.config.scaling_factor).to(self.dtype)).sample.float()
-        levels = (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1) * 255
-        return (levels.round() if rounded else levels).byte().cpu().numpy()
+        return to_levels((decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1), rounded, deep)
 
     @torch.inference_mode()
     def embed(self, picture: np.ndarray) -> Tensor:

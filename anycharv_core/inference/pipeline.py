@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..media.camera import CONTEXT, Box
 from ..media.canvas import AUTO, FRAME, PERSON, Canvas, CanvasPath, choose_path, nearest_multiple, pose_canvas
 from ..media.chroma_key import Colour, key_colour, on_colour
-from ..media.frames import Frames, Source
+from ..media.frames import Frames, Source, eight_bit
 from ..media.imaging import Size
 from ..media.masks import mask_box
 from ..media.pose import Poses
@@ -139,7 +139,8 @@ class Pipeline:
         """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
 
         reference: uint8 [H, W, 3], or [H, W, 4] whose alpha cuts the character out; reference_mask: uint8
-        [H, W] that does the same. scene: uint8 [F, H, W, 3]; mask: uint8 [F, H, W], 255 = replace; pose:
+        [H, W] that does the same. scene: uint8 [F, H, W, 3], or uint16 as colour.py has them, which the frames of
+        the output then are too; mask: uint8 [F, H, W], 255 = replace; pose:
         uint8 [F, H, W, 3] skeletons or `Poses`; each may be an iterable of frames instead, which is then read as
         a stream. steps, guidance_scale: None = the release's. noise: float32 [F, c, h, w] to start from,
         instead of what `seed` draws. size: (width, height) the networks work at; None = the scene's own
@@ -163,7 +164,8 @@ class Pipeline:
         check_steps(steps)
         streamed = not isinstance(pose if scene is None else scene, (np.ndarray, Poses))
         chosen = self.system.recipe(recipe)
-        shown = None if scene is None else Source("scene", scene, 3, replayed=True)
+        given = None if scene is None else Source("scene", scene, 3, replayed=True, deep=True)
+        shown = given and eight_bit(given)
         regions = None if mask is None else Source("mask", mask, None, replayed=True)
         phases = Phases()
         self.system.check_inputs(scene, mask, pose, chosen)
@@ -182,7 +184,8 @@ class Pipeline:
         elif tuple(noise.shape) != made.shape:
             raise UserError(f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}.")
         latents = self.sample(made, noise, steps, guidance_scale, phases, progress)
-        frames = self.decode(made, latents, self.finish(made, shown, regions), phases)
+        finish = self.finish(made, given, regions)
+        frames = self.decode(made, latents, finish, phases, given is not None and given.deep)
         return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), phases.seconds)
 
     def prepare(
@@ -346,13 +349,15 @@ class Pipeline:
             return keyed(scene, made.reference.key)
         return whole if mask is None else PasteBack(scene, mask)
 
-    def decode(self, made: Prepared, latents: Tensor, finish: Finish, phases: Phases) -> Iterator[np.ndarray]:
-        """The finished frames uint8 [H, W, 3], made by `finish` of what the networks drew."""
+    def decode(
+        self, made: Prepared, latents: Tensor, finish: Finish, phases: Phases, deep: bool = False
+    ) -> Iterator[np.ndarray]:
+        """The finished frames uint8 [H, W, 3], or uint16 if deep, made by `finish` of what the networks drew."""
         path = made.video.path
         batch = frames_at_a_time(path.canvas.padded)
         for start in range(0, len(latents), batch):
             with phases("decode"):
-                decoded = self.backend.decode(latents[start : start + batch], made.recipe.round)
+                decoded = self.backend.decode(latents[start : start + batch], made.recipe.round, deep)
                 frames = [finish(picture, path.at(start + place)) for place, picture in enumerate(decoded)]
             yield from frames
 

@@ -19,7 +19,10 @@ from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..inference.skeletons import PointSkeletons
 from ..media.canvas import CanvasPath
+from ..media.colour import UNTAGGED, Colours, check_sdr
 from ..media.frames import FrameStore, Reopened, Source
+from ..media.imaging import Size
+from ..media.png_write import PngWriter
 from ..media.pose import read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
 from ..media.video_write import VideoWriter
@@ -68,7 +71,8 @@ class AnimateJob(RenderJob):
 class _Inputs:
     """The checked files, scene and mask as many frames as `frames`.
 
-    timed: the video that gives the output its times and sound, or None; info: what that holds.
+    timed: the video that gives the output its times and sound, or None; info: what that holds; colours, depth: of
+    the scene.
     """
 
     reference: np.ndarray
@@ -79,6 +83,8 @@ class _Inputs:
     mask: Source | None
     timed: Path | None
     info: VideoInfo | None
+    colours: Colours
+    depth: int
 
     @property
     def has_audio(self) -> bool:
@@ -114,14 +120,14 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
         drawn = _first(skeletons.drawn(plan.drawing, CanvasPath(plan.canvas)), given.frames)
         pose = Source("pose", _noted(drawn, poses) if poses is not None else drawn, 3)
         made = pipe.prepare(plan, given.reference, given.scene, given.mask, pose, given.reference_mask)
-    writer = _writer(job, given, *plan.canvas.source)
+    writer = _writer(job, given, plan.canvas.source)
     chosen = sheet_frames(given.frames) if job.sheet else ()
     output = []
     with writer:
         latents = pipe.sample(made, pipe.noise(made, job.seed), steps, guidance, phases, progress)
         with phases("write"):
             for index, frame in enumerate(
-                pipe.decode(made, latents, pipe.finish(made, given.scene, given.mask), phases)
+                pipe.decode(made, latents, pipe.finish(made, given.scene, given.mask), phases, given.depth > 8)
             ):
                 writer.write(frame)
                 if index in chosen:
@@ -137,6 +143,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
         "frames": given.frames,
         "network_size": list(plan.canvas.padded),
         "output_size": list(plan.canvas.source),
+        "written": writer.written,
         "audio": writer.audio_note or ("copied" if given.has_audio else "none"),
     }
     return job.write_report(settings, inputs, facts, device, phases)
@@ -166,16 +173,19 @@ def _read(job: AnimateJob) -> _Inputs:
         scene = Source("scene", Reopened(partial(repeat, picture, frames), frames), 3)
     elif job.scene and info:
         _check_length(job.scene, info.frames, frames, job)
-        scene = Source("scene", _first(Reopened(partial(read_frames, job.scene)), frames), 3)
+        check_sdr(job.scene, info.colours)
+        deep = Reopened(partial(read_frames, job.scene, deep=True))
+        scene = Source("scene", _first(deep, frames), 3, deep=True)
     if job.mask:
         if scene_size is None:
             raise UserError("There is a mask but no scene; give --scene too, or leave --mask out.")
         masks = mask_frames(job.mask, scene_size)
         _check_length(job.mask, sum(1 for _ in masks), frames, job)
         mask = Source("mask", _first(masks, frames), None)
+    colours, depth = (info.colours, info.depth) if job.scene and info else (UNTAGGED, 8)
     if job.fps is not None:
         info = timed = None
-    return _Inputs(reference, outline, skeletons, frames, scene, mask, timed, info)
+    return _Inputs(reference, outline, skeletons, frames, scene, mask, timed, info, colours, depth)
 
 
 def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: CountedSkeletons) -> CountedSkeletons:
@@ -208,16 +218,15 @@ def _noted(frames: Iterable[np.ndarray], thumbnails: FrameStore) -> Iterator[np.
         yield frame
 
 
-def _writer(job: AnimateJob, given: _Inputs, width: int, height: int) -> VideoWriter:
+def _writer(job: AnimateJob, given: _Inputs, size: Size) -> VideoWriter | PngWriter:
+    seen = {"colours": given.colours, "depth": given.depth}
     if given.info is None:
-        rate = Fraction(job.fps or RATE).limit_denominator(1001)
-        return VideoWriter(job.out, width, height, rate=rate)
-    return VideoWriter(
-        job.out,
-        width,
-        height,
-        given.info.timestamps[: given.frames],
-        given.info.time_base,
-        given.info.rate,
+        return job.writer(size, rate=Fraction(job.fps or RATE).limit_denominator(1001), **seen)
+    return job.writer(
+        size,
+        timestamps=given.info.timestamps[: given.frames],
+        time_base=given.info.time_base,
+        rate=given.info.rate,
         audio_from=given.timed if given.has_audio else None,
+        **seen,
     )

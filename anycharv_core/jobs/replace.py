@@ -23,11 +23,11 @@ from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..media.camera import CONTEXT
 from ..media.canvas import AUTO, CanvasPath
-from ..media.frames import FrameStore, Source
+from ..media.colour import check_sdr
+from ..media.frames import FrameStore, Reopened, Source, eight_bit
 from ..media.imaging import resize
 from ..media.masks import mask_box
 from ..media.video_read import Video
-from ..media.video_write import VideoWriter
 from ..preprocess.shots import find_cuts
 from .inputs import Replacement, check_mask_size, open_replacement
 from .prepared import read_prepared
@@ -135,6 +135,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
     started, phases = time.perf_counter(), Phases()
     with phases("check"):
         video = Video(job.video)
+        check_sdr(video.path, video.colours)
         opened = [open_replacement(files, video) for files in job.people]
     pipe, recipe = job.load("generate", device, phases)
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
@@ -164,25 +165,26 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
             if not any(one.present):
                 raise UserError(f"{files.mask} marks nothing in any frame; mark the person to replace with white.")
     info = video.info
-    writer = VideoWriter(
-        job.out,
-        *plan.canvas.source,
-        info.timestamps,
-        info.time_base,
-        info.rate,
+    writer = job.writer(
+        plan.canvas.source,
+        timestamps=info.timestamps,
+        time_base=info.time_base,
+        rate=info.rate,
         audio_from=job.video if info.has_audio else None,
         sample_aspect=info.sample_aspect,
+        colours=info.colours,
+        depth=info.depth,
     )
     chosen = sheet_frames(info.frames) if job.sheet else ()
     output = []
     pasted = []
     with writer:
-        frames: Iterable[np.ndarray] = scene
+        frames: Iterable[np.ndarray] = Reopened(lambda: video.frames(deep=True))
         for number, (one, reference) in enumerate(zip(encoded, references, strict=True)):
             if number:
-                before = Source("video", frames, 3, replayed=True)
+                before = Source("video", frames, 3, replayed=True, deep=True)
                 with phases("encode"):
-                    one = replace(one, scene=encode_scene(pipe.backend.encode, one.path, before))
+                    one = replace(one, scene=encode_scene(pipe.backend.encode, one.path, eight_bit(before)))
                 frames = before
             made = pipe.prepared(recipe, reference, one)
             share = progress and _share(progress, number, len(encoded))
@@ -191,7 +193,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
             if recipe.paste_back:
                 finish = PasteBack(frames, opened[number].mask)
                 pasted.append(finish)
-            frames = pipe.decode(made, latents, finish, phases)
+            frames = pipe.decode(made, latents, finish, phases, deep=info.depth > 8)
         with phases("write"):
             for index, frame in enumerate(frames):
                 writer.write(frame)
@@ -211,6 +213,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
         "network_size": list(encoded[0].path.canvas.padded),
         "output_size": list(plan.canvas.source),
         "audio": writer.audio_note or ("copied" if info.has_audio else "none in the source"),
+        "written": writer.written,
         "background_bit_equal": all(each.untouched for each in pasted) if recipe.paste_back else None,
     }
     settings = job.settings(steps, guidance, plan.size) | {"canvas": job.canvas, "context": job.context}

@@ -20,16 +20,22 @@ from PIL import Image
 from .. import __version__
 from ..device import device_name, peak_memory
 from ..errors import UserError
-from ..files import atomic_path
+from ..files import atomic_path, owned_folder
 from ..inference.phases import Phases
 from ..inference.pipeline import Pipeline
+from ..media.colour import eight_bits
 from ..media.imaging import Size, resize
+from ..media.png_write import PNG, PngWriter
 from ..media.sheet import sheet
+from ..media.video_read import VIDEOS
+from ..media.video_write import CRF, FFV1, H264, WORST_CRF, VideoWriter
 from ..systems import SYSTEMS
 from ..systems.recipes import Recipe
 from .doctor import OPENCV
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# The ending of the output's name, None for a folder, and what it is.
+FORMATS = {H264: (".mp4", "an mp4 video"), FFV1: (".mkv", "a Matroska video"), PNG: (None, "a folder of PNGs")}
 REPORTED = ("torch", "diffusers", "transformers", "numpy", "av")
 SHEET_FRAMES, SHEET_CELL = 6, 290  # rows, and the longer side of a picture in pixels
 
@@ -47,7 +53,7 @@ class RenderJob:
 
     size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
     exact size for "official"; device: None = CUDA where there is one, else the CPU; dtype: a name of `DTYPES`;
-    sheet: a PNG to draw a contact sheet to.
+    sheet: a PNG to draw a contact sheet to; format: one of `FORMATS`; crf: the quality of H.264, 0 (best) to 51.
     """
 
     out: Path
@@ -62,19 +68,46 @@ class RenderJob:
     device: str | None = None
     dtype: str = "fp32"
     sheet: Path | None = None
+    format: str = H264
+    crf: int | None = None
 
     @property
     def report(self) -> Path:
         """The JSON beside the video."""
-        return self.out.with_suffix(".report.json")
+        stem = self.out.name if self.format == PNG else self.out.stem
+        return self.out.with_name(f"{stem}.report.json")
 
     def check_places(self, inputs: Iterable[Path | None]) -> None:
         """Raises UserError where video, report or sheet could not be written, or would replace an input."""
-        if self.out.suffix.lower() != ".mp4":
-            raise UserError(f"The output {self.out} is an mp4 video; let its name end in .mp4.")
+        if self.format not in FORMATS:
+            raise UserError(f"There is no format '{self.format}'; use one of {', '.join(map(repr, FORMATS))}.")
+        ending, what = FORMATS[self.format]
+        if ending is not None and self.out.suffix.lower() != ending:
+            raise UserError(f"The output {self.out} is {what}; let its name end in {ending}, or change --format.")
+        if ending is None and self.out.suffix.lower() in (*VIDEOS, ".png"):
+            raise UserError(f"The output {self.out} is {what}; let its name not end in {self.out.suffix}.")
+        if self.crf is not None and self.format != H264:
+            raise UserError(f"--crf is the quality of H.264, but {self.format} loses nothing; leave it out.")
+        if self.crf is not None and not 0 <= self.crf <= WORST_CRF:
+            raise UserError(
+                f"The CRF is {self.crf}; give a whole number from 0 (best) to {WORST_CRF}, {CRF} is usual."
+            )
         if self.sheet and self.sheet.suffix.lower() != ".png":
             raise UserError(f"The sheet {self.sheet} is a PNG picture; let its name end in .png.")
-        check_places((self.out, self.report, self.sheet), inputs)
+        inputs = list(inputs)
+        if ending is None:
+            with suppress(_OnlyTried), owned_folder(self.out, filter(None, inputs)):
+                raise _OnlyTried
+        check_places((self.out if ending else None, self.report, self.sheet), inputs)
+
+    def writer(self, size: Size, **announced: Any) -> VideoWriter | PngWriter:
+        """What writes frames of this size to `out`. announced: times, sound and colours, as `VideoWriter` takes
+        them."""
+        if self.format == PNG:
+            return PngWriter(self.out, *size, **announced)
+        return VideoWriter(
+            self.out, *size, codec=self.format, crf=CRF if self.crf is None else self.crf, **announced
+        )
 
     def load(self, command: str, device: str, phases: Phases) -> tuple[Pipeline, Recipe]:
         """The pipeline of the job's model, which must be one for `command`, and the job's recipe for it."""
@@ -169,9 +202,10 @@ def sheet_frames(count: int) -> tuple[int, ...]:
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3], scaled to fit a cell of the sheet."""
+    """A frame [H, W, 3], as uint8 scaled to fit a cell of the sheet."""
     scale = SHEET_CELL / max(frame.shape[:2])
-    return resize(frame, (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))))
+    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
+    return resize(eight_bits(frame), (width, height))
 
 
 def write_sheet(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import UserError
+from .colour import widened
 
 Colour = tuple[int, int, int]
 
@@ -44,8 +45,11 @@ def key_onto(made: np.ndarray, scene: np.ndarray, colour: tuple[int, int, int]) 
     Pixels within NEAR levels of the key are the scene's, bit for bit; where character and key are mixed, the key
     is taken out.
     """
-    frame, key = made.astype(np.float32), np.array(colour, np.float32)
+    if made.dtype != scene.dtype:
+        made = widened(made)
+    unit = np.float32(np.iinfo(scene.dtype).max // 255)
+    frame, key = made / unit, np.array(colour, np.float32)
     off = np.abs(frame - key).max(axis=-1, keepdims=True)
     share = np.clip((off - NEAR) / (FAR - NEAR), 0, 1)
     character = np.clip((frame - (1 - share) * key) / np.maximum(share, 1e-6), 0, 255)
-    return np.rint(share * character + (1 - share) * scene).astype(np.uint8)
+    return np.rint(share * (character * unit) + (1 - share) * scene).astype(scene.dtype)

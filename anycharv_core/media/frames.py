@@ -11,20 +11,22 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_error
+from .colour import eight_bits
 from .imaging import Size
 
 MEMORY = 2**28  # bytes a store keeps in memory before it moves to a temporary file
 
 Frames = np.ndarray | Iterable[np.ndarray]
-"""uint8 [F, H, W(, 3)], or anything that yields uint8 [H, W(, 3)]."""
+"""uint8 [F, H, W(, 3)], or anything that yields uint8 [H, W(, 3)]; where deep ones are taken, uint16 too."""
 
 
 class FrameStore:
-    """uint8 arrays of one shape, appended once and read by index; large ones lie in a temporary file."""
+    """Arrays of one shape and type, appended once and read by index; large ones lie in a temporary file."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(MEMORY)  # noqa: SIM115 (closed with the store)
         self._shape: tuple[int, ...] = ()
+        self._dtype = np.dtype(np.uint8)
         self._count = 0
 
     def __len__(self) -> int:
@@ -32,7 +34,7 @@ class FrameStore:
 
     def append(self, frame: np.ndarray) -> None:
         """Raises UserError where the disk of temporary files is full."""
-        self._shape = frame.shape
+        self._shape, self._dtype = frame.shape, frame.dtype
         try:
             self._file.seek(0, 2)
             self._file.write(np.ascontiguousarray(frame).tobytes())
@@ -45,12 +47,12 @@ class FrameStore:
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < self._count:
             raise IndexError(index)
-        size = int(np.prod(self._shape))
+        size = int(np.prod(self._shape)) * self._dtype.itemsize
         self._file.seek(index * size)
-        return np.frombuffer(self._file.read(size), np.uint8).reshape(self._shape)
+        return np.frombuffer(self._file.read(size), self._dtype).reshape(self._shape)
 
     def take(self, indices: Sequence[int]) -> np.ndarray:
-        """uint8 [len(indices), ...]."""
+        """[len(indices), ...]."""
         return np.stack([self[index] for index in indices])
 
 
@@ -95,20 +97,22 @@ class Replay:
                 yield frame
 
 
-def checked(name: str, frames: Iterable[np.ndarray], channels: int | None) -> Iterator[np.ndarray]:
-    """Passes on uint8 frames [H, W] (channels None) or [H, W, channels], all of one size.
+def checked(
+    name: str, frames: Iterable[np.ndarray], channels: int | None, deep: bool = False
+) -> Iterator[np.ndarray]:
+    """Passes on uint8 frames [H, W] (channels None) or [H, W, channels], all of one size; deep: or uint16.
 
     Raises UserError naming `name` and the frame when one is not.
     """
-    want = "[H, W]" if channels is None else f"[H, W, {channels}]"
+    want = "uint8 or uint16 " if deep else "uint8 "
+    want += "[H, W]" if channels is None else f"[H, W, {channels}]"
+    types = (np.uint8, np.uint16) if deep else (np.uint8,)
     first: tuple[int, ...] | None = None
     for index, frame in enumerate(frames):
         frame = np.asarray(frame)
         shaped = frame.ndim == 2 if channels is None else frame.ndim == 3 and frame.shape[2] == channels
-        if frame.dtype != np.uint8 or not shaped or 0 in frame.shape:
-            raise UserError(
-                f"The {name} must be uint8 {want}; frame {index} is {frame.dtype} {list(frame.shape)}."
-            )
+        if frame.dtype not in types or not shaped or 0 in frame.shape:
+            raise UserError(f"The {name} must be {want}; frame {index} is {frame.dtype} {list(frame.shape)}.")
         first = first or frame.shape
         if frame.shape != first:
             raise UserError(
@@ -122,31 +126,49 @@ class Source:
     """Frames uint8 [H, W] (channels None) or [H, W, channels] of one size, checked as they pass.
 
     name: what messages call them. Every loop starts at the first frame, where `replayed` even of an iterator.
+    deep: uint16 is taken too.
     """
 
-    def __init__(self, name: str, frames: Frames, channels: int | None, replayed: bool = False):
+    def __init__(
+        self, name: str, frames: Frames, channels: int | None, replayed: bool = False, deep: bool = False
+    ):
         self.name = name
         self._frames = Replay(frames) if replayed else frames
         self._channels = channels
+        self._takes_deep = deep
         self._size: Size | None = None
+        self._deep = False
         self._begun: Iterator[np.ndarray] | None = None
         self.count = len(frames) if isinstance(frames, Sized) else getattr(frames, "count", None)
 
     @property
     def size(self) -> Size:
         """(width, height) of the first frame, which is read ahead. Raises UserError where there is none."""
+        return self._looked()[0]
+
+    @property
+    def deep(self) -> bool:
+        """Whether the first frame is uint16, for which it is read ahead as for `size`."""
+        return self._looked()[1]
+
+    def _looked(self) -> tuple[Size, bool]:
         if self._size is None:
             frames = iter(self)
             first = next(frames, None)
             if first is None:
                 raise UserError(f"The {self.name} has no frames; give at least one.")
-            self._size = first.shape[1], first.shape[0]
+            self._size, self._deep = (first.shape[1], first.shape[0]), first.dtype == np.uint16
             self._begun = chain([first], frames)
-        return self._size
+        return self._size, self._deep
 
     def __iter__(self) -> Iterator[np.ndarray]:
         begun, self._begun = self._begun, None
-        return begun or checked(self.name, self._frames, self._channels)
+        return begun or checked(self.name, self._frames, self._channels, self._takes_deep)
+
+
+def eight_bit(source: Source) -> Source:
+    """The same frames as uint8, whatever depth they have."""
+    return Source(source.name, Reopened(lambda: map(eight_bits, source), source.count), 3)
 
 
 def together(*sources: Source) -> Iterator[tuple[np.ndarray, ...]]:

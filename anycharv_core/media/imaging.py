@@ -18,14 +18,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(picture: np.ndarray, size: Size, method: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
-    """uint8 [H, W] or [H, W, 3] -> the same at `size` (width, height), antialiased; itself when equal."""
+    """uint8 or uint16 [H, W(, 3)] -> the same at `size` (width, height), antialiased; itself when equal."""
     if (picture.shape[1], picture.shape[0]) == size:
         return picture
-    return np.array(Image.fromarray(picture).resize(size, method))
+    return _scaled(picture, size, method)
 
 
 def resample(picture: np.ndarray, part: tuple[float, float, float, float], size: Size) -> np.ndarray:
-    """The part (x0, y0, x1, y1) of a picture uint8 [H, W] or [H, W, 3] -> the same at `size` (width, height).
+    """The part (x0, y0, x1, y1) of a picture, as `resize` takes it -> the same at `size` (width, height).
 
     The part is in pixels, of which pixel i covers i to i + 1. It must overlap the picture and may reach past it;
     edges are repeated there. Antialiased; all of a picture gives what `resize` does.
@@ -43,7 +43,23 @@ def resample(picture: np.ndarray, part: tuple[float, float, float, float], size:
     box = (x0 - left, y0 - top, x1 - left, y1 - top)
     if size == (seen.shape[1], seen.shape[0]) and box == (0, 0, *size):
         return seen
-    return np.array(Image.fromarray(seen).resize(size, Image.Resampling.LANCZOS, box))
+    return _scaled(seen, size, Image.Resampling.LANCZOS, box)
+
+
+def _scaled(
+    picture: np.ndarray,
+    size: Size,
+    method: Image.Resampling,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    if picture.dtype == np.uint8:
+        return np.array(Image.fromarray(picture).resize(size, method, box))
+    # Pillow has no pictures of several channels of 16 bits.
+    planes = picture.astype(np.float32).reshape(*picture.shape[:2], -1)
+    pictures = (Image.fromarray(planes[..., index]) for index in range(planes.shape[2]))
+    scaled = [np.asarray(each.resize(size, method, box)) for each in pictures]
+    levels = np.rint(np.clip(np.stack(scaled, axis=-1), 0, np.iinfo(picture.dtype).max))
+    return levels.astype(picture.dtype).reshape(size[1], size[0], *picture.shape[2:])
 
 
 def _filtered(low: float, high: float, out: int, side: int) -> tuple[int, int]:
@@ -56,6 +72,13 @@ def _filtered(low: float, high: float, out: int, side: int) -> tuple[int, int]:
 def to_unit(pictures: np.ndarray | Tensor) -> Tensor:
     """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in 0..1."""
     return torch.as_tensor(pictures).movedim(-1, -3).float() / 255
+
+
+def to_levels(unit: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
+    """float32 [..., 3] in 0..1 -> uint8 of the same shape, or uint16 if deep, rounded or truncated."""
+    levels = unit * (65535 if deep else 255)
+    levels = levels.round() if rounded else levels
+    return levels.cpu().numpy().astype(np.uint16) if deep else levels.byte().cpu().numpy()
 
 
 def clip_input(reference: np.ndarray, size: int = 224) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..foreign import read_json
+from .colour import widened
 
 Box = tuple[int, int, int, int]
 
@@ -235,15 +236,17 @@ def composite(generated: np.ndarray, original: np.ndarray, alpha: np.ndarray) ->
     """Blend two pictures, rounded to the nearest level.
 
     Args:
-        generated: uint8 [..., H, W, C], weight `alpha`.
-        original: uint8 of the same shape, weight `1 - alpha`.
+        generated: uint8 [..., H, W, C], weight `alpha`; or uint16, if the original is.
+        original: uint8 or uint16 of the same shape, weight `1 - alpha`.
         alpha: float32 [..., H, W] in 0..1.
 
     Returns:
-        uint8 of the same shape, bit-equal to `original` where alpha is 0 and to `generated` where it is 1.
+        The original's shape and type, bit-equal to `original` where alpha is 0 and to `generated` where it is 1.
     """
+    if generated.dtype != original.dtype:
+        generated = widened(generated)
     base = original.astype(np.float32)
-    return np.rint(base + alpha[..., None] * (generated - base)).astype(np.uint8)
+    return np.rint(base + alpha[..., None] * (generated - base)).astype(original.dtype)
 
 
 def boxes_to_masks(boxes: Sequence[Sequence[float] | None], width: int, height: int) -> np.ndarray:

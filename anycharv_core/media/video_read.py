@@ -94,6 +94,7 @@ _CONTAINERS = (
     ),
     *("image2", "wav", "mp3", "flac", "aac", "ac3"),
 )
+VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")  # endings of their names
 # 8K twice over; a frame of it takes 0.2 GB as RGB, and several are held at a time.
 _MOST_SIDE, _MOST_PIXELS = 16384, 2**26
 # Side data of a frame that PyAV must not see, by number: of one whose metadata it would free a second time (it
@@ -161,11 +162,22 @@ class Video:
             self._info = probe(self.path)
         return self._info
 
-    @cached_property
+    @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the first frame, the only one that is decoded for this."""
-        first = next(iter(self))
-        return first.shape[1], first.shape[0]
+        return self._first[0]
+
+    @property
+    def colours(self) -> Colours:
+        """The colour tags of the first frame, the only one that is decoded for this."""
+        return self._first[1]
+
+    @cached_property
+    def _first(self) -> tuple[tuple[int, int], Colours]:
+        with open_input(self.path) as container:
+            frame, matrix = next(_decoded(self.path, container))
+            height, width, _ = _oriented(_rgb(self.path, frame, VideoReformatter()), matrix).shape
+            return (width, height), _colours(frame)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames()

@@ -29,7 +29,7 @@ __all__ = ["VideoInfo", "VideoWriter", "probe", "read_frames", "read_gray", "wri
 
 H264, FFV1 = "h264", "ffv1"
 CONTAINERS = {H264: "mp4", FFV1: "matroska"}
-CRF = 17
+CRF, WORST_CRF = 17, 51
 _FFV1_OPTIONS = {"level": "3", "slicecrc": "1", "g": "1"}
 _MP4_MAX = 2**31 - 1  # mp4 keeps timescales and the steps between frames in 32 bits
 
