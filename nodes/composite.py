@@ -85,7 +85,7 @@ class AnyCharVComposite(io.ComfyNode):
         if reference is not None:
             return io.NodeOutput(keyed_images(generated, original, placed, reference))
         raise UserError(
-            "Nothing says what of the generated frames is to be seen: wire in the mask given to AnyCharV "
+            "Nothing says where the generated frames are to show: wire in the mask given to AnyCharV "
             "Conditioning, or for Animate Anyone without a mask the reference."
         )
 

@@ -220,7 +220,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
         "whole",
         "the model is one of Animate Anyone",
     ),
-    "composite of everything": (uncovered, "paste", "Nothing says what of the generated frames"),
+    "composite of everything": (uncovered, "paste", "Nothing says where the generated frames"),
     "composite by an opaque reference": (
         lambda: uncovered(reference=["3", 0]),
         "paste",
