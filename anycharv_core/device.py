@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -35,6 +37,18 @@ def device_name(device: str) -> str:
     if device == "cuda":
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"{device}: {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that could still be taken of the device's memory; infinite where the system does not tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if device.type == "cpu" and line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return math.inf
 
 
 def peak_memory(device: str) -> dict[str, int]:

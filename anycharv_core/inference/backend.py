@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS
 from ..checkpoints.folders import read_library_part
 from ..checkpoints.networks import Networks, build_networks
+from ..device import free_memory
 from ..errors import UserError
 from ..media.imaging import clip_input, to_levels, to_unit
 from ..models.guidance import guide, is_guided
@@ -22,10 +23,14 @@ from ..models.windows import Windows
 from ..systems import System, read_checkpoint, system_of
 from .encode import EncodedVideo, frames_at_a_time
 from .features import FrameFeatures
+from .memory import Ladder, Rung
 from .sampling import sample
 
 Progress = Callable[[int, int], None]
 """(denoising calls done, in all); what it raises stops the sampling."""
+# Values a denoising UNet of SD1.5's shape has alive at once, of one row, by latent pixel and channel of its first
+# block: counted on its layers at 8 and 24 frames.
+ALIVE = 26
 
 
 class Backend(Protocol):
@@ -84,7 +89,10 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """A `Backend` whose networks lie in memory, on the device and in the number format of the denoising UNet."""
+    """A `Backend` whose networks lie in memory, on the device and in the number format of the denoising UNet.
+
+    Where memory is short it does with less, see `memory.Ladder`, and raises UserError where that is not enough.
+    """
 
     def __init__(self, networks: Networks, settings: Mapping[str, Any] | None = None):
         cfg = networks.denoising_unet.cfg
@@ -97,6 +105,10 @@ class TorchBackend:
         self.latent_channels: int = cfg.out_channels
         weight = networks.denoising_unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
+        # A CPU is faster with one frame at a time, and there is no other memory to wait in.
+        self.ladder = Ladder((Rung.ONE_FRAME, Rung.TURNS) if self.device.type == "cpu" else ())
+        if not hasattr(self._vae, "enable_tiling"):
+            self.ladder.taken.add(Rung.TILES)
 
     @classmethod
     def from_pretrained(
@@ -123,29 +135,66 @@ class TorchBackend:
         networks = build_networks(checkpoint, device, dtype)
         return cls(replace(networks, **modules), checkpoint.settings)
 
-    @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
-        vae = self._vae
-        pixels = (2.0 * to_unit(pictures) - 1.0).to(self.device, self.dtype)
-        latents: Tensor = vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor
-        return latents
+        def encode(some: np.ndarray) -> Tensor:
+            pixels = (2.0 * to_unit(some) - 1.0).to(self.device, self.dtype)
+            mean: Tensor = self._vae.encode(pixels).latent_dist.mean
+            return mean.float() * self._vae.config.scaling_factor
 
-    @torch.inference_mode()
+        return self._through_vae(encode, pictures)
+
     def decode(self, latents: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
-        vae = self._vae
-        decoded: Tensor = vae.decode((latents / vae.config.scaling_factor).to(self.dtype)).sample.float()
-        return to_levels((decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1), rounded, deep)
+        def decode(some: Tensor) -> Tensor:
+            scaled = (some / self._vae.config.scaling_factor).to(self.device, self.dtype)
+            decoded: Tensor = self._vae.decode(scaled).sample.float()
+            return (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
-    @torch.inference_mode()
+        return to_levels(self._through_vae(decode, latents), rounded, deep)
+
+    def _through_vae(self, work: Callable[[Any], Tensor], frames: Any) -> Tensor:
+        """`work` of [N, ...] frames, as many at a time as are best for the device or as its memory can take."""
+
+        def run() -> Tensor:
+            taken = self.ladder.taken
+            if Rung.TILES in taken and hasattr(self._vae, "enable_tiling"):
+                self._vae.enable_tiling()
+            self._take_turns(self._vae)
+            size = 1 if Rung.ONE_FRAME in taken else len(frames)
+            with torch.inference_mode():
+                return torch.cat([work(frames[at : at + size]) for at in range(0, len(frames), size)])
+
+        return self.ladder.run(run, Rung.ONE_FRAME, Rung.TILES, Rung.TURNS)
+
     def embed(self, picture: np.ndarray) -> Tensor:
         encoder = self._image_encoder
-        pixels = clip_input(picture, encoder.config.image_size)
-        image_embed: Tensor = encoder(pixels.to(self.device, self.dtype)).image_embeds
-        return image_embed
 
-    @torch.inference_mode()
+        def run() -> Tensor:
+            self._take_turns(encoder)
+            with torch.inference_mode():
+                pixels = clip_input(picture, encoder.config.image_size)
+                image_embed: Tensor = encoder(pixels.to(self.device, self.dtype)).image_embeds
+                return image_embed
+
+        return self.ladder.run(run, Rung.TURNS)
+
     def reference_tokens(self, latents: Tensor, image_embed: Tensor) -> list[Tensor]:
-        return self.networks.reference_unet(latents.to(self.dtype), image_embed)
+        def run() -> list[Tensor]:
+            self._take_turns(self.networks.reference_unet)
+            with torch.inference_mode():
+                return self.networks.reference_unet(latents.to(self.dtype), image_embed)
+
+        return self.ladder.run(run, Rung.TURNS)
+
+    def _take_turns(self, *running: nn.Module) -> None:
+        """Where that is needed, only these networks stay on the device."""
+        if Rung.TURNS not in self.ladder.taken or self.device.type == "cpu":
+            return
+        with torch.inference_mode(False):  # or their weights would become inference tensors
+            for network in filter(None, vars(self.networks).values()):
+                if network not in running:
+                    network.to("cpu")
+            for network in running:
+                network.to(self.device)
 
     def denoise(
         self,
@@ -160,6 +209,9 @@ class TorchBackend:
     ) -> Tensor:
         unet = self.networks.denoising_unet
         guided = is_guided(guidance_scale)
+        if guided and self._alive(2 * max(map(len, windows.indices)), noise.shape) > free_memory(self.device):
+            self.ladder.take(Rung.ROWS_APART)
+        self._take_turns(unet, self.networks.pose_guider)
         with torch.inference_mode():
             bank = unet.project_bank(tokens)
             poses = self._pose_features(video)
@@ -171,16 +223,30 @@ class TorchBackend:
                 scene = None if video.scene is None else video.scene[rows]
                 mask = None if video.mask is None else video.mask[rows]
                 x = self.system.unet_input(x, scene, mask).to(self.dtype)
-                pose, at = poses.take(rows), torch.full((1,), t, device=self.device)
-                if not guided:
-                    return unet(x, at, image, pose, bank, frames)
-                x, pose = x.repeat(2, 1, 1, 1), pose.repeat(2, 1, 1, 1)
-                v = unet(x, at, image, pose, bank, frames, plain_rows=frames).float()
-                return guide(v, guidance_scale)
+                at = torch.full((1,), t, device=self.device)
+
+                def run() -> Tensor:
+                    self._take_turns(unet, self.networks.pose_guider)
+                    pose = poses.take(rows)
+                    if not guided:
+                        return unet(x, at, image, pose, bank, frames)
+                    if Rung.ROWS_APART in self.ladder.taken:
+                        without, of = ([row[at : at + 1] for row in image] for at in range(2))
+                        apart = [unet(x, at, without, pose, None, frames), unet(x, at, of, pose, bank, frames)]
+                        return guide(torch.cat(apart).float(), guidance_scale)
+                    twice = x.repeat(2, 1, 1, 1), at, image, pose.repeat(2, 1, 1, 1)
+                    return guide(unet(*twice, bank, frames, plain_rows=frames).float(), guidance_scale)
+
+                return self.ladder.run(run, *((Rung.ROWS_APART, Rung.TURNS) if guided else (Rung.TURNS,)))
 
             latents = sample(predict, noise.to(self.device), steps, windows, self.schedule, progress)
         # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
         return latents.clone()
+
+    def _alive(self, rows: int, shape: Sequence[int]) -> int:
+        """Bytes that a denoising call on this many rows needs beside the weights, for latents of this shape."""
+        channels = self.networks.denoising_unet.cfg.block_out_channels[0]
+        return ALIVE * rows * channels * shape[-2] * shape[-1] * self.dtype.itemsize
 
     def _pose_features(self, video: EncodedVideo) -> FrameFeatures:
         """What the pose guider makes of each frame's skeletons: it depends on no step and no window."""

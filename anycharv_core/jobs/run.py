@@ -21,6 +21,7 @@ from .. import __version__
 from ..device import device_name, peak_memory
 from ..errors import UserError
 from ..files import atomic_path, owned_folder
+from ..inference.memory import FULL_MEMORY, is_full_memory
 from ..inference.phases import Phases
 from ..inference.pipeline import Pipeline
 from ..media.colour import eight_bits
@@ -38,10 +39,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {H264: (".mp4", "an mp4 video"), FFV1: (".mkv", "a Matroska video"), PNG: (None, "a folder of PNGs")}
 REPORTED = ("torch", "diffusers", "transformers", "numpy", "av")
 SHEET_FRAMES, SHEET_CELL = 6, 290  # rows, and the longer side of a picture in pixels
-
-_FULL = "The memory is not enough for this video; give a smaller --size, or --dtype fp16 on a GPU."
-# What oneDNN, torch's allocator and C++ say of it, which have no exception of their own.
-_SIGNS_OF_FULL_MEMORY = ("could not create a primitive", "can't allocate memory", "not enough memory", "bad_alloc")
 
 Progress = Callable[[int, int], None]
 """(done, total)"""
@@ -174,12 +171,10 @@ def explained_memory() -> Iterator[None]:
     """Turns a full memory inside it into a UserError."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(_FULL) from error
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _SIGNS_OF_FULL_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if not is_full_memory(error):
             raise
-        raise UserError(_FULL) from error
+        raise UserError(FULL_MEMORY) from error
 
 
 def paths(holder: Any, *names: str) -> dict[str, str]:
