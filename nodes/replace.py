@@ -6,9 +6,11 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.utils
 import folder_paths
@@ -117,10 +119,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             )
         picture = image_uint8(reference[:1], "reference")[0]
         alpha = reference_mask_uint8(reference_mask, picture, "reference_mask")
-        with _as_file(video) as source:
-            info = probe(source)
-            check_sdr(source, info.colours)
-            scene = Reopened(partial(read_frames, source, deep=True))
+        with _opened(video) as (info, scene, sound):
             size = node_size(pipe, chosen, (info.width, info.height), (width, height))
             given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
             plan = pipe.plan(chosen, (info.width, info.height), _pose_size(given), size)
@@ -132,7 +131,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 info.timestamps,
                 info.time_base,
                 info.rate,
-                audio_from=source if info.has_audio else None,
+                audio_from=sound,
                 crf=crf,
                 sample_aspect=info.sample_aspect,
                 colours=info.colours,
@@ -159,17 +158,73 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 
+class _Opened(NamedTuple):
+    """A VIDEO's frames uint8 or uint16 [H, W, 3], what they are, and a file with their sound, or None."""
+
+    info: VideoInfo
+    frames: Iterable[np.ndarray]
+    sound: str | None
+
+
 @contextmanager
-def _as_file(video: Any) -> Iterator[str]:
-    """The VIDEO as a file: its own, or a temporary one where it lies in memory or is trimmed."""
-    source = video.get_stream_source()
-    if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
-        yield source
-        return
+def _opened(video: Any) -> Iterator[_Opened]:
+    """The VIDEO's own frames, not encoded on the way: of its file, of what it is trimmed to, or in memory."""
     with tempfile.TemporaryDirectory(prefix="anycharv_") as folder:
-        path = str(Path(folder) / "video.mp4")
-        video.save_to(path)
-        yield path
+        saved = str(Path(folder) / "sound.mp4")
+        if isinstance(video, InputImpl.VideoFromComponents):
+            parts = video.get_components()
+            if parts.audio:
+                video.save_to(saved)
+            info = _info_of_pictures(parts.images, Fraction(parts.frame_rate))
+            yield _Opened(info, rgb_frames(parts.images, "video"), saved if parts.audio else None)
+            return
+        source = video.get_stream_source()
+        if not isinstance(source, str):
+            copy = Path(folder) / "source"
+            copy.write_bytes(source.getvalue())
+            source = str(copy)
+        info = probe(source)
+        check_sdr(source, info.colours)
+        start, duration = video.get_active_trim_window()
+        if (start, duration) == (0.0, 0.0):
+            frames = Reopened(partial(read_frames, source, deep=True))
+            yield _Opened(info, frames, source if info.has_audio else None)
+            return
+        part, info = _trimmed(info, start, duration)
+        if info.has_audio:
+            video.save_to(saved)
+        frames = Reopened(partial(read_frames, source, part.start, part.stop, deep=True))
+        yield _Opened(info, frames, saved if info.has_audio else None)
+
+
+def _info_of_pictures(images: Tensor, rate: Fraction) -> VideoInfo:
+    count, height, width, _ = images.shape
+    return VideoInfo(
+        width=width,
+        height=height,
+        frames=count,
+        time_base=1 / rate,
+        timestamps=tuple(range(count)),
+        rate=rate,
+        rotation=0,
+        has_audio=False,
+        sample_aspect=Fraction(1),
+    )
+
+
+def _trimmed(info: VideoInfo, start: float, duration: float) -> tuple[range, VideoInfo]:
+    """Which frames ComfyUI shows of a video trimmed to `duration` seconds (0 = all) from `start` on, and what they
+    are by themselves, with times from the start of the trim."""
+    first = int(start / info.time_base)
+    end = int((start + duration) / info.time_base) if duration else info.timestamps[-1] + 1
+    chosen = [index for index, time in enumerate(info.timestamps) if first <= time < end]
+    if not chosen:
+        raise UserError(
+            f"The video is trimmed to {duration} seconds from {start} on, where it has no frames; trim less."
+        )
+    part = range(chosen[0], chosen[-1] + 1)
+    times = tuple(time - first for time in info.timestamps[part.start : part.stop])
+    return part, replace(info, frames=len(part), timestamps=times)
 
 
 def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:

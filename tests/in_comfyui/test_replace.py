@@ -5,16 +5,29 @@ from __future__ import annotations
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from comfy_api.latest import InputImpl
+import torch
+from comfy_api.latest import InputImpl, Types
 from comfy_pack import core, execute, load
+
+
+def replaced(video: Any, puppet: tuple[Any, ...], mask: Any, **inputs: Any) -> str:
+    """The file that Replace Character made of a video of the puppet's frames."""
+    parts = dict(zip(("model", "reference_net", "vae", "clip_vision"), load(), strict=True))
+    _, _, _, keypoints, reference, cut, _ = puppet
+    settings = {"steps": 1, "cfg": 1.0, "seed": 1, "width": 0, "height": 0, "recipe": "default"}
+    files = {"video": video, "reference": reference, "mask": mask, "pose": keypoints, "reference_mask": cut}
+    (result,) = execute("AnyCharVReplaceCharacter", **parts, **settings | files | inputs)
+    return str(result.get_stream_source())
 
 
 def test_replace_character_keeps_times_and_audio() -> None:
     video = core("anycharv_core.media.video_write")
-    _, scene, mask, keypoints, reference, cut, _ = execute("AnyCharVPuppetClip", seed=5, frames=8, size=96)
+    puppet = execute("AnyCharVPuppetClip", seed=5, frames=8, size=96)
+    scene, mask = puppet[1:3]
     folder = Path(tempfile.mkdtemp())
     sound = folder / "sound.mp4"
     with av.open(str(sound), "w") as container:
@@ -31,23 +44,7 @@ def test_replace_character_keeps_times_and_audio() -> None:
         for frame in scene:
             writer.write((frame * 255).byte().numpy())
     mask[3] = 0
-    parts = dict(zip(("model", "reference_net", "vae", "clip_vision"), load(), strict=True))
-    (result,) = execute(
-        "AnyCharVReplaceCharacter",
-        **parts,
-        video=InputImpl.VideoFromFile(str(clip)),
-        reference=reference,
-        mask=mask,
-        pose=keypoints,
-        reference_mask=cut,
-        steps=1,
-        cfg=1.0,
-        seed=1,
-        width=0,
-        height=0,
-        recipe="default",
-    )
-    path = result.get_stream_source()
+    path = replaced(InputImpl.VideoFromFile(str(clip)), puppet, mask)
     before, after = video.probe(clip), video.probe(path)
     assert [t * before.time_base for t in before.timestamps] == [t * after.time_base for t in after.timestamps]
     assert (after.width, after.height, after.frames) == (96, 96, 8)
@@ -61,3 +58,29 @@ def test_replace_character_keeps_times_and_audio() -> None:
     changed = np.abs(frames[0] - frames[1]).mean(axis=(1, 2, 3))
     # Without a mask only the encoder touches a frame.
     assert 1.5 * changed[3] < np.delete(changed, 3).min(), changed
+
+
+def test_frames_in_memory_and_trimmed_ones_are_not_encoded_on_the_way() -> None:
+    video, colour = core("anycharv_core.media.video_write"), core("anycharv_core.media.colour")
+    puppet = execute("AnyCharVPuppetClip", seed=5, frames=8, size=96)
+    folder = Path(tempfile.mkdtemp())
+    noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
+    with video.VideoWriter(folder / "clip.mkv", 96, 96, rate=Fraction(25), codec="ffv1") as writer:
+        for frame in noise:
+            writer.write(frame)
+    memory = InputImpl.VideoFromComponents(
+        Types.VideoComponents(images=torch.from_numpy(noise).float() / 255, audio=None, frame_rate=Fraction(25))
+    )
+    trimmed = InputImpl.VideoFromFile(str(folder / "clip.mkv"), start_time=0.08, duration=0.16)
+    for given, shown, first in ((memory, noise, 0), (trimmed, noise[2:6], 2)):
+        count = len(shown)
+        mask, keypoints = torch.zeros(count, 96, 96), puppet[3][first : first + count]
+        mask[0, 40:50, 40:50] = 1
+        path = replaced(given, puppet, mask, pose=keypoints, crf=0)
+        info = video.probe(path)
+        assert [time * info.time_base for time in info.timestamps] == [Fraction(i, 25) for i in range(count)]
+        made = np.stack(list(video.read_frames(path)))
+        # At CRF 0 only chroma of half the resolution stands between a frame without a mask and its source.
+        weights = np.array([0.2126, 0.7152, 0.0722])
+        assert np.abs(made[1:] @ weights - shown[1:] @ weights).mean() < 3
+        assert colour.Colours(1, False, 1, 1) == info.colours
