@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").startswith("anycharv_core"):
             raise
-        return _say(f"{error}; 'anycharv doctor' tells what is missing.", 2)
+        return _say(f"{error}; 'anycharv doctor' shows what is missing.", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; check the path and its permissions.", 2)
@@ -66,16 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     subcommands = parser.add_subparsers(metavar="command", required=True)
 
     for name, model, what in (
-        ("demo", "embedded", "characters put into clips"),
+        ("demo", "embedded", "characters put into videos"),
         ("demo-animate", "embedded-animate", "pictures animated"),
     ):
-        demo = subcommands.add_parser(name, help=f"make a video with the model '{model}', from nothing: {what}")
+        demo = subcommands.add_parser(name, help=f"make a video with the model '{model}'; needs no input: {what}")
         add = demo.add_argument
         add("--out", type=to_path, default=Path("out", name), metavar="DIR", help="default: %(default)s")
-        add("--clips", type=to_count, default=4, metavar="N", help="clips to make (%(default)s)")
+        add("--clips", type=to_count, default=4, metavar="N", help="examples to make (default: %(default)s)")
         demo.set_defaults(run=_demo, model=model)
 
-    make = subcommands.add_parser("generate", help="replace the masked person of a video by your character")
+    make = subcommands.add_parser("generate", help="replace the masked person in a video with your character")
     add = make.add_argument
     add(
         "--reference",
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="PNG",
-        help="the character, best cut out; once for every person to replace",
+        help="picture of the character, best cut out; give it once for every person to replace",
     )
     add(
         "--reference-mask",
@@ -98,36 +98,44 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="what 'anycharv preprocess' wrote: video, mask and pose",
     )
-    add("--video", type=to_path, metavar="VIDEO", help="the clip to put the character into")
+    add("--video", type=to_path, metavar="VIDEO", help="the video to put the character into")
     add("--mask", type=to_path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
     add("--pose", type=to_path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
-    add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors (default: %(default)s)")
+    add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors file (default: %(default)s)")
     add(
         "--canvas",
         choices=("auto", "frame", "person"),
         default="auto",
-        help="what the networks see: whole frames, or a window that follows the person (default: the person where "
-        "that halves the background)",
+        help="what the networks see: whole frames, or a window that follows the person (default: auto, which "
+        "follows the person where that at least halves the background)",
     )
     add(
         "--context",
         type=to_finite,
         default=0.1,
         metavar="X",
-        help="around the person, of their size (%(default)s)",
+        help="margin of that window around the person, relative to their size (default: %(default)s)",
     )
     _add_render(make, cfg="3.0")
     make.set_defaults(run=_generate)
 
-    move = subcommands.add_parser("animate", help="animate a picture, with a model of Animate Anyone")
+    move = subcommands.add_parser(
+        "animate", help="animate the character of a picture, with a model of Animate Anyone"
+    )
     add = move.add_argument
-    add("--reference", type=to_path, required=True, metavar="PNG", help="the character, background and all")
+    add(
+        "--reference",
+        type=to_path,
+        required=True,
+        metavar="PNG",
+        help="picture of the character, with its background",
+    )
     add("--pose", type=to_path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
     add(
         "--model",
         default="embedded-animate",
         metavar="MODEL",
-        help="folder with denoising_unet.pth and more, or .safetensors (default: %(default)s)",
+        help="folder with denoising_unet.pth and the other files, or .safetensors file (default: %(default)s)",
     )
     add("--scene", type=to_path, metavar="FILE", help="video or picture to put the character in front of")
     add(
@@ -140,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mask",
         type=to_path,
         metavar="MASK",
-        help="where the character covers the scene, in place of keying",
+        help="where the character covers the scene, instead of keying by colour",
     )
     add("--frames", type=to_number, metavar="N", help="make only the first N frames (default: all poses)")
     add(
@@ -154,9 +162,13 @@ def _parser() -> argparse.ArgumentParser:
         "--reference-pose",
         type=to_path,
         metavar="POSE",
-        help="the character's POSE_KEYPOINT, and rescale to it",
+        help="the character's POSE_KEYPOINT, to rescale to; implies --rescale",
     )
-    add("--pose-model", metavar="DIR", help="what finds it otherwise: DWPose's folder or 'embedded'")
+    add(
+        "--pose-model",
+        metavar="DIR",
+        help="without --reference-pose, what finds it: DWPose's folder or 'embedded'",
+    )
     _add_render(move, cfg="3.5")
     move.set_defaults(run=_animate)
 
@@ -170,19 +182,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for pose.json, mask.mkv, box.mkv and more",
     )
-    add("--people", metavar="N,N", help="their numbers in people.png (default: the most prominent person)")
+    add(
+        "--people",
+        metavar="N,N",
+        help="whom to choose, by number in people.png (default: the most prominent person)",
+    )
     add(
         "--click",
         type=to_numbers(3),
         metavar="F,X,Y",
-        help="the person at this pixel of frame F, counted from 0",
+        help="choose the person at this pixel of frame F, counted from 0",
     )
-    add("--box", type=to_numbers(5), metavar="F,X0,Y0,X1,Y1", help="the person in this box of frame F")
-    add("--like", type=to_path, metavar="PNG", help="the person who looks most like this picture")
-    add("--pose-model", metavar="DIR", help="DWPose's ONNX folder, or 'embedded' (default: ComfyUI's)")
-    add("--poses", type=to_path, metavar="POSE", help="POSE_KEYPOINT JSON made elsewhere, in place of DWPose")
-    add("--segmenter", metavar="DIR", help="SAM2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
-    add("--masks", type=to_path, metavar="MASK", help="masks made elsewhere, in place of SAM2")
+    add("--box", type=to_numbers(5), metavar="F,X0,Y0,X1,Y1", help="choose the person in this box of frame F")
+    add("--like", type=to_path, metavar="PNG", help="choose the person who looks most like this picture")
+    add("--pose-model", metavar="DIR", help="folder of DWPose's ONNX files, or 'embedded' (default: ComfyUI's)")
+    add(
+        "--poses",
+        type=to_path,
+        metavar="POSE",
+        help="POSE_KEYPOINT JSON made elsewhere, instead of running DWPose",
+    )
+    add("--segmenter", metavar="DIR", help="SAM 2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
+    add("--masks", type=to_path, metavar="MASK", help="masks made elsewhere, instead of running SAM 2")
     add("--smooth", action="store_true", help="steady the skeleton over time")
     add(
         "--retarget",
@@ -190,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PNG",
-        help="give the skeleton the proportions of this character; once for every person chosen",
+        help="give the skeleton the proportions of this character; give it once for every person chosen",
     )
     _add_device(ready, "cpu", "cuda")
     ready.set_defaults(run=_preprocess)
@@ -200,18 +221,20 @@ def _parser() -> argparse.ArgumentParser:
     add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps or animations of the puppet world")
     way = bench.add_mutually_exclusive_group()
     way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
-    way.add_argument("--export", type=to_path, metavar="DIR", help="write the tasks for another system, and stop")
     way.add_argument(
-        "--score", type=to_path, metavar="DIR", help="score the frames another system put beside them"
+        "--export", type=to_path, metavar="DIR", help="write the tasks for another system, and score nothing"
+    )
+    way.add_argument(
+        "--score", type=to_path, metavar="DIR", help="score the frames that another system put into such a folder"
     )
     add(
         "--task",
         choices=("swap", "bold-swap", "animation"),
-        help="kind of tasks (default: the model's, or swap to export); a folder to score has its own",
+        help="kind of tasks (default: the model's; for --export, swap); with --score, the folder's own",
     )
-    add("--clips", type=to_count, default=64, metavar="N", help="tasks (%(default)s)")
-    add("--frames", type=to_count, default=8, metavar="N", help="frames of each (%(default)s)")
-    add("--size", type=to_count, metavar="N", help="pixels a side (64)")
+    add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")
+    add("--frames", type=to_count, default=8, metavar="N", help="frames of each task (default: %(default)s)")
+    add("--size", type=to_count, metavar="N", help="width and height in pixels (default: 64)")
     _add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone")
     add(
         "--lpips-weights",
@@ -228,42 +251,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(run=_bench)
 
-    compare = subcommands.add_parser("evaluate", help="score generated clips against real ones")
+    compare = subcommands.add_parser("evaluate", help="score generated videos against real ones")
     add = compare.add_argument
     add("real", type=to_path, metavar="REAL_DIR", help="videos, or folders of PNGs")
     add(
         "generated",
         type=to_path,
         metavar="GENERATED_DIR",
-        help="as many, of the same names, lengths and sizes",
+        help="as many, with the same names, lengths and sizes",
     )
     add(
         "--masks",
         type=to_path,
         metavar="DIR",
-        help="what was replaced in each clip, for the background's PSNR",
+        help="masks of what was replaced in each video, for background, seam and drift",
     )
-    add("--references", type=to_path, metavar="DIR", help="each clip's reference picture, for CLIP-I")
+    add("--references", type=to_path, metavar="DIR", help="the reference picture of each video, for CLIP-I")
     add(
         "--real-poses",
         type=to_path,
         metavar="DIR",
-        help="POSE_KEYPOINT JSON of each real clip, for the pose PCK",
+        help="POSE_KEYPOINT JSON of each real video, for the pose PCK",
     )
-    add("--generated-poses", type=to_path, metavar="DIR", help="the same of each generated clip")
-    add("--pose-model", metavar="DIR", help="DWPose's folder or 'embedded', run on both in place of poses")
+    add("--generated-poses", type=to_path, metavar="DIR", help="the same for each generated video")
+    add("--pose-model", metavar="DIR", help="DWPose's folder or 'embedded', to find the poses of both instead")
     add(
         "--lpips-weights",
         type=to_path,
         metavar="FILE",
         help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS",
     )
-    add("--clip-model", type=to_path, metavar="DIR", help="transformers' CLIP, for CLIP-I")
+    add("--clip-model", type=to_path, metavar="DIR", help="folder of transformers' CLIP, for CLIP-I")
     add(
         "--fvd-model",
         type=to_path,
         metavar="PATH",
-        help="I3D as TorchScript or a folder of VideoMAE, for FVD",
+        help="I3D as TorchScript, or a folder of VideoMAE, for FVD",
     )
     _add_device(compare, "cpu", "cuda")
     add(
@@ -275,32 +298,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_evaluate)
 
-    doctor = subcommands.add_parser("doctor", help="tell what is installed, which weights are found, what to do")
+    doctor = subcommands.add_parser(
+        "doctor", help="show what is installed, which weights are found, and what to do"
+    )
     doctor.add_argument(
         "--models",
         type=to_path,
         action="append",
         metavar="DIR",
-        help="folder with models (default: $ANYCHARV_MODELS and anycharv in ComfyUI's models)",
+        help="folder with models (default: $ANYCHARV_MODELS, and anycharv in ComfyUI's models folder)",
     )
     doctor.set_defaults(run=_doctor)
 
     convert = subcommands.add_parser("convert", help="turn a model folder into a single file, or back")
     add = convert.add_argument
     add("source", metavar="SRC", help="model folder, .safetensors file or 'embedded'")
-    add("target", type=to_path, metavar="DST", help="a name ending in .safetensors, or else a folder")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), help="default: every weight keeps its own")
-    add("--vae", type=to_path, metavar="DIR", help="VAE to put in, in place of the model's own")
-    add("--image-encoder", type=to_path, metavar="DIR", help="CLIP image encoder to put in")
+    add("target", type=to_path, metavar="DST", help="a file name ending in .safetensors, or a folder")
+    add(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        help="number format of the weights (default: each keeps its own)",
+    )
+    add("--vae", type=to_path, metavar="DIR", help="VAE to include instead of the model's own")
+    add(
+        "--image-encoder",
+        type=to_path,
+        metavar="DIR",
+        help="CLIP image encoder to include instead of the model's own",
+    )
     add("--force", action="store_true", help="replace DST if it exists")
     convert.set_defaults(run=_convert)
 
-    get = subcommands.add_parser("download", help="fetch weights from the Hugging Face hub, or say how to")
+    get = subcommands.add_parser(
+        "download", help="fetch weights from the Hugging Face hub, or say how to get them"
+    )
     add = get.add_argument
     add("what", nargs="*", choices=NAMES, default="all", metavar="WHAT", help=f"any of {', '.join(NAMES)}")
     add("--to", type=to_path, metavar="DIR", help="models folder (default: ComfyUI's, where one is found)")
-    add("--dry-run", action="store_true", help="only list files, sizes, places and licences")
-    add("--offline", action="store_true", help="without any network, say which file to put where")
+    add("--dry-run", action="store_true", help="fetch nothing, list files, sizes, places and licences")
+    add("--offline", action="store_true", help="use no network, list which file to put where")
     get.set_defaults(run=_download)
     return parser
 
@@ -310,7 +346,12 @@ def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
     _add_sampling(parser, cfg)
     add = parser.add_argument
     add("--size", type=to_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
-    add("--recipe", default="default", metavar="NAME", help="'default' or 'official' (just as the release)")
+    add(
+        "--recipe",
+        default="default",
+        metavar="NAME",
+        help="'default', or 'official', which works exactly as the release",
+    )
     add("--sheet", type=to_path, metavar="PNG", help="also draw a contact sheet")
     add(
         "--out",
@@ -323,7 +364,7 @@ def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
         "--format",
         choices=("h264", "ffv1", "png"),
         default="h264",
-        help="H.264 in .mp4, or without loss FFV1 in .mkv or a folder of PNGs (default: %(default)s)",
+        help="H.264 in .mp4; lossless: FFV1 in .mkv, or a folder of PNGs (default: %(default)s)",
     )
     add("--crf", type=to_crf, metavar="N", help="quality of H.264, 0 (best) to 51 (default: 17)")
 
@@ -331,8 +372,10 @@ def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
 def _add_sampling(parser: argparse.ArgumentParser, cfg: str) -> None:
     """What a model is run with."""
     add = parser.add_argument
-    add("--vae", type=to_path, metavar="DIR", help="VAE, in place of the model's own")
-    add("--image-encoder", type=to_path, metavar="DIR", help="CLIP image encoder, in place of the model's own")
+    add("--vae", type=to_path, metavar="DIR", help="VAE to use instead of the model's own")
+    add(
+        "--image-encoder", type=to_path, metavar="DIR", help="CLIP image encoder to use instead of the model's own"
+    )
     add("--steps", type=to_count, metavar="N", help="denoising steps (default: the model's, else 30)")
     add(
         "--cfg",
@@ -347,7 +390,7 @@ def _add_sampling(parser: argparse.ArgumentParser, cfg: str) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser, *names: str) -> None:
-    parser.add_argument("--device", choices=names, help="default: cuda where there is one, else cpu")
+    parser.add_argument("--device", choices=names, help="default: cuda if there is one, else cpu")
 
 
 def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
@@ -365,7 +408,7 @@ def _list(paths: Iterable[Path]) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from .jobs.demo import run
 
-    with _progress_bar("clips", "clip") as progress:
+    with _progress_bar("examples", "example") as progress:
         run(args.out, args.clips, args.model, progress)
     return _list(path for path in sorted(args.out.iterdir()) if path.is_file())
 
@@ -424,7 +467,7 @@ def _bench(args: argparse.Namespace) -> int:
     from .bench.tasks import SWAP, Setup
     from .jobs.bench import PuppetJob, bench_puppets
 
-    with _progress_bar("clips", "clip") as progress:
+    with _progress_bar("tasks", "task") as progress:
         if args.export is not None:
             setup = Setup(args.clips, args.frames, args.size or Setup.size, args.task or SWAP)
             export(args.export, setup, progress)
