@@ -12,9 +12,10 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.backend import Progress
 from ..anycharv_core.inference.encode import EncodedVideo
+from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.inference.sampling import Progress
 from ..anycharv_core.media.canvas import nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square, to_levels
 from ..anycharv_core.models.windows import Windows
@@ -73,16 +74,17 @@ class ComfyBackend:
         video: EncodedVideo,
         tokens: Sequence[Tensor],
         image_embed: Tensor,
-        noise: Tensor,
+        latents: Latents,
         steps: int,
         guidance_scale: float,
         windows: Windows,
         progress: Progress | None = None,
-    ) -> Tensor:
+    ) -> None:
+        noise = latents.whole()
         positive, negative = conditionings(video, tuple(noise.shape), tokens, image_embed)
         own = None if HANDLER in self.model.model_options else windows
-        latents = run_sampler(self.model, positive, negative, noise, steps, guidance_scale, own)
-        return self.model.model.process_latent_in(latents)
+        sampled = run_sampler(self.model, positive, negative, noise, steps, guidance_scale, own)
+        latents.fill([self.model.model.process_latent_in(sampled)])
 
 
 def conditionings(
@@ -90,7 +92,10 @@ def conditionings(
 ) -> tuple[list[Any], list[Any]]:
     """Positive and negative CONDITIONING of the video, whose latents have this shape, with the ReferenceNet's
     tokens and the image_embed [1, D]."""
-    scene = None if video.scene is None or video.mask is None else torch.cat([video.scene, video.mask], dim=1)
+    scene = None
+    if video.scene is not None and video.mask is not None:
+        both = [store.take(range(len(store))) for store in (video.scene, video.mask)]
+        scene = torch.from_numpy(np.concatenate(both, axis=1)).to(comfy.model_management.intermediate_device())
     options = {VIDEO: VideoConditions(shape, scene, video.poses, tokens)}
     token = image_embed[:, None].float()
     return [[token, options]], [[torch.zeros_like(token), options]]

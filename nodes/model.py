@@ -120,7 +120,8 @@ class NativeUNet(DenoisingUNet):
 
         bank = self.project_bank([tokens.to(like.device, like.dtype) for tokens in video.tokens])
         height, width, _ = video.pose[0].shape
-        return bank, FrameFeatures(guide, frames_at_a_time((width, height)))
+        features = FrameFeatures(guide, frames_at_a_time((width, height)), len(video.pose), video.pose.empty())
+        return bank, features
 
 
 class NativeReferenceNet(ReferenceNet):

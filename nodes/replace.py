@@ -110,7 +110,9 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         reference_mask: Tensor | None = None,
         crf: int = CRF,
     ) -> io.NodeOutput:
-        pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision))
+        folder = Path(folder_paths.get_temp_directory())
+        folder.mkdir(parents=True, exist_ok=True)
+        pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision), folder)
         chosen = pipe.system.recipe(recipe)
         if not pipe.system.reads_scene:
             raise UserError(
@@ -123,8 +125,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             size = node_size(pipe, chosen, (info.width, info.height), (width, height))
             given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
             plan = pipe.plan(chosen, (info.width, info.height), _pose_size(given), size)
-            target = Path(folder_paths.get_temp_directory()) / f"anycharv_{secrets.token_hex(8)}.mp4"
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = folder / f"anycharv_{secrets.token_hex(8)}.mp4"
             writer = VideoWriter(
                 target,
                 *plan.canvas.source,

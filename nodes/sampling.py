@@ -62,7 +62,7 @@ class AnyCharVSampler(io.ComfyNode):
         check_model(model)
         chosen = model.model.system.recipe(recipe)
         samples = latent["samples"]
-        noise = chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))
+        noise = torch.cat(list(chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))))
         windows = None if HANDLER in model.model_options else chosen.windows(len(samples), cfg)
         sampled = run_sampler(model, positive, negative, noise, steps, cfg, windows, seed)
         return io.NodeOutput({**latent, "samples": sampled})

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from anycharv_core import Pipeline
 from anycharv_core.bench.puppets import Method, measure, of_model, references, sheet_titles
@@ -79,9 +78,13 @@ VARIANTS = {
 class Maskless(TorchBackend):
     """Networks that are not shown the mask."""
 
-    def denoise(self, video: EncodedVideo, *args: Any, **kwargs: Any) -> torch.Tensor:
-        mask = None if video.mask is None else torch.zeros_like(video.mask)
-        return super().denoise(replace(video, mask=mask), *args, **kwargs)
+    def denoise(self, video: EncodedVideo, *args: Any, **kwargs: Any) -> None:
+        mask = None
+        if video.mask is not None:
+            mask = video.mask.empty()
+            for frame in range(len(video.mask)):
+                mask.append(np.zeros_like(video.mask[frame]))
+        super().denoise(replace(video, mask=mask), *args, **kwargs)
 
 
 def train_variant(name: str, seed: int, out: Path) -> Path:

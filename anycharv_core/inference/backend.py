@@ -16,6 +16,7 @@ from ..checkpoints.folders import read_library_part
 from ..checkpoints.networks import Networks, build_networks
 from ..device import free_memory
 from ..errors import UserError
+from ..media.frames import FrameStore
 from ..media.imaging import clip_input, to_levels, to_unit
 from ..models.guidance import guide, is_guided
 from ..models.schedule import NoiseSchedule, schedule_of
@@ -23,11 +24,10 @@ from ..models.windows import Windows
 from ..systems import System, read_checkpoint, system_of
 from .encode import EncodedVideo, frames_at_a_time
 from .features import FrameFeatures
+from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import sample
+from .sampling import Progress, sample_video
 
-Progress = Callable[[int, int], None]
-"""(denoising calls done, in all); what it raises stops the sampling."""
 # Values a denoising UNet of SD1.5's shape has alive at once, of one row, by latent pixel and channel of its first
 # block: counted on its layers at 8 and 24 frames.
 ALIVE = 26
@@ -75,13 +75,14 @@ class Backend(Protocol):
         video: EncodedVideo,
         tokens: Sequence[Tensor],
         image_embed: Tensor,
-        noise: Tensor,
+        latents: Latents,
         steps: int,
         guidance_scale: float,
         windows: Windows,
         progress: Progress | None = None,
-    ) -> Tensor:
-        """Noise float32 [F, c, h, w] -> the video's latents float32 [F, c, h, w] with the reference in it.
+    ) -> None:
+        """Takes latents, noise before the first step, from the step they are at to those of the video with the
+        reference in it.
 
         tokens, image_embed: of the reference, as `reference_tokens` and `embed` give them.
         """
@@ -201,15 +202,15 @@ class TorchBackend:
         video: EncodedVideo,
         tokens: Sequence[Tensor],
         image_embed: Tensor,
-        noise: Tensor,
+        latents: Latents,
         steps: int,
         guidance_scale: float,
         windows: Windows,
         progress: Progress | None = None,
-    ) -> Tensor:
+    ) -> None:
         unet = self.networks.denoising_unet
         guided = is_guided(guidance_scale)
-        if guided and self._alive(2 * max(map(len, windows.indices)), noise.shape) > free_memory(self.device):
+        if guided and self._alive(2 * max(map(len, windows.indices)), latents.shape) > free_memory(self.device):
             self.ladder.take(Rung.ROWS_APART)
         self._take_turns(unet, self.networks.pose_guider)
         with torch.inference_mode():
@@ -220,8 +221,7 @@ class TorchBackend:
 
             def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
                 rows, frames = list(index), len(index)
-                scene = None if video.scene is None else video.scene[rows]
-                mask = None if video.mask is None else video.mask[rows]
+                scene, mask = (self._rows(store, rows) for store in (video.scene, video.mask))
                 x = self.system.unet_input(x, scene, mask).to(self.dtype)
                 at = torch.full((1,), t, device=self.device)
 
@@ -239,9 +239,10 @@ class TorchBackend:
 
                 return self.ladder.run(run, *((Rung.ROWS_APART, Rung.TURNS) if guided else (Rung.TURNS,)))
 
-            latents = sample(predict, noise.to(self.device), steps, windows, self.schedule, progress)
-        # The clone is an ordinary tensor, which the caller may change, as inference tensors may not be.
-        return latents.clone()
+            sample_video(predict, latents, steps, windows, self.schedule, self.device, progress)
+
+    def _rows(self, store: FrameStore | None, frames: list[int]) -> Tensor | None:
+        return None if store is None else torch.from_numpy(store.take(frames)).to(self.device)
 
     def _alive(self, rows: int, shape: Sequence[int]) -> int:
         """Bytes that a denoising call on this many rows needs beside the weights, for latents of this shape."""
@@ -254,4 +255,5 @@ class TorchBackend:
         def compute(frames: list[int]) -> Tensor:
             return self.networks.pose_guider(to_unit(video.poses.take(frames)).to(self.device, self.dtype))
 
-        return FrameFeatures(compute, frames_at_a_time(video.path.canvas.padded))
+        batch = frames_at_a_time(video.path.canvas.padded)
+        return FrameFeatures(compute, batch, len(video.poses), video.poses.empty())

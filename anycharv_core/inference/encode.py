@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,14 +26,14 @@ Watch = Callable[[np.ndarray, Sequence[np.ndarray]], None]
 class EncodedVideo:
     """What one video has become for the sampler.
 
-    path: what of every frame it shows; scene: scaled latents [F, c, h, w]; mask: [F, 1, h, w] in 0..1; both None
-    where the network takes none; poses: uint8 skeletons of the canvas's padded size; present: whether the frame's
-    mask has a pixel.
+    path: what of every frame it shows; scene: scaled latents float32 [c, h, w] by frame; mask: float32 [1, h, w]
+    in 0..1; both None where the network takes none; poses: uint8 skeletons of the canvas's padded size; present:
+    whether the frame's mask has a pixel.
     """
 
     path: CanvasPath
-    scene: Tensor | None
-    mask: Tensor | None
+    scene: FrameStore | None
+    mask: FrameStore | None
     poses: FrameStore
     present: tuple[bool, ...]
 
@@ -54,6 +55,7 @@ def encode_people(
     scene: Source,
     people: Sequence[Person],
     watch: Watch | None = None,
+    folder: Path | None = None,
 ) -> list[EncodedVideo]:
     """A scene, for each of the people to replace in it; every stream is read once.
 
@@ -61,21 +63,21 @@ def encode_people(
     it is None, until those before them are in it and `encode_scene` is called.
 
     multiple: pixels a latent pixel is wide; watch: called with every frame and its skeletons, one for each of the
-    people. Raises UserError where the streams do not fit together.
+    people; folder: of temporary files, see `FrameStore`. Raises UserError where the streams do not fit together.
     """
     first = people[0].path
-    latents: list[Tensor] = []
-    masks: list[list[Tensor]] = [[] for _ in people]
-    poses = [FrameStore() for _ in people]
+    latents = FrameStore(folder)
+    masks = [FrameStore(folder) for _ in people]
+    poses = [FrameStore(folder) for _ in people]
     present: list[list[bool]] = [[] for _ in people]
     rows = enumerate(together(scene, *(stream for person in people for stream in (person.mask, person.pose))))
     for batch in batched(rows, min(frames_at_a_time(person.path.canvas.padded) for person in people)):
-        latents.append(encode(np.stack([first.at(index).place(frame) for index, (frame, *_) in batch])))
+        _keep(latents, encode(np.stack([first.at(index).place(frame) for index, (frame, *_) in batch])))
         for number, person in enumerate(people):
             width, height = (side // multiple for side in person.path.canvas.padded)
             regions = [row[1 + 2 * number] for _, row in batch]
             canvases = [person.path.at(index) for index, _ in batch]
-            masks[number].append(recipe.mask(np.stack(regions), canvases, torch.Size((height, width))))
+            _keep(masks[number], recipe.mask(np.stack(regions), canvases, torch.Size((height, width))))
             present[number] += [bool((region >= 128).any()) for region in regions]
         for index, (frame, *streams) in batch:
             skeletons = streams[1::2]
@@ -85,15 +87,8 @@ def encode_people(
                     skeletons[number] = _on_frame(person.path.at(index), poses[number][index], frame.shape)
             if watch is not None:
                 watch(frame, skeletons)
-    shared = torch.cat(latents)
     return [
-        EncodedVideo(
-            person.path,
-            shared if person.path.shows_same(first) else None,
-            torch.cat(regions).to(shared.device),
-            store,
-            tuple(seen),
-        )
+        EncodedVideo(person.path, latents if person.path.shows_same(first) else None, regions, store, tuple(seen))
         for person, regions, store, seen in zip(people, masks, poses, present, strict=True)
     ]
 
@@ -103,19 +98,32 @@ def _on_frame(canvas: Canvas, skeleton: np.ndarray, shape: tuple[int, ...]) -> n
     return canvas.paste(skeleton, np.zeros(shape, np.uint8), np.ones(shape[:2], np.float32))
 
 
-def encode_scene(encode: Encode, path: CanvasPath, scene: Iterable[np.ndarray]) -> Tensor:
-    """Scaled latents [F, c, h, w] of what `path` shows of frames uint8 [H, W, 3], which are read once."""
+def _keep(store: FrameStore, rows: Tensor) -> None:
+    for row in rows.float().cpu().numpy():
+        store.append(row)
+
+
+def encode_scene(
+    encode: Encode, path: CanvasPath, scene: Iterable[np.ndarray], folder: Path | None = None
+) -> FrameStore:
+    """Scaled latents float32 [c, h, w] of what `path` shows of each of the frames uint8 [H, W, 3], which are read
+    once. folder: as in `encode_people`."""
+    latents = FrameStore(folder)
     placed = (path.at(index).place(frame) for index, frame in enumerate(scene))
-    batches = batched(placed, frames_at_a_time(path.canvas.padded))
-    return torch.cat([encode(np.stack(batch)) for batch in batches])
+    for batch in batched(placed, frames_at_a_time(path.canvas.padded)):
+        _keep(latents, encode(np.stack(batch)))
+    return latents
 
 
-def place_poses(path: CanvasPath, pose: Source, beside: Sequence[Source]) -> EncodedVideo:
+def place_poses(
+    path: CanvasPath, pose: Source, beside: Sequence[Source], folder: Path | None = None
+) -> EncodedVideo:
     """For a network that takes neither scene nor mask: those are `beside`, and only have to be as long.
 
-    They are read where they don't say how long they are. Raises UserError where they are not.
+    They are read where they don't say how long they are. folder: as in `encode_people`. Raises UserError where
+    they are not.
     """
-    poses = FrameStore()
+    poses = FrameStore(folder)
     unknown = [source for source in beside if source.count is None]
     for skeleton, *_ in together(pose, *unknown):
         poses.append(path.canvas.place(skeleton))

@@ -24,10 +24,12 @@ from ..models.windows import Windows
 from ..preprocess.shots import find_cuts
 from ..systems import System
 from ..systems.recipes import Recipe
-from .backend import Backend, Progress, TorchBackend
-from .encode import EncodedVideo, Person, Watch, encode_people, frames_at_a_time, place_poses
+from .backend import Backend, TorchBackend
+from .encode import EncodedVideo, Person, Watch, encode_people, encode_scene, frames_at_a_time, place_poses
 from .finish import Finish, PasteBack, keyed, paste_reach, whole
+from .latents import Latents
 from .phases import Phases
+from .sampling import Progress
 from .skeletons import PictureSkeletons, PointSkeletons
 
 
@@ -35,13 +37,17 @@ from .skeletons import PictureSkeletons, PointSkeletons
 class Output:
     """frames: uint8 [F, H, W, 3], or an iterator of [H, W, 3] where the scene, or without one the pose, was one.
 
-    latents: float32 [F, c, h, w] before decoding. seconds: time spent by phase, "decode" growing as an
-    iterator is consumed.
+    denoised: before decoding, of which `latents` are all in memory, float32 [F, c, h, w]. seconds: time spent by
+    phase, "decode" growing as an iterator is consumed.
     """
 
     frames: np.ndarray | Iterator[np.ndarray]
-    latents: Tensor
+    denoised: Latents
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def latents(self) -> Tensor:
+        return self.denoised.whole()
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,10 @@ class Prepared:
 class Pipeline:
     """The way to run the networks of one model, which a backend holds."""
 
-    def __init__(self, backend: Backend):
+    def __init__(self, backend: Backend, folder: Path | None = None):
+        """folder: where the temporary files of a long video lie, None = where the system has them."""
         self.backend = backend
+        self.folder = folder
 
     @classmethod
     def from_pretrained(
@@ -179,14 +187,13 @@ class Pipeline:
                 path = self.follow(plan, canvas, context, list(map(mask_box, regions)), partial(find_cuts, shown))
             drawn = Source("pose", skeletons.drawn(plan.drawn_at(path), path), 3)
             made = self.prepare(plan, reference, shown, regions, drawn, reference_mask, path)
-        if noise is None:
-            noise = self.noise(made, seed)
-        elif tuple(noise.shape) != made.shape:
+        if noise is not None and tuple(noise.shape) != made.shape:
             raise UserError(f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}.")
-        latents = self.sample(made, noise, steps, guidance_scale, phases, progress)
+        latents = Latents.begun(self.noise(made, seed) if noise is None else [noise], self.folder)
+        self.sample(made, latents, steps, guidance_scale, phases, progress)
         finish = self.finish(made, given, regions)
         frames = self.decode(made, latents, finish, phases, given is not None and given.deep)
-        return Output(frames if streamed else np.stack(list(frames)), latents.cpu(), phases.seconds)
+        return Output(frames if streamed else np.stack(list(frames)), latents, phases.seconds)
 
     def prepare(
         self,
@@ -216,7 +223,7 @@ class Pipeline:
             if recipe.paste_back and not any(video.present):
                 raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
         else:
-            video = place_poses(path, pose, [given for given in (scene, mask) if given])
+            video = place_poses(path, pose, [given for given in (scene, mask) if given], self.folder)
         return self.prepared(recipe, seen, video)
 
     def working_size(self, recipe: Recipe, shown: Size, asked: Size | None) -> Size | None:
@@ -297,15 +304,19 @@ class Pipeline:
         self, recipe: Recipe, scene: Source, people: Sequence[Person], watch: Watch | None = None
     ) -> list[EncodedVideo]:
         """The scene, for each of the people to replace in it, see `encode_people`."""
-        return encode_people(self.backend.encode, self.backend.multiple, recipe, scene, people, watch)
+        return encode_people(self.backend.encode, self.backend.multiple, recipe, scene, people, watch, self.folder)
+
+    def encode_again(self, video: EncodedVideo, scene: Source) -> EncodedVideo:
+        """The video with another scene, see `encode_scene`."""
+        return replace(video, scene=encode_scene(self.backend.encode, video.path, scene, self.folder))
 
     def prepared(self, recipe: Recipe, reference: Reference, video: EncodedVideo) -> Prepared:
         width, height = (side // self.backend.multiple for side in video.path.canvas.padded)
         shape = (len(video.poses), self.backend.latent_channels, height, width)
         return Prepared(recipe, reference, video, shape)
 
-    def noise(self, made: Prepared, seed: int) -> Tensor:
-        """What sampling begins with: float32 [F, c, h, w]."""
+    def noise(self, made: Prepared, seed: int) -> Iterator[Tensor]:
+        """What sampling begins with: float32 [F, c, h, w] in blocks of frames."""
         return made.recipe.noise(made.shape, torch.Generator("cpu").manual_seed(seed))
 
     def reference_tokens(self, made: Prepared) -> list[Tensor]:
@@ -320,26 +331,24 @@ class Pipeline:
     def sample(
         self,
         made: Prepared,
-        noise: Tensor,
+        latents: Latents,
         steps: int,
         guidance_scale: float,
         phases: Phases,
         progress: Progress | None = None,
-    ) -> Tensor:
-        """Latents float32 [F, c, h, w] of the video with the character in it. progress: as in `__call__`."""
+    ) -> None:
+        """Takes latents, noise before the first step, to those of the video with the character in it. progress: as
+        in `__call__`."""
         recipe, video = made.recipe, made.video
-        windows = recipe.windows(len(noise), guidance_scale)
+        windows = recipe.windows(len(latents), guidance_scale)
         if recipe.paste_back:
             windows = _windows_with_person(windows, video.present)
         with phases("sample"):
             tokens, image_embed = self.reference_tokens(made), made.reference.image_embed
-            latents = self.backend.denoise(
-                video, tokens, image_embed, noise.float(), steps, guidance_scale, windows, progress
-            )
-        if recipe.paste_back and video.scene is not None:
-            unseen = sorted(set(range(len(noise))).difference(*windows.indices))
-            latents[unseen] = video.scene[unseen]
-        return latents
+            self.backend.denoise(video, tokens, image_embed, latents, steps, guidance_scale, windows, progress)
+            if recipe.paste_back and video.scene is not None:
+                for frame in sorted(set(range(len(latents))).difference(*windows.indices)):
+                    latents.replace([frame], torch.from_numpy(video.scene.take([frame])))
 
     def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish:
         """How frames get in front of a scene, where the recipe does that: by masks if given, else by colours."""
@@ -350,14 +359,15 @@ class Pipeline:
         return whole if mask is None else PasteBack(scene, mask)
 
     def decode(
-        self, made: Prepared, latents: Tensor, finish: Finish, phases: Phases, deep: bool = False
+        self, made: Prepared, latents: Latents, finish: Finish, phases: Phases, deep: bool = False
     ) -> Iterator[np.ndarray]:
         """The finished frames uint8 [H, W, 3], or uint16 if deep, made by `finish` of what the networks drew."""
         path = made.video.path
         batch = frames_at_a_time(path.canvas.padded)
         for start in range(0, len(latents), batch):
             with phases("decode"):
-                decoded = self.backend.decode(latents[start : start + batch], made.recipe.round, deep)
+                rows = latents.take(range(start, min(start + batch, len(latents))))
+                decoded = self.backend.decode(rows, made.recipe.round, deep)
                 frames = [finish(picture, path.at(start + place)) for place, picture in enumerate(decoded)]
             yield from frames
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..device import pick_device
 from ..errors import UserError
+from ..inference.latents import Latents
 from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..inference.skeletons import PointSkeletons
@@ -111,7 +112,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     pipe, recipe = job.load("animate", device, phases)
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
-    poses = FrameStore() if job.sheet else None
+    poses = FrameStore(pipe.folder) if job.sheet else None
     with phases("encode"):
         skeletons = _rescaled(job, recipe, given.skeletons)
         scene = given.scene.size if given.scene else None
@@ -124,7 +125,8 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     chosen = sheet_frames(given.frames) if job.sheet else ()
     output = []
     with writer:
-        latents = pipe.sample(made, pipe.noise(made, job.seed), steps, guidance, phases, progress)
+        latents = Latents.begun(pipe.noise(made, job.seed), pipe.folder)
+        pipe.sample(made, latents, steps, guidance, phases, progress)
         with phases("write"):
             for index, frame in enumerate(
                 pipe.decode(made, latents, pipe.finish(made, given.scene, given.mask), phases, given.depth > 8)

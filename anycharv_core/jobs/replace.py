@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 
 from ..device import pick_device
 from ..errors import UserError
-from ..inference.encode import Person, encode_scene
+from ..inference.encode import Person
 from ..inference.finish import Finish, PasteBack, whole
+from ..inference.latents import Latents
 from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..media.camera import CONTEXT
@@ -64,8 +65,8 @@ class ReplaceJob(RenderJob):
 class _Rows:
     """What the sheet shows of every frame as it is encoded."""
 
-    def __init__(self) -> None:
-        self.driving, self.poses = FrameStore(), FrameStore()
+    def __init__(self, folder: Path | None) -> None:
+        self.driving, self.poses = FrameStore(folder), FrameStore(folder)
 
     def __call__(self, frame: np.ndarray, skeletons: Sequence[np.ndarray]) -> None:
         self.driving.append(thumbnail(frame))
@@ -159,7 +160,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
                 boxes = [mask_box(mask) for mask in each.unchecked]
                 path = pipe.follow(plan, job.canvas, job.context, boxes, cuts)
             streams.append(Person(each.mask, each.poses(plan.drawn_at(path), path, files, video), path))
-        rows = _Rows() if job.sheet else None
+        rows = _Rows(pipe.folder) if job.sheet else None
         encoded = pipe.encode(recipe, scene, streams, rows)
         for one, files in zip(encoded, job.people, strict=True):
             if not any(one.present):
@@ -184,11 +185,12 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
             if number:
                 before = Source("video", frames, 3, replayed=True, deep=True)
                 with phases("encode"):
-                    one = replace(one, scene=encode_scene(pipe.backend.encode, one.path, eight_bit(before)))
+                    one = pipe.encode_again(one, eight_bit(before))
                 frames = before
             made = pipe.prepared(recipe, reference, one)
             share = progress and _share(progress, number, len(encoded))
-            latents = pipe.sample(made, pipe.noise(made, job.seed), steps, guidance, phases, share)
+            latents = Latents.begun(pipe.noise(made, job.seed), pipe.folder)
+            pipe.sample(made, latents, steps, guidance, phases, share)
             finish: Finish = whole
             if recipe.paste_back:
                 finish = PasteBack(frames, opened[number].mask)

@@ -112,6 +112,7 @@ class RenderJob:
             next(iter(SYSTEMS.values())).recipe(self.recipe)  # says so before the weights are read
         with phases("load"):
             pipe = Pipeline.from_pretrained(self.model, self.vae, self.image_encoder, device, DTYPES[self.dtype])
+        pipe.folder = Path(os.path.realpath(self.out)).parent
         pipe.system.check_command(command, self.model)
         return pipe, pipe.system.recipe(self.recipe)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import chain, islice, zip_longest
-from typing import TypeVar
+from pathlib import Path
+from typing import IO, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -14,17 +16,25 @@ from ..files import write_error
 from .colour import eight_bits
 from .imaging import Size
 
-MEMORY = 2**28  # bytes a store keeps in memory before it moves to a temporary file
+MEMORY = 2**22  # bytes a store keeps in memory before it moves to a file
 
 Frames = np.ndarray | Iterable[np.ndarray]
 """uint8 [F, H, W(, 3)], or anything that yields uint8 [H, W(, 3)]; where deep ones are taken, uint16 too."""
 
 
 class FrameStore:
-    """Arrays of one shape and type, appended once and read by index; large ones lie in a temporary file."""
+    """Arrays of one shape and type, one for each frame of a video; large stores lie in a file.
 
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(MEMORY)  # noqa: SIM115 (closed with the store)
+    Files are read and written by position and not mapped into memory: a full disk is then an error that can be
+    explained, not the end of the process, and what was read once does not stay.
+    """
+
+    def __init__(self, folder: Path | str | None = None, file: BinaryIO | None = None) -> None:
+        """folder: where a temporary file lies that the store moves to, None = where the system has them; file:
+        what the store lies in from the start, and stays in, instead."""
+        self._folder = None if folder is None else str(folder)
+        # Closed with the store.
+        self._file: IO[bytes] = file or tempfile.SpooledTemporaryFile(MEMORY, dir=self._folder)  # noqa: SIM115
         self._shape: tuple[int, ...] = ()
         self._dtype = np.dtype(np.uint8)
         self._count = 0
@@ -33,26 +43,35 @@ class FrameStore:
         return self._count
 
     def append(self, frame: np.ndarray) -> None:
-        """Raises UserError where the disk of temporary files is full."""
+        """Raises UserError where the disk is full."""
+        self.put(self._count, frame)
+
+    def put(self, index: int, frame: np.ndarray) -> None:
+        """Writes a frame in any order; all before the last one are to be written, too. Raises UserError where the
+        disk is full."""
         self._shape, self._dtype = frame.shape, frame.dtype
         try:
-            self._file.seek(0, 2)
+            self._file.seek(index * frame.nbytes)
             self._file.write(np.ascontiguousarray(frame).tobytes())
+            self._file.flush()
         except OSError as error:
-            raise write_error(
-                f"temporary files to {tempfile.gettempdir()} (TMPDIR names another)", error
-            ) from error
-        self._count += 1
+            where = self._folder or f"{tempfile.gettempdir()} (TMPDIR names another)"
+            raise write_error(f"temporary files to {where}", error) from error
+        self._count = max(self._count, index + 1)
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < self._count:
             raise IndexError(index)
-        size = int(np.prod(self._shape)) * self._dtype.itemsize
+        size = math.prod(self._shape) * self._dtype.itemsize
         self._file.seek(index * size)
         return np.frombuffer(self._file.read(size), self._dtype).reshape(self._shape)
 
+    def empty(self) -> FrameStore:
+        """A new store that lies where this one does."""
+        return FrameStore(self._folder)
+
     def take(self, indices: Sequence[int]) -> np.ndarray:
-        """[len(indices), ...]."""
+        """[len(indices), ...] in memory of its own."""
         return np.stack([self[index] for index in indices])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,8 @@ from ..media.canvas import Canvas
 from ..media.imaging import Size, resize
 from ..models.windows import Windows
 
+NOISE_BLOCK = 16  # frames
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -26,7 +28,7 @@ class Recipe:
     cut_out(picture, alpha or None) -> the reference as it is shown to the networks, uint8 [H, W, 3], of
     which reference(picture, canvas) is the VAE's view and clip_view(picture) what is squashed for CLIP;
     mask(masks [F, H, W], a canvas for each, latent size) -> float32 [F, 1, h, w]; windows(frames, guidance scale);
-    noise(latents' shape (F, c, h, w), CPU generator) -> float32 of that shape;
+    noise(latents' shape (F, c, h, w), CPU generator) -> float32 of that shape, in blocks of frames in order;
     bank_dtype: what the ReferenceNet's tokens are rounded to, None = not at all; composites: whether a scene, if
     given, shows around the character in the output; paste_back: whether the output is the scene outside the mask,
     which then must be of the scene's size; keeps_aspect: whether pictures keep their proportions or, as in the
@@ -40,7 +42,7 @@ class Recipe:
     clip_view: Callable[[np.ndarray], np.ndarray]
     mask: Callable[[np.ndarray, Sequence[Canvas], torch.Size], Tensor]
     windows: Callable[[int, float], Windows]
-    noise: Callable[[Sequence[int], torch.Generator], Tensor]
+    noise: Callable[[Sequence[int], torch.Generator], Iterator[Tensor]]
     bank_dtype: torch.dtype | None
     composites: bool
     paste_back: bool
@@ -56,15 +58,21 @@ def canvas_of_pose(scene: Size | None, pose: Size, size: Size | None, multiple: 
     return Canvas((width, height), (width, height), (width, height))
 
 
-def channel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def channel_noise(shape: Sequence[int], generator: torch.Generator) -> Iterator[Tensor]:
     """The releases' noise (F, c, h, w): all frames of a channel are drawn before the next channel."""
     frames, channels, height, width = shape
-    return torch.randn((channels, frames, height, width), generator=generator).movedim(0, 1)
+    yield torch.randn((channels, frames, height, width), generator=generator).movedim(0, 1)
 
 
-def frame_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def frame_noise(shape: Sequence[int], generator: torch.Generator) -> Iterator[Tensor]:
     """Noise (F, c, h, w), drawn frame by frame."""
-    return torch.randn(shape, generator=generator)
+    frames, *rest = shape
+    # torch draws 16 numbers together: blocks of 16 frames are what one draw of all would be. The rest goes with
+    # the last of them, as fewer numbers are drawn in another way.
+    blocks = max(1, frames // NOISE_BLOCK)
+    for block in range(blocks):
+        count = NOISE_BLOCK if block < blocks - 1 else frames - block * NOISE_BLOCK
+        yield torch.randn((count, *rest), generator=generator)
 
 
 def canvas_of_scene(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
