@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")
     add("--frames", type=to_count, default=8, metavar="N", help="frames of each task (default: %(default)s)")
     add("--size", type=to_count, metavar="N", help="width and height in pixels (default: 64)")
-    _add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone")
+    _add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone", dtype="fp32")
     add(
         "--lpips-weights",
         type=to_path,
@@ -343,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
     """The options of a `RenderJob`; cfg: the guidance scale of a model that names none."""
-    _add_sampling(parser, cfg)
+    _add_sampling(parser, cfg, dtype="auto")
     add = parser.add_argument
     add("--size", type=to_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
     add(
@@ -369,8 +369,8 @@ def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
     add("--crf", type=to_crf, metavar="N", help="quality of H.264, 0 (best) to 51 (default: 17)")
 
 
-def _add_sampling(parser: argparse.ArgumentParser, cfg: str) -> None:
-    """What a model is run with."""
+def _add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None:
+    """What a model is run with; cfg: as for `_add_render`; dtype: the default."""
     add = parser.add_argument
     add("--vae", type=to_path, metavar="DIR", help="VAE to use instead of the model's own")
     add(
@@ -386,7 +386,12 @@ def _add_sampling(parser: argparse.ArgumentParser, cfg: str) -> None:
     )
     add("--seed", type=to_seed, default=42, metavar="N", help="default: %(default)s")
     _add_device(parser, "cpu", "cuda", "mps")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    add(
+        "--dtype",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default=dtype,
+        help="default: %(default)s; auto: bf16 where the device has it and the model bears it, else fp32",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser, *names: str) -> None:

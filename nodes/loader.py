@@ -21,7 +21,7 @@ from ..anycharv_core.checkpoints.checkpoint import Checkpoint
 from ..anycharv_core.checkpoints.networks import check_keys, check_pairing, library_part
 from ..anycharv_core.checkpoints.places import EMBEDDED
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.jobs.run import DTYPES
+from ..anycharv_core.jobs.precision import DTYPES
 from ..anycharv_core.models import PoseGuiderConfig, UNetConfig
 from ..anycharv_core.models.schedule import schedule_of
 from ..anycharv_core.systems import read_checkpoint

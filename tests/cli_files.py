@@ -126,6 +126,7 @@ def command(files: Files, model: Path, out: Path, **changed: object) -> list[obj
         "model": model,
         "steps": 2,
         "device": "cpu",
+        "dtype": "fp32",
         "out": out,
     } | {name.replace("_", "-"): value for name, value in changed.items()}
     return ["generate", *(w for k, v in options.items() if v is not None for w in (f"--{k}", v))]

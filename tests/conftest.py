@@ -84,6 +84,12 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what tests remember out of the cache of whoever runs them."""
+    os.environ["ANYCHARV_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Sums up the skips in one line; the reason of each is "needs ...", and what follows a colon is detail."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -109,7 +109,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     started, phases = time.perf_counter(), Phases()
     with phases("check"):
         given = _read(job)
-    pipe, recipe = job.load("animate", device, phases)
+    pipe, recipe, precision = job.load("animate", device, phases)
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
     poses = FrameStore(pipe.folder) if job.sheet else None
@@ -137,7 +137,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     if job.sheet and poses is not None:
         write_sheet(job.sheet, SHEET_TITLES, [given.reference], [poses[index] for index in chosen], output)
     phases.seconds["total"] = time.perf_counter() - started
-    settings = job.settings(steps, guidance, plan.size) | {
+    settings = job.settings(steps, guidance, plan.size, precision) | {
         "rescale": job.rescale or job.reference_pose is not None
     }
     inputs = paths(job, "reference", "reference_mask", "reference_pose", "pose", "scene", "mask")

@@ -16,7 +16,8 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
 from ..media.sheet import sheet
-from .run import DTYPES, versions
+from .precision import precision_for
+from .run import versions
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         methods = references(setup.task)
         methods[job.score.resolve().name] = of_folder(job.score)
     else:
-        pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, DTYPES[job.dtype])
+        precision = precision_for(job.dtype, job.model, job.vae, job.image_encoder, device)
+        pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, precision.dtype)
         possible = tasks_of(pipe)
         if job.task not in (None, *possible):
             raise UserError(f"{job.model} can't be scored on '{job.task}'; use --task {' or '.join(possible)}.")

@@ -13,7 +13,7 @@ from ..checkpoints.single_file import write_single
 from ..errors import UserError
 from ..files import check_owned, owned_folder
 from ..systems import read_checkpoint, write_folder
-from .run import DTYPES
+from .precision import DTYPES
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
         video = Video(job.video)
         check_sdr(video.path, video.colours)
         opened = [open_replacement(files, video) for files in job.people]
-    pipe, recipe = job.load("generate", device, phases)
+    pipe, recipe, precision = job.load("generate", device, phases)
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
     if recipe.paste_back:
@@ -218,7 +218,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
         "written": writer.written,
         "background_bit_equal": all(each.untouched for each in pasted) if recipe.paste_back else None,
     }
-    settings = job.settings(steps, guidance, plan.size) | {"canvas": job.canvas, "context": job.context}
+    settings = job.settings(steps, guidance, plan.size, precision) | {"canvas": job.canvas, "context": job.context}
     return job.write_report(settings, inputs, facts, device, phases)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .. import __version__
@@ -33,8 +32,8 @@ from ..media.video_write import CRF, FFV1, H264, WORST_CRF, VideoWriter
 from ..systems import SYSTEMS
 from ..systems.recipes import Recipe
 from .doctor import OPENCV
+from .precision import Precision, precision_for
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The ending of the output's name, None for a folder, and what it is.
 FORMATS = {H264: (".mp4", "an mp4 video"), FFV1: (".mkv", "a Matroska video"), PNG: (None, "a folder of PNGs")}
 REPORTED = ("torch", "diffusers", "transformers", "numpy", "av")
@@ -49,7 +48,8 @@ class RenderJob:
     """Which networks make a video, how, and where it goes. None = the model's own setting, or nothing given.
 
     size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
-    exact size for "official"; device: None = CUDA where there is one, else the CPU; dtype: a name of `DTYPES`;
+    exact size for "official"; device: None = CUDA where there is one, else the CPU; dtype: a name of
+    `precision.DTYPES`, or "auto", see `precision_for`;
     sheet: a PNG to draw a contact sheet to; format: one of `FORMATS`; crf: the quality of H.264, 0 (best) to 51.
     """
 
@@ -106,17 +106,21 @@ class RenderJob:
             self.out, *size, codec=self.format, crf=CRF if self.crf is None else self.crf, **announced
         )
 
-    def load(self, command: str, device: str, phases: Phases) -> tuple[Pipeline, Recipe]:
-        """The pipeline of the job's model, which must be one for `command`, and the job's recipe for it."""
+    def load(self, command: str, device: str, phases: Phases) -> tuple[Pipeline, Recipe, Precision]:
+        """The pipeline of the job's model, which must be one for `command`, the job's recipe for it, and the
+        number format that it computes in."""
         if not any(self.recipe in system.recipes for system in SYSTEMS.values()):
             next(iter(SYSTEMS.values())).recipe(self.recipe)  # says so before the weights are read
         with phases("load"):
-            pipe = Pipeline.from_pretrained(self.model, self.vae, self.image_encoder, device, DTYPES[self.dtype])
+            precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device)
+            pipe = Pipeline.from_pretrained(self.model, self.vae, self.image_encoder, device, precision.dtype)
         pipe.folder = Path(os.path.realpath(self.out)).parent
         pipe.system.check_command(command, self.model)
-        return pipe, pipe.system.recipe(self.recipe)
+        return pipe, pipe.system.recipe(self.recipe), precision
 
-    def settings(self, steps: int, guidance_scale: float, size: Size | None) -> dict[str, Any]:
+    def settings(
+        self, steps: int, guidance_scale: float, size: Size | None, precision: Precision
+    ) -> dict[str, Any]:
         """What was decided, for the report."""
         return {
             "recipe": self.recipe,
@@ -124,8 +128,8 @@ class RenderJob:
             "guidance_scale": guidance_scale,
             "seed": self.seed,
             "size": list(size) if size else None,
-            "dtype": self.dtype,
-        }
+            "dtype": precision.name,
+        } | ({} if precision.why is None else {"dtype_because": precision.why})
 
     def write_report(
         self, settings: dict[str, Any], inputs: dict[str, Any], facts: dict[str, Any], device: str, phases: Phases
