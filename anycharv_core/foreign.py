@@ -138,14 +138,14 @@ def parse_json(text: bytes | str, name: str) -> Any:
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     # Before anything is built: the parser recurses, and a value takes many times the bytes it is written in.
     if _depth(content) > MOST_DEPTH and _depth(_STRING.sub(b"", content)) > MOST_DEPTH:
-        raise UserError(f"{name} is nested more than {MOST_DEPTH} deep; give a file as it was written.")
+        raise UserError(f"{name} is nested more than {MOST_DEPTH} deep; give the file as its program wrote it.")
     if content.count(b",") + content.count(b"[") + content.count(b"{") > MOST_JSON_VALUES:
         raise UserError(f"{name} holds more than {MOST_JSON_VALUES:,} values; split it.")
     try:
         # The signature variant: some Windows editors begin the file with a byte order mark.
         value = json.loads(content.decode("utf-8-sig"), parse_constant=_no_number)
     except ValueError as error:
-        raise UserError(f"{name} is not valid JSON ({error}).") from error
+        raise UserError(f"{name} is not valid JSON ({error}); correct it, or write it again.") from error
     if _SUSPECT.search(content):
         check_values(value, name, MOST_JSON_VALUES)
     return value
@@ -177,12 +177,16 @@ def check_values(value: Any, name: str, most: int) -> None:
 def _check_value(value: Any, name: str) -> None:
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{name} holds a text that is damaged: {reprlib.repr(value)}.")
+            raise UserError(f"{name} holds damaged text, {reprlib.repr(value)}; write the file again.")
     elif isinstance(value, (int, float)):
         if not (math.isfinite(value) if isinstance(value, float) else -_WHOLE_BELOW < value < _WHOLE_BELOW):
-            raise UserError(f"{name} holds a number that is too large or not finite: {reprlib.repr(value)}.")
+            raise UserError(
+                f"{name} holds a number that is too large or not finite, {reprlib.repr(value)}; correct it."
+            )
     elif value is not None:
-        raise UserError(f"{name} holds a {type(value).__name__} ({reprlib.repr(value)}), which has no use here.")
+        raise UserError(
+            f"{name} holds a {type(value).__name__} ({reprlib.repr(value)}), which has no use here; remove it."
+        )
 
 
 def _depth(content: bytes) -> int:

@@ -76,7 +76,8 @@ class AnyCharVComposite(io.ComfyNode):
             image_uint8(image[:1], name)
         if len(generated) != len(original):
             raise UserError(
-                f"generated has {len(generated)} frames but original has {len(original)}; they must match."
+                f"generated has {len(generated)} frames but original has {len(original)}; make both from the same "
+                "frames."
             )
         sizes = (original.shape[2], original.shape[1]), (generated.shape[2], generated.shape[1])
         placed = assumed_canvas(*sizes) if canvas is None else handed_canvas(canvas, *sizes)

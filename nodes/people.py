@@ -115,14 +115,15 @@ class AnyCharVFindPeople(io.ComfyNode):
         given = parsed_poses(keypoints)
         if len(given) != len(images):
             raise UserError(
-                f"images has {len(images)} frames but keypoints has {len(given)}; find the poses in these images."
+                f"images has {len(images)} frames but keypoints has {len(given)}; find the poses in these same "
+                "images."
             )
         findings = find_people(frames, in_order(given.scaled(width, height)), frame_progress(len(images)))
         tracks = findings.tracks
         if not tracks:
             raise UserError(
-                "There is nobody in the keypoints: look at the skeletons, and choose the model that knows "
-                "your video."
+                "There is nobody in the keypoints: look at the skeletons of AnyCharV DWPose; its "
+                "embedded model knows only puppets."
             )
         numbers = _chosen(tracks, choose)
         pictures = {i: image_uint8(images[i : i + 1], "images")[0, ..., :3] for i in sheet_frames(tracks)}

@@ -99,13 +99,16 @@ def frame_boxes(boxes: Any, frames: int) -> list[tuple[float, float, float, floa
     if len(first) == 1:
         first *= frames
     if len(first) != frames:
-        raise UserError(f"There are boxes for {len(first)} frames but the video has {frames}.")
+        raise UserError(
+            f"There are boxes for {len(first)} frames but the video has {frames}; give one for each, or one for "
+            "all."
+        )
     return [None if box is None else _corners(box) for box in first]
 
 
 def _corners(box: Any) -> tuple[float, float, float, float]:
     if not isinstance(box, dict) or not {"x", "y", "width", "height"} <= box.keys():
-        raise UserError(f"A box must have x, y, width and height in pixels; this one is {box!r}.")
+        raise UserError(f"A box must have x, y, width and height in pixels; this one is {box!r}; give such boxes.")
     return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
 
 

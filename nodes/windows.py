@@ -67,9 +67,11 @@ class AnyCharVLongVideo(io.ComfyNode):
         check_model(model)
         motion = model.model.diffusion_model.cfg.motion
         if motion is not None and length > motion.max_len:
-            raise UserError(f"length is {length} but this model's motion modules know {motion.max_len} frames.")
+            raise UserError(
+                f"length is {length} but this model's motion modules know {motion.max_len} frames; lower it."
+            )
         if overlap >= length:
-            raise UserError(f"overlap is {overlap} but must be less than length, {length}.")
+            raise UserError(f"overlap is {overlap} but must be less than length, {length}; lower it.")
 
         def make(frames: int) -> Windows:
             if layout == "looped":

@@ -414,7 +414,7 @@ def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_pa
 def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys) -> None:
     given = ["bench", "puppets", "--model", "embedded-animate", "--clips", "1", "--frames", "2"]
     assert main([*given, "--task", "swap", "--out", str(tmp_path)]) == 2
-    assert "embedded-animate can't be scored on 'swap'; use --task animation" in capsys.readouterr().err
+    assert "embedded-animate can't be scored on the task 'swap'; use --task animation" in capsys.readouterr().err
     assert main([*given, "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "puppets.json").read_text())
     assert set(report["methods"]) == {

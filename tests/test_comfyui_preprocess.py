@@ -240,7 +240,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "no number": (
         lambda: graph("two", {"choose": "number", "choose.people": "the tall one"}),
         "find",
-        "no list of people",
+        "not a list of people",
     ),
     "click beside everybody": (
         lambda: graph("one", {"choose": "click", "choose.frame": 0, "choose.x": 60, "choose.y": 60}),
@@ -265,7 +265,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
             },
         ),
         "find",
-        "Nobody fills the box",
+        "Nobody is in the box",
     ),
     "one box for a clip": (
         lambda: plus(

@@ -41,8 +41,8 @@ def test_by_number():
         ("3", "There are 2 people in the video, not 3; choose 1 or 2."),
         ("0", "There are 2 people in the video, not 0; choose 1 or 2."),
         ([], "There are 2 people in the video, not nobody; choose 1 or 2."),
-        ("1,1", "Person 1 is chosen twice; name everybody once."),
-        ("one", "'one' is no list of people's numbers; choose 1 or 2."),
+        ("1,1", "Person 1 is chosen twice; give each number once."),
+        ("one", "'one' is not a list of people's numbers; choose 1 or 2."),
     ],
 )
 def test_wrong_numbers_say_what_there_is(choice, message):
@@ -88,7 +88,7 @@ def test_by_click():
 def test_by_box():
     assert by_box(PAIR, 0, (8, 8, 33, 66)) == 0
     assert by_box(PAIR, 3, (38, 15, 75, 95)) == 1
-    with pytest.raises(UserError, match=r"Nobody fills the box 80, 80, 95, 95 in frame 0; person 1 is"):
+    with pytest.raises(UserError, match=r"Nobody is in the box 80, 80, 95, 95 in frame 0; person 1 is"):
         by_box(PAIR, 0, (80, 80, 95, 95))
     with pytest.raises(UserError, match="is empty; give x0, y0, x1, y1"):
         by_box(PAIR, 0, (30, 8, 10, 66))

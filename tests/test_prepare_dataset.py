@@ -301,7 +301,7 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path, capsys) -> None:
     for arguments, said in (
         ([str(tmp_path / "none"), "--out", str(tmp_path / "out")], "is not a folder"),
         ([str(tmp_path), "--out", str(tmp_path / "out")], "holds no videos"),
-        ([str(tmp_path), "--out", str(tmp_path / "out"), "--buckets", "big"], "no list of sizes"),
+        ([str(tmp_path), "--out", str(tmp_path / "out"), "--buckets", "big"], "not a list of sizes"),
         ([str(tmp_path), "--out", str(tmp_path / "out"), "--max-frames", "30"], "at least twice"),
     ):
         assert main(arguments) == 2

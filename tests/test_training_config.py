@@ -54,9 +54,9 @@ MISTAKES = [
     ("phases.last.train=[spatail]", "'spatial' is the closest"),
     ("phases.last.export.parts=[unet]", "'phases.last.export.parts[0]' is 'unet'"),
     ("phases.last.schedule=linear", "must be one of constant, cosine"),
-    ("phases.last.data.made_by=pears", "'pears', which is no earlier phase that makes pairs"),
-    ("phases.compose.data.made_by=pairs", "no earlier phase that makes pairs"),
-    ("phases.pairs.pairs.model=compos", "'compos', which is no earlier phase that trains"),
+    ("phases.last.data.made_by=pears", "'pears', which is not an earlier phase that makes pairs"),
+    ("phases.compose.data.made_by=pairs", "not an earlier phase that makes pairs"),
+    ("phases.pairs.pairs.model=compos", "'compos', which is not an earlier phase that trains"),
     # kinds
     ("phases.compose.steps=many", "'phases.compose.steps' is 'many', but it must be a whole number"),
     ("phases.compose.ema=true", "'phases.compose.ema' is True, but it must be a number"),
@@ -64,7 +64,7 @@ MISTAKES = [
     ("phases.lora.lora=16", "'phases.lora.lora' is 16, but it must hold keys"),
     ("phases.last.betas=[0.9]", "must be a list of 2 values"),
     ("phases=3", "'phases' is 3, but it must hold keys"),
-    ("data.path=" + '"a\\0b"', "holds a text that is damaged"),
+    ("data.path=" + '"a\\0b"', "holds damaged text"),
     # ranges
     ("phases.last.lr=.inf", "'phases.last.lr=.inf' holds a number that is too large or not finite"),
     ("phases.last.lr=nan", "'phases.last.lr' is 'nan', but it must be a finite number"),
@@ -72,7 +72,7 @@ MISTAKES = [
     ("phases.last.frames=0", "'phases.last.frames' is 0, but it must be at least 1"),
     ("phases.last.data.box_share=1.5", "must be at least 0 and at most 1"),
     ("phases.last.data.size=[8, 99999]", "'phases.last.data.size[1]' is 99999"),
-    ("phases.last.data.strength=[2, 1]", "the lower one comes first"),
+    ("phases.last.data.strength=[2, 1]", "give the lower number first"),
     ("phases.last.validate={every: 1, timesteps: [1000]}", "'phases.last.validate.timesteps[0]' is 1000"),
     ("phases.lora.lora.rank=0", "'phases.lora.lora.rank' is 0, but it must be at least 1"),
     ("phases.pairs.pairs.min_quality=2", "at most 1"),
@@ -80,7 +80,7 @@ MISTAKES = [
     ("engine.workers=100000", "at most 1,024"),
     # what does not go together
     ("phases.last.accumulate=4", "does not divide"),
-    ("phases.last.steps=0", "'phases.last.steps' is 0: say how many"),
+    ("phases.last.steps=0", "'phases.last.steps' is 0: give the number"),
     ("phases.last.train=[]", "'phases.last.train' is empty"),
     ("phases.lora.train=[motion]", "'phases.lora.train' must be empty"),
     ("phases.last.train=[motion]", "'phases.last.motion' is false"),
@@ -95,8 +95,8 @@ MISTAKES = [
         "prediction_type='x', but it must be one of 'epsilon', 'v_prediction'",
     ),
     # the change itself
-    ("phases.compose", "is not like"),
-    ("seed.x=1", "'seed' holds a value, not further keys"),
+    ("phases.compose", "write it like"),
+    ("seed.x=1", "'seed' holds a value, so no key can be set in it"),
     ("seed=[", "--set 'seed=[' is not valid YAML"),
 ]
 

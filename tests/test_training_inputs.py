@@ -130,7 +130,7 @@ def test_a_manifest_names_nothing_but_its_own_shards(shards: Path, tmp_path: Pat
     kept.write_bytes(b"somebody's")
     (out / "notes.txt").write_bytes(b"somebody's")
     write_lines(out / MANIFEST, [row | {"shard": name} for row in read_lines(shards / MANIFEST)])
-    with pytest.raises(UserError, match="no shard"):
+    with pytest.raises(UserError, match="not a shard"):
         prepare_dataset(tmp_path / "videos", out, Settings("embedded", "embedded"))
     assert kept.read_bytes() == (out / "notes.txt").read_bytes() == b"somebody's"
 

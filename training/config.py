@@ -344,7 +344,10 @@ def _check(config: Config) -> None:
     if not config.phases:
         raise UserError("'phases' is empty: a training needs at least one.")
     if config.schedule.offset not in range(TRAIN_STEPS):
-        raise UserError(f"'settings.noise_scheduler_kwargs.steps_offset' is {shown(config.schedule.offset)}.")
+        raise UserError(
+            f"'settings.noise_scheduler_kwargs.steps_offset' is {shown(config.schedule.offset)}: use 0 to "
+            f"{TRAIN_STEPS - 1}."
+        )
     before: dict[str, Phase] = {}
     for name, phase in config.phases.items():
         where = f"phases.{name}"
@@ -357,7 +360,9 @@ def _check(config: Config) -> None:
             _check_data(section, f"{where}.{key}", before)
         maker = phase.pairs.model
         if maker is not None and (maker not in before or before[maker].task == "pairs"):
-            raise UserError(f"'{where}.pairs.model' is {shown(maker)}, which is no earlier phase that trains.")
+            raise UserError(
+                f"'{where}.pairs.model' is {shown(maker)}, which is not an earlier phase that trains; name one."
+            )
         before[name] = phase
     for part, network in (config.networks or {}).items():
         if part not in typing.get_args(Part):
@@ -375,7 +380,7 @@ def _check_phase(phase: Phase, where: str) -> None:
             "choose a multiple of it."
         )
     if phase.task in ("diffusion", "decoder") and not phase.steps:
-        raise UserError(f"'{where}.steps' is 0: say how many the phase trains.")
+        raise UserError(f"'{where}.steps' is 0: give the number of steps.")
     if phase.task == "diffusion":
         if phase.lora is not None and phase.train:
             raise UserError(f"'{where}.train' must be empty: a phase with 'lora' trains that alone.")
@@ -393,26 +398,29 @@ def _check_data(data: Data, where: str, before: Mapping[str, Phase]) -> None:
     for key in ("strength", "padding", "context"):
         low, high = getattr(data, key) or (0, 0)
         if low > high:
-            raise UserError(f"'{where}.{key}' is [{low:g}, {high:g}]: the lower one comes first.")
+            raise UserError(f"'{where}.{key}' is [{low:g}, {high:g}]: give the lower number first.")
     if data.made_by is not None:
         if data.made_by not in before or before[data.made_by].task != "pairs":
             raise UserError(
-                f"'{where}.made_by' is {shown(data.made_by)}, which is no earlier phase that makes pairs."
+                f"'{where}.made_by' is {shown(data.made_by)}, which is not an earlier phase that makes pairs; "
+                "name one."
             )
     elif data.source != "puppets" and data.path is None:
-        raise UserError(f"'{where}.source' is '{data.source}', but '{where}.path' names no folder of them.")
+        raise UserError(
+            f"'{where}.source' is '{data.source}', but '{where}.path' names no folder: set it to theirs."
+        )
 
 
 def _change(raw: dict[str, Any], change: str) -> None:
     name, sign, text = change.partition("=")
     *parents, last = name.strip().split(".")
     if not sign or not all((*parents, last)):
-        raise UserError(f"--set '{change}' is not like phases.boost.lr=1e-6.")
+        raise UserError(f"--set '{change}' is not a change: write it like phases.boost.lr=1e-6.")
     at = raw
     for key in parents:
         if at.get(key) is None:
             at[key] = {}
         at = at[key]
         if not isinstance(at, dict):
-            raise UserError(f"--set '{change}': '{key}' holds a value, not further keys.")
+            raise UserError(f"--set '{change}': '{key}' holds a value, so no key can be set in it.")
     at[last] = parse_yaml(text, f"--set '{change}'")

@@ -100,7 +100,10 @@ def merge_lora(
     for layer, (down, up, scale) in _layers(lora).items():
         key = f"{layer}.weight"
         if key not in merged or merged[key].shape != (up.shape[0], down.shape[1]):
-            raise UserError(f"The LoRA is for '{key}' of shape {(up.shape[0], down.shape[1])}: another model's.")
+            raise UserError(
+                f"The LoRA is for '{key}' of shape {(up.shape[0], down.shape[1])}: give the model that it was "
+                "trained on."
+            )
         delta = strength * scale * (up.float() @ down.float())
         merged[key] = (merged[key].float() + delta.to(merged[key].device)).to(merged[key].dtype)
     return merged
@@ -111,11 +114,11 @@ def _layers(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float
     layers = {}
     for key in lora:
         if not key.startswith(PREFIX) or not key.endswith((DOWN, UP, ALPHA)):
-            raise UserError(f"The LoRA file has the unknown key '{key}': it is not one of this trainer's.")
+            raise UserError(f"The LoRA file has the unknown key '{key}': give a LoRA made by this trainer.")
         if key.endswith(UP):
             name = key.removesuffix(UP)
             if name + DOWN not in lora:
-                raise UserError(f"The LoRA file lacks '{name + DOWN}': it is torn.")
+                raise UserError(f"The LoRA file lacks '{name + DOWN}': it is torn; give a complete copy.")
             down, up = lora[name + DOWN], lora[key]
             rank = len(down)
             scale = float(lora.get(name + ALPHA, torch.tensor(rank))) / rank
@@ -145,7 +148,7 @@ def _load(unet: DenoisingUNet, path: Path) -> None:
             )
     for key in given:
         if key not in own:
-            raise UserError(f"{path} has '{key}', which is not among the recipe's lora targets.")
+            raise UserError(f"{path} has '{key}', which is not among the recipe's lora targets: add it to them.")
     factors = {key.removeprefix(PREFIX): value for key, value in given.items() if not key.endswith(ALPHA)}
     set_peft_model_state_dict(unet, factors, adapter_name=ADAPTER)
 

@@ -1,1 +1,1 @@
-"""Scores: PuppetBench, whose truth is exact, and metrics for real clips."""
+"""Scores: PuppetBench, whose truth is exact, and metrics for real videos."""

@@ -1,4 +1,4 @@
-"""Clips as files or folders of PNGs, and the pairs of two folders."""
+"""Videos as files or folders of PNGs, and the pairs of two folders."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def clip_frames(path: Path) -> Iterator[np.ndarray]:
     pictures = numbered_pngs(path)
     if not pictures:
         raise UserError(f"{path} holds no PNG files; give a folder of frames, or a video.")
-    yield from checked(f"clip {path}", (next(read_frames(picture)) for picture in pictures), 3)
+    yield from checked(f"video {path}", (next(read_frames(picture)) for picture in pictures), 3)
 
 
 def named_clips(folder: Path) -> dict[str, Path]:
-    """The clips of a folder by name without suffix: its videos, and its folders that hold PNGs.
+    """The videos of a folder by name without suffix: its video files, and its folders that hold PNGs.
 
-    Raises UserError for no folder, no clip, or two of one name.
+    Raises UserError for no folder, no video, or two of one name.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give one that holds the clips.")
+        raise UserError(f"{folder} is not a folder; give one that holds the videos.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in VIDEOS if path.is_file() else numbered_pngs(path):
@@ -46,16 +46,18 @@ def named_clips(folder: Path) -> dict[str, Path]:
 
 
 def pairs(real: Path, generated: Path) -> dict[str, tuple[Path, Path]]:
-    """The clips of two folders by their common names. Raises UserError where one has no partner."""
+    """The videos of two folders by their common names. Raises UserError where one has no partner."""
     ours, theirs = named_clips(real), named_clips(generated)
     for name in sorted(ours.keys() ^ theirs.keys()):
         folder, other = (real, generated) if name in ours else (generated, real)
-        raise UserError(f"'{name}' is in {folder} and not in {other}; give every clip a partner of its name.")
+        raise UserError(
+            f"'{name}' is in {folder} and not in {other}; give every video a partner of the same name."
+        )
     return {name: (path, theirs[name]) for name, path in ours.items()}
 
 
 def partner(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
-    """What `folder` holds for the clip `name`: a file of one of `suffixes`, or a folder.
+    """What `folder` holds for the video `name`: a file of one of `suffixes`, or a folder.
 
     Raises UserError where there is nothing.
     """

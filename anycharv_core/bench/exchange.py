@@ -1,10 +1,10 @@
 """PuppetBench for systems of any kind: the tasks as files, and the frames that come back.
 
     FOLDER/bench.json            kind of task, clips, frames, size, and a digest of every task
-    FOLDER/README.md             this layout, for whoever runs the other system
+    FOLDER/README.md             this layout, for the people who run the other system
     FOLDER/task_0000/reference.png   the character: RGBA for a swap, with its scene for an animation
                      poses.json  POSE_KEYPOINT of every frame; skeletons/ the same drawn, as PNGs
-        swap:        driving/    PNGs of the driving clip, exact; driving.mp4 the same as H.264
+        swap:        driving/    PNGs of the driving video, exact; driving.mp4 the same as H.264
                      masks/      PNGs, white on the driving character; boxes.json its padded box for every frame
         animation:   reference_mask.png   white on the character
     FOLDER/task_0000/frames/     to be written: one PNG for every pose, or a video frames.mp4 (.mkv, ...)
@@ -39,8 +39,8 @@ RATE = Fraction(12)
 _INDEX, _MADE = "bench.json", "frames"
 _SWAP = """# PuppetBench tasks
 
-For every folder here put the character of `reference.png` (RGBA) in the place of the person of the driving
-clip. `driving/` holds its exact frames, `driving.mp4` the same as H.264; `masks/` are white on that person,
+For every folder here put the character of `reference.png` (RGBA) in the place of the person in the driving
+video. `driving/` holds its exact frames, `driving.mp4` the same as H.264; `masks/` are white on that person,
 `boxes.json` is a padded box, [x0, y0, x1, y1] in pixels, for every frame; `poses.json` is POSE_KEYPOINT,
 `skeletons/` its drawings.
 """
@@ -49,14 +49,14 @@ _ASKED = {
     BOLD_SWAP: _SWAP,
     ANIMATION: """# PuppetBench tasks
 
-For every folder here let the character of `reference.png` move as `poses.json` (POSE_KEYPOINT) says, of which
-`skeletons/` are the drawings: it goes where the skeleton is, at the skeleton's size, and the scene stays as it is,
-where it stood too. `reference_mask.png` is white on the character.
+For every folder here make the character of `reference.png` move as `poses.json` says (POSE_KEYPOINT, drawn in
+`skeletons/`). It goes where the skeleton is, at the skeleton's size; the scene stays as it is, and also fills the
+place where the character stood. `reference_mask.png` is white on the character.
 """,
 }
 _WANTED = """
 Write `frames/000000.png`, `frames/000001.png` and so on beside them, of the skeletons' size, one for every
-skeleton, or a video `frames.mkv` or `frames.mp4` (a lossy one costs score). Then run
+skeleton, or a video `frames.mkv` or `frames.mp4` (lossy compression lowers the score). Then run
 `anycharv bench puppets --score THIS_FOLDER`.
 """
 

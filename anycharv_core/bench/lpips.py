@@ -38,7 +38,7 @@ class Lpips:
     def __init__(self, weights: Path, device: str = "cpu"):
         installed = find_spec("torchmetrics")
         if installed is None or not installed.submodule_search_locations:
-            raise UserError("LPIPS needs torchmetrics; install it, or leave LPIPS's weights out.")
+            raise UserError("LPIPS needs torchmetrics; install it, or leave out --lpips-weights.")
         root = Path(installed.submodule_search_locations[0])
         heads = _load(root / _HEADS)
         backbone = _load(weights)
@@ -61,7 +61,7 @@ class Lpips:
         if min(made.shape[1:3]) < _SMALLEST:
             raise UserError(
                 f"LPIPS needs pictures of {_SMALLEST} pixels a side, and these are {made.shape[2]}x"
-                f"{made.shape[1]}; leave its weights out, or give larger pictures."
+                f"{made.shape[1]}; give larger pictures, or leave out --lpips-weights."
             )
         total = torch.zeros(len(made), dtype=torch.float64)
         pairs = zip(self._features(made), self._features(truth), self._heads, strict=True)

@@ -1,4 +1,4 @@
-"""How close a generated clip is to the truth, over a region of it."""
+"""How close a generated video is to the truth, over a region of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def decibels(error: float) -> float:
 def psnr(made: np.ndarray, truth: np.ndarray, region: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of uint8 [..., H, W, 3] over a bool region [..., H, W].
 
-    Capped at 148.13 dB, so that clips of which one is equal still have a mean.
+    Capped at 148.13 dB, so that a mean exists where one video equals the truth.
     """
     error = made[region].astype(np.float64) - truth[region]
     return decibels(max(float(np.mean(error**2)), 1e-10))

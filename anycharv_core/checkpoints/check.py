@@ -30,10 +30,13 @@ def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     Fields(checkpoint.configs, f"The configs of {name}")
     for part in NETWORKS:
         if part not in checkpoint.weights or part not in checkpoint.configs:
-            raise UserError(f"{name} has no {part}: it is not a complete AnyCharV model.")
+            raise UserError(f"{name} has no {part}: it is not a complete AnyCharV model; give a complete one.")
     for part in checkpoint.weights:
         if part not in parts or part not in checkpoint.configs:
-            raise UserError(f"{name} has weights of '{part}' but no config of it: it is not an AnyCharV model.")
+            raise UserError(
+                f"{name} has weights of '{part}' but no config for them: it is not an AnyCharV model; give "
+                "another."
+            )
         check_part(part, checkpoint.configs[part], checkpoint.weights[part], f"The {part} config of {name}")
     check_settings(checkpoint.settings, f"The settings of {name}")
 
@@ -55,13 +58,19 @@ def check_unet(cfg: UNetConfig, weights: Mapping[str, Tensor], name: str) -> Non
     layers = sum(key.endswith(".conv1.weight") for key in weights)
     levels = len(cfg.block_out_channels)
     if (asked := levels * (2 * cfg.layers_per_block + 1) + 2) != layers:
-        raise UserError(f"{name} asks for {asked} resnets, but the file has {layers}.")
+        raise UserError(
+            f"{name} asks for {asked} resnets, but the file has {layers}; give a config that belongs to the "
+            "weights."
+        )
     widths = [cfg.in_channels, cfg.out_channels, cfg.cross_attention_dim, *cfg.block_out_channels]
     if cfg.motion is not None:
         temporal = cfg.motion.blocks * cfg.motion.attentions
         widths.append(cfg.motion.max_len)
         if temporal > max(1, sum(key.endswith(".pos_encoder.pe") for key in weights)):
-            raise UserError(f"{name} asks for {temporal} temporal attentions in a row, more than the file has.")
+            raise UserError(
+                f"{name} asks for {temporal} temporal attentions in a row, more than the file has; give its own "
+                "config."
+            )
     _check_sizes(name, weights, levels, widths)
 
 
@@ -69,7 +78,7 @@ def check_settings(settings: Any, name: str) -> None:
     """Raises UserError where a setting of a model, called `name`, is not of its kind; unknown ones are ignored."""
     given = Fields(settings, name)
     if given.has("size") and len(given.wholes("size")) != 2:
-        raise UserError(f"{name} have a size that is not a width and a height.")
+        raise UserError(f"{name} have a size that is not a width and a height; give two whole numbers.")
     given.whole("steps", 1)
     given.number("guidance_scale", 1.0)
     given.number("pose_scale", 1.0, above=0, below=64)
@@ -91,7 +100,9 @@ def check_ends(configs: Mapping[str, Mapping[str, Any]]) -> None:
             ("vae", vae.get("latent_channels", 4), "denoising_unet takes", unet.out_channels),
         ]
         if len(guider.block_out_channels) != len(vae["block_out_channels"]):
-            raise UserError("vae and pose_guider make pictures smaller by different factors: they don't pair.")
+            raise UserError(
+                "vae and pose_guider make pictures smaller by different factors: take both from one model."
+            )
     if "image_encoder" in configs:
         encoder = configs["image_encoder"]
         ends += [
@@ -105,7 +116,7 @@ def check_ends(configs: Mapping[str, Mapping[str, Any]]) -> None:
         ]
     for part, own, other, wanted in ends:
         if own != wanted:
-            raise UserError(f"{part} has {own} channels, but {other} {wanted}: they don't pair.")
+            raise UserError(f"{part} has {own} channels, but {other} {wanted}: take both from one model.")
 
 
 def _check_library_part(given: Fields, weights: Mapping[str, Tensor]) -> None:

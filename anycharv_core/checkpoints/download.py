@@ -55,7 +55,7 @@ def _diffusers(folder: str) -> tuple[tuple[str, ...], ...]:
 
 
 # The VAE and the image encoder lie inside the model's folder, where the loader node and the command line find them
-# without being told, and where the node does not list their weights as checkpoints.
+# without being named, and where the node does not list their weights as checkpoints.
 SOURCES = (
     Source(
         "pose", "yzd-v/DWPose", "detection", (("yolox_l.onnx",), ("dw-ll_ucoco_384.onnx",)), licence="apache-2.0"
@@ -150,8 +150,8 @@ def _plan_source(source: Source, to: Path, endpoint: str | None) -> Iterator[Ite
             licences = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise UserError(
-                f"What the hub says of {source.repo} is not understood ({type(error).__name__}): use no mirror "
-                "for it."
+                f"What the hub says of {source.repo} is not understood ({type(error).__name__}): fetch it "
+                "without a mirror."
             ) from error
     wanted = [next((name for name in names if name in offered), None) for names in source.files]
     if None in wanted:
@@ -164,7 +164,7 @@ def _plan_source(source: Source, to: Path, endpoint: str | None) -> Iterator[Ite
         size, path, large = offered[file].size, to / source.folder / file, offered[file].lfs
         digest = large.sha256 if large else offered[file].blob_id
         if not _is_size(size) or not _is_hash(digest) or not _is_hash(info.sha):
-            raise UserError(f"The hub lists {source.repo}/{file} without size or hash: use no mirror for it.")
+            raise UserError(f"The hub lists {source.repo}/{file} without size or hash: fetch it without a mirror.")
         present = path.is_file() and path.stat().st_size == size and _digest(path, digest) == digest
         if path.exists() and not present:
             raise UserError(f"{path} is not the file that {source.repo} holds: move it away, then run again.")

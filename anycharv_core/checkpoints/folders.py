@@ -32,7 +32,9 @@ def read_networks(folder: Path) -> Checkpoint:
         config, weights = folder / part / "config.json", weights_file(folder / part)
         if weights is None or not config.is_file():
             lacking = "config.json" if weights else "weights (.safetensors, .bin or .pth)"
-            raise UserError(f"{folder / part} has no {lacking}: {folder} is not a complete AnyCharV folder.")
+            raise UserError(
+                f"{folder / part} has no {lacking}: {folder} is not a complete AnyCharV folder; add the file."
+            )
         checkpoint.configs[part] = read_json(config)
         checkpoint.weights[part] = read_weights(weights)
     return checkpoint

@@ -151,7 +151,10 @@ def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> N
             raise UserError(f"The {part} weights are {other}, not an AnyCharV {part}.")
         kind, keys = ("lack", missing) if missing else ("have the unexpected", unexpected)
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        raise UserError(f"The {part} weights {kind} key '{keys[0]}'{more}: they don't fit its config.json.")
+        raise UserError(
+            f"The {part} weights {kind} key '{keys[0]}'{more}: they don't belong to its config.json; give both of "
+            "one model."
+        )
     for key, value in weights.items():
         if value.shape != expected[key].shape:
             raise UserError(
@@ -159,18 +162,23 @@ def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> N
                 f"{tuple(expected[key].shape)}."
             )
         if value.is_floating_point() != expected[key].is_floating_point():
-            raise UserError(f"The {part} weight '{key}' is of {value.dtype}, which no weight of it can be.")
+            raise UserError(
+                f"The {part} weight '{key}' is of {value.dtype}, which no weight of it can be; fetch it again."
+            )
 
 
 def check_pairing(unet: DenoisingUNet, reference: ReferenceNet, guider: PoseGuider) -> None:
     """Raises UserError where the three networks are of different models."""
     shapes = [[block.norm1.normalized_shape for block in net.spatial_blocks()] for net in (unet, reference)]
     if shapes[0] != shapes[1]:
-        raise UserError("reference_unet and denoising_unet have different attention layers: they don't pair.")
+        raise UserError(
+            "reference_unet and denoising_unet have different attention layers: take both from one model."
+        )
     width = unet.cfg.block_out_channels[0]
     if guider.conv_out.out_channels != width:
         raise UserError(
-            f"pose_guider gives {guider.conv_out.out_channels} channels, but denoising_unet takes {width}."
+            f"pose_guider gives {guider.conv_out.out_channels} channels, but denoising_unet takes {width}: take "
+            "both from one model."
         )
 
 

@@ -25,7 +25,10 @@ def read_single(path: Path) -> Checkpoint:
         raise UserError(f"{path} is not a .safetensors file: convert it with 'anycharv convert'.")
     header = read_header(path)
     if header.metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is {_described(list(header.shapes))}, not an AnyCharV model.")
+        raise UserError(
+            f"{path} is {_described(list(header.shapes))}, not an AnyCharV model; give one made by 'anycharv "
+            "convert'."
+        )
     checkpoint = Checkpoint(
         configs=parse_json(header.metadata.get("configs", ""), f"The configs in {path}"),
         settings=parse_json(header.metadata.get("settings", "{}"), f"The settings in {path}"),

@@ -31,7 +31,7 @@ def read_weights(path: Path) -> Weights:
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
     ):
-        raise UserError(f"{path} is not a plain state dict of tensors.")
+        raise UserError(f"{path} is not a plain state dict of tensors; save it as one.")
     _check_finite(path, weights)
     return weights
 
@@ -48,7 +48,7 @@ def read_training_weights(path: Path) -> Weights:
     # Beside the tensors AnimateDiff files keep a step number or a config.
     weights = {str(key).removeprefix("module."): v for key, v in loaded.items() if isinstance(v, Tensor)}
     if not weights:
-        raise UserError(f"{path} holds no weights: it is no state dict.")
+        raise UserError(f"{path} holds no weights: it is not a state dict; give a file of weights.")
     _check_finite(path, weights)
     return weights
 
@@ -91,7 +91,9 @@ def _check_finite(path: Path, weights: Weights) -> None:
         # torch has no isfinite for numbers of 8 bits.
         wide = value.float() if value.element_size() == 1 else value
         if value.is_floating_point() and not torch.isfinite(wide).all():
-            raise UserError(f"{path} holds NaN or infinite values in '{key}': the file is damaged.")
+            raise UserError(
+                f"{path} holds NaN or infinite values in '{key}': the file is damaged; fetch it again."
+            )
 
 
 def save_safetensors(tensors: Weights, path: Path, metadata: dict[str, str]) -> None:

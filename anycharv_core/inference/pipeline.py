@@ -188,7 +188,10 @@ class Pipeline:
             drawn = Source("pose", skeletons.drawn(plan.drawn_at(path), path), 3)
             made = self.prepare(plan, reference, shown, regions, drawn, reference_mask, path)
         if noise is not None and tuple(noise.shape) != made.shape:
-            raise UserError(f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}.")
+            raise UserError(
+                f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}; give noise of "
+                "that shape."
+            )
         latents = Latents.begun(self.noise(made, seed) if noise is None else [noise], self.folder)
         self.sample(made, latents, steps, guidance_scale, phases, progress)
         finish = self.finish(made, given, regions)
@@ -412,7 +415,7 @@ def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> Colour:
 
 
 def _windows_with_person(windows: Windows, present: Sequence[bool]) -> Windows:
-    """Leaves out windows in which there is nobody to replace."""
+    """Drops windows in which there is nobody to replace."""
     pairs = zip(windows.indices, windows.weights, strict=True)
     indices, weights = zip(*((i, w) for i, w in pairs if any(present[frame] for frame in i)), strict=True)
     return replace(windows, indices=indices, weights=weights)

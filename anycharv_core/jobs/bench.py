@@ -63,7 +63,9 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, precision.dtype)
         possible = tasks_of(pipe)
         if job.task not in (None, *possible):
-            raise UserError(f"{job.model} can't be scored on '{job.task}'; use --task {' or '.join(possible)}.")
+            raise UserError(
+                f"{job.model} can't be scored on the task '{job.task}'; use --task {' or '.join(possible)}."
+            )
         setup = Setup(job.clips, job.frames, job.size or Setup.size, job.task or possible[0])
         methods = references(setup.task)
         if setup.size % pipe.backend.multiple == 0:

@@ -30,9 +30,9 @@ def run(
 ) -> dict[str, Any]:
     """Writes result.mp4, sheet.png and report.json to `out`, made if need be, and returns the report.
 
-    The video shows the clips one after the other, side by side the reference, what else the model is shown (of a
-    swap driving clip and skeleton, of an animation the skeleton), result and truth. progress(done, total) counts
-    clips. Raises UserError when `out` can't be written.
+    The video shows `clips` tasks one after the other, side by side the reference, what else the model is shown
+    (of a swap driving video and skeleton, of an animation the skeleton), result and truth. progress(done, total)
+    counts tasks. Raises UserError when `out` can't be written.
     """
     make_folder(out)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`anycharv evaluate`: generated clips beside the real ones they should equal, pair by pair.
+"""`anycharv evaluate`: generated videos beside the real ones they should equal, pair by pair.
 
 Frames are compared as float64 of 0 to 255. Published tables of this field were partly made on uint8 arrays, whose
 differences wrap around: 250 - 5 squared is then small, and every PSNR too high.
@@ -35,21 +35,23 @@ from .inputs import mask_frames, read_reference
 from .run import check_places, versions
 
 METRICS = {
-    "PSNR": "dB, from the squared error of all the clip's frames; inf where the clips are equal",
+    "PSNR": "dB, from the squared error of all the video's frames; inf where the videos are equal",
     "SSIM": "torchmetrics, colour, Gaussian window of 1.5 px, mean over frames; 1 is equal",
     "LPIPS": "AlexNet, version 0.1, mean over frames; 0 is equal",
     "background PSNR": "dB over the pixels outside the mask; inf where they are all equal",
     "seam error": "root mean square difference, in levels, in a ring around the mask; 0 is equal",
-    "seam jump": "change across the mask's edge, outside it, that the real clip does not have, in levels a pixel, "
+    "seam jump": "change across the mask's edge, outside it, that the real video does not have, in levels a "
+    "pixel, "
     "on the line around the mask where it is most; 0 is no seam",
-    "identity drift": "Hellinger distance between the colours inside the mask in the clip's last tenth and in its "
-    "first, less the real clip's own; 0 is none",
-    "colour drift": "how far the mean colour inside the mask moves from the real clip's meanwhile, in Lab; 0 is "
+    "identity drift": "Hellinger distance between the colours inside the mask in the video's last tenth and in "
+    "its "
+    "first, less the real video's own; 0 is none",
+    "colour drift": "how far the mean colour inside the mask moves from the real video's meanwhile, in Lab; 0 is "
     "none",
-    "sharpness drift": "how often squared gradients inside the mask double or halve relative to the real clip's "
+    "sharpness drift": "how often squared gradients inside the mask double or halve relative to the real video's "
     "meanwhile; 0 is none",
     "CLIP-I": "cosine between CLIP's embeddings of the reference picture and of each generated frame, mean",
-    "pose PCK": f"share of the real clip's body points found within {ALPHA} of the person's size",
+    "pose PCK": f"share of the real video's body points found within {ALPHA} of the person's size",
     "FVD": f"Frechet distance over all windows of {WINDOW} frames that follow one another; 0 is equal",
 }
 _SMALLEST = 11  # pixels a side: the window of SSIM
@@ -59,8 +61,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Folders of clips, paired by name, and what the metrics beyond PSNR and SSIM need, each None where it is
-    not at hand: folders with a mask, a reference picture or poses for every clip, by its name; weights by path;
+    """Folders of videos, paired by name, and what the metrics beyond PSNR and SSIM need, each None where it is
+    not at hand: folders with a mask, a reference picture or poses for every video, by its name; weights by path;
     `pose_model`: DWPose's folder or "embedded", run on both sides in place of poses."""
 
     real: Path
@@ -93,7 +95,7 @@ class _Tools:
 def evaluate(job: EvaluateJob, progress: Progress | None = None) -> tuple[dict[str, Any], str]:
     """Writes evaluate.json and evaluate.md to `job.out`; returns the report and the table.
 
-    progress(done, total) counts pairs. Raises UserError for clips without a partner, of different lengths or
+    progress(done, total) counts pairs. Raises UserError for videos without a partner, of different lengths or
     sizes, and for anything else the user can put right; what is not given is not measured, and the report says so.
     """
     found = pairs(job.real, job.generated)
@@ -111,7 +113,7 @@ def evaluate(job: EvaluateJob, progress: Progress | None = None) -> tuple[dict[s
     table = markdown({"all": summary}, f"{len(found)} pairs")
     report = {"pairs": values, "summary": summary, "metrics": METRICS, "versions": versions()}
     meanings = "\n".join(f"- {name}: {meaning}." for name, meaning in METRICS.items())
-    text = f"{table}\nMean over clips [95 % bootstrap interval].\n\n{meanings}\n"
+    text = f"{table}\nMean over videos [95 % bootstrap interval].\n\n{meanings}\n"
     write_report(job.out, "evaluate", report, text)
     return report, table
 
@@ -122,7 +124,7 @@ def _load(job: EvaluateJob) -> _Tools:
     if job.clip_model is not None:
         embed = load_clip(job.clip_model, device)
     if job.references is None:
-        embed = "give --references, a folder with a picture of every clip's character"
+        embed = "give --references, a folder with a picture of every video's character"
     features: Features | str = "give --fvd-model, I3D as TorchScript or a folder of VideoMAE"
     if job.fvd_model is not None:
         features = load_features(job.fvd_model, device)
@@ -166,7 +168,7 @@ def _measure(job: EvaluateJob, tools: _Tools, name: str, real: Path, generated: 
             for kept, frames in zip(tools.windows, (truths, mades), strict=True):
                 kept.append(tools.features(np.stack(frames)))
     masked: Mapping[str, float | str] = dict.fromkeys(
-        ("background PSNR", *SEAMS, *DRIFTS), "give --masks, a folder with a mask of every clip"
+        ("background PSNR", *SEAMS, *DRIFTS), "give --masks, a folder with masks of every video"
     )
     if job.masks is not None:
         masked = {
@@ -188,8 +190,8 @@ def _rows(
     job: EvaluateJob, name: str, real: Path, generated: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """Real frame, generated frame and mask (None without masks), checked."""
-    truths = Source(f"real clip {real}", clip_frames(real), 3)
-    others = [Source(f"generated clip {generated}", clip_frames(generated), 3)]
+    truths = Source(f"real video {real}", clip_frames(real), 3)
+    others = [Source(f"generated video {generated}", clip_frames(generated), 3)]
     if job.masks is not None:
         path = partner(job.masks, name, _MASKS)
         others.append(Source(f"mask {path}", mask_frames(path, truths.size), None))
@@ -201,7 +203,7 @@ def _rows(
                 "to one size, the same for every system you compare."
             )
     if min(truths.size) < _SMALLEST:
-        raise UserError(f"{real} is smaller than {_SMALLEST} pixels, the window of SSIM; give larger clips.")
+        raise UserError(f"{real} is smaller than {_SMALLEST} pixels, the window of SSIM; give larger videos.")
     for truth, made, *mask in together(truths, *others):
         yield truth, made, mask[0] if mask else None
 
@@ -255,6 +257,6 @@ def _fvd(tools: _Tools) -> dict[str, Any]:
     if isinstance(tools.features, str):
         return {NOT_MEASURED: tools.features}
     if (count := len(tools.windows[0])) < 2:
-        return {NOT_MEASURED: f"the clips hold {count} windows of {WINDOW} frames, and 2 are the fewest"}
+        return {NOT_MEASURED: f"the videos hold {count} windows of {WINDOW} frames, and 2 are the fewest"}
     real, generated = (np.stack(windows) for windows in tools.windows)
     return {"mean": frechet_distance(real, generated), "windows": count, "features": real.shape[1]}

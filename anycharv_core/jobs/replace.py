@@ -111,7 +111,7 @@ def people_of(
     if len(outlines) != len(people):
         raise UserError(f"Give --reference-mask once for each of the {len(people)} references, or not at all.")
     if (mask or pose) and len(people) > 1:
-        raise UserError("--mask and --pose speak of one person; leave them out for several prepared people.")
+        raise UserError("--mask and --pose are for one person; leave them out for several prepared people.")
     rows = zip(references, people, outlines, strict=True)
     return video, tuple(Replacement(r, mask or of[0], pose or of[1], outline) for r, of, outline in rows), cuts
 

@@ -60,7 +60,7 @@ def steady_boxes(
 
     Each box is padded, then steadied over time: every edge becomes the outermost over the frames within
     `smooth` of it, and then the mean of those over the same frames. Every term of that mean takes the
-    frame itself into account. A cut inside the clip widens the boxes next to it: give shots one by one.
+    frame itself into account. A cut inside the video widens the boxes next to it: give shots one by one.
 
     Args:
         boxes: (x0, y0, x1, y1) in pixels with exclusive ends per frame, or None.
@@ -269,7 +269,7 @@ def boxes_to_masks(boxes: Sequence[Sequence[float] | None], width: int, height: 
 
 
 def read_boxes(path: str | Path) -> list[tuple[float, float, float, float] | None]:
-    """Read the character's box in every frame of a clip.
+    """Read the character's box in every frame of a video.
 
     Args:
         path: a JSON list with one entry per frame: null for a frame without the character,
@@ -300,7 +300,9 @@ def _parse_box(value: Any, name: str) -> tuple[float, float, float, float]:
     if isinstance(value, dict):
         x1, y1 = x0 + x1, y0 + y1
     if x1 <= x0 or y1 <= y0:
-        raise UserError(f"{name}: the box {value} is empty; its right and bottom ends must lie past the others.")
+        raise UserError(
+            f"{name}: the box {value} is empty; its right and bottom edges must lie beyond the left and top ones."
+        )
     return x0, y0, x1, y1
 
 

@@ -251,7 +251,8 @@ def _parsed(frame: Any, canvas: Size | None) -> Poses:
         raise UserError("A pose frame's people must be a list of objects that hold keypoint lists.")
     if len(people) > _MAX_PEOPLE:
         raise UserError(
-            f"A pose frame may have {_MAX_PEOPLE} people, and this one has {len(people)}; keep those who matter."
+            f"A pose frame may have {_MAX_PEOPLE} people, and this one has {len(people)}; keep only those you "
+            "need."
         )
     parts = [{part: _points(person.get(part), part) for part in PARTS} for person in people]
     persons = [_packed(person) for person in parts if any(points is not None for points in person.values())]

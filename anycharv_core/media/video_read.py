@@ -104,7 +104,7 @@ _UNSAFE = (SideDataType.ICC_PROFILE.value, *sorted(set(range(40)) - {known.value
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a clip holds, as measured by decoding it.
+    """What a video holds, as measured by decoding it.
 
     `width` and `height` are in pixels after rotation; `frames` is the number of displayed frames;
     `timestamps` holds the time of each in units of `time_base` seconds, strictly rising; `rate` is the
@@ -127,7 +127,7 @@ class VideoInfo:
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Decode the whole clip, keeping no pixels, and say what it holds.
+    """Decode the whole video, keeping no pixels, and say what it holds.
 
     Frames without a timestamp, or with one that does not rise, get the next free one.
 
@@ -376,7 +376,7 @@ def _decoded(
         if (frame.height, frame.width) != size:
             raise UserError(
                 f"{path} changes from {_size(size)} to {_size((frame.height, frame.width))} at frame "
-                f"{index}; give a clip of one size."
+                f"{index}; give a video of one size."
             )
         yield frame, matrix
     if size is None:

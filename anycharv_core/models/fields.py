@@ -92,7 +92,8 @@ class Fields:
         for value, divisor in itertools.product(values, by):
             if value % divisor:
                 raise UserError(
-                    f"{self.name} has {key} {value}, which its heads or groups of {divisor} do not divide."
+                    f"{self.name} has {key} {value}, which is not divisible by its number of heads or groups, "
+                    f"{divisor}."
                 )
 
     def _value(self, key: str, default: Any = None) -> Any:

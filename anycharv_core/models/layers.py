@@ -258,7 +258,8 @@ class TemporalAttention(Attention):
     def forward(
         self, x: Tensor, attention: AttentionFunction, bank: KeyValue | None = None, plain_rows: int = 0
     ) -> Tensor:
-        """Attention between the F tokens of each row of x [N, F, C], which are told apart by their positions."""
+        """Attention between the F tokens of each row of x [N, F, C], which are distinguished by their "
+        "positions."""
         return super().forward(self.pos_encoder(x), attention, bank, plain_rows)
 
 

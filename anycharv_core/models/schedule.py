@@ -54,7 +54,10 @@ class NoiseSchedule:
         spacing = given.choice("timestep_spacing", ("leading", "trailing"), "leading")
         zero_snr = given.flag("rescale_betas_zero_snr", False)
         if zero_snr and prediction == "epsilon":
-            raise UserError("The noise scheduler asks for epsilon with zero SNR, where epsilon says nothing.")
+            raise UserError(
+                "The noise scheduler asks for epsilon with zero SNR, which cannot be sampled: use v_prediction "
+                "for it."
+            )
         offset = given.number("steps_offset", 0, above=-1, below=TRAIN_STEPS)
         if offset != int(offset):
             raise UserError(f"{SCHEDULER} has steps_offset={offset}, but it must be a whole number.")

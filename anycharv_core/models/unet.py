@@ -253,7 +253,9 @@ class ReferenceNet(UNet):
 
     def __init__(self, cfg: UNetConfig, operations: Any = nn, **factory: Any):
         if cfg.motion is not None:
-            raise UserError("The reference_unet config has motion modules: it is a denoising UNet's config.")
+            raise UserError(
+                "The reference_unet config has motion modules: it is a denoising UNet's; give the ReferenceNet's."
+            )
         super().__init__(cfg, operations, **factory)
 
     def forward(self, latents: Tensor, image_embeds: Tensor, attention: AttentionFunction = sdpa) -> list[Tensor]:

@@ -30,12 +30,12 @@ def by_number(tracks: Sequence[Track], choice: str | Iterable[int]) -> list[int]
     try:
         numbers = [int(part) for part in parts]
     except ValueError as error:
-        raise UserError(f"{choice!r} is no list of people's numbers; {_offer(tracks)}.") from error
+        raise UserError(f"{choice!r} is not a list of people's numbers; {_offer(tracks)}.") from error
     if not numbers or not all(1 <= number <= len(tracks) for number in numbers):
         named = ", ".join(map(str, numbers)) or "nobody"
         raise UserError(f"There {_count(len(tracks))} in the video, not {named}; {_offer(tracks)}.")
     if len(set(numbers)) < len(numbers):
-        raise UserError(f"Person {max(numbers, key=numbers.count)} is chosen twice; name everybody once.")
+        raise UserError(f"Person {max(numbers, key=numbers.count)} is chosen twice; give each number once.")
     return [number - 1 for number in numbers]
 
 
@@ -65,7 +65,7 @@ def by_box(tracks: Sequence[Track], frame: int, box: Sequence[float]) -> int:
         raise UserError(f"The box {_sides(box)} is empty; give x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
     overlap = box_overlap(boxes, np.array([box], np.float64))[:, 0]
     if overlap.max() < _MIN_OVERLAP:
-        raise UserError(f"Nobody fills the box {_sides(box)} in frame {frame}; {_whereabouts(tracks, frame)}.")
+        raise UserError(f"Nobody is in the box {_sides(box)} in frame {frame}; {_whereabouts(tracks, frame)}.")
     return int(np.argmax(overlap))
 
 

@@ -128,7 +128,7 @@ def find_in_video(
 
         findings = find_people(read_frames(video), poser, count)
         if not findings.tracks:
-            raise UserError(f"Nobody was found in {video}; bring poses made elsewhere (--poses).")
+            raise UserError(f"Nobody was found in {video}; give poses made elsewhere (--poses).")
         findings.save(folder)
         _write_sheet(folder / SHEET, video, findings)
         timing = {"rate": float(info.rate), "time_base": str(info.time_base), "timestamps": info.timestamps}

@@ -43,7 +43,8 @@ def segmenter_name(name: str | None) -> str:
     found = sorted(path.parent for path in folder.glob("*/config.json"))
     if not found:
         raise UserError(
-            f"{folder} holds no SAM2 video model: fetch one with 'anycharv download sam2', name one, give masks, "
+            f"{folder} holds no SAM 2 video model: fetch one with 'anycharv download sam2', name its folder, give "
+            "masks, "
             f"or use '{EMBEDDED}', which knows puppets only."
         )
     return str(found[-1])

@@ -59,7 +59,9 @@ def write_person(
             yield mask
         if len(around) != len(timestamps):
             given = "more" if len(around) > len(timestamps) else len(around)
-            raise UserError(f"There are {given} masks but the video has {len(timestamps)} frames; give one each.")
+            raise UserError(
+                f"There are {given} masks but the video has {len(timestamps)} frames; give one for each."
+            )
 
     write_masks(folder / MASKS, measured(), timestamps, time_base)
     regions = [

@@ -33,7 +33,7 @@ def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:
             return system
     raise UserError(
         f"denoising_unet takes {cfg.in_channels} channels; AnyCharV's takes noisy latent, scene latent and mask, "
-        f"{2 * latent + 1} in all, and Animate Anyone's the noisy latent, {latent}."
+        f"{2 * latent + 1} in all, and Animate Anyone's the noisy latent, {latent}: give a model of one of them."
     )
 
 

@@ -150,7 +150,10 @@ def _base_config(folder: Path, denoising: Weights) -> dict[str, Any]:
     """SD 1.5's unet/config.json; it may be left out beside weights of the real size."""
     entrance = denoising.get("conv_in.weight")
     if entrance is None or entrance.ndim != 4:
-        raise UserError(f"denoising_unet.pth in {folder} is {identify(list(denoising))}, not a denoising UNet.")
+        raise UserError(
+            f"denoising_unet.pth in {folder} is {identify(list(denoising))}, not a denoising UNet; put Animate "
+            "Anyone's there."
+        )
     places = (folder / BASE / "unet" / "config.json", folder / "unet" / "config.json")
     found = next((path for path in (*places, *folder.glob("*/unet/config.json")) if path.is_file()), None)
     if found is None and len(entrance) != SD15["block_out_channels"][0]:
@@ -178,7 +181,10 @@ def _fitting(additions: Mapping[str, Any] | None, motion: Weights, path: Path) -
     codes = (value for key, value in motion.items() if key.endswith(".pe") and value.ndim == 3)
     positions = next((code.shape[1] for code in codes), None)
     if positions is None:
-        raise UserError(f"{path} has no positional encodings ('pos_encoder.pe'): it is not a whole motion file.")
+        raise UserError(
+            f"{path} has no positional encodings ('pos_encoder.pe'): it is not a complete motion file; fetch it "
+            "again."
+        )
     if additions is None:
         return motion_additions(mid, positions)
     given = Fields(additions, INFERENCE)

@@ -63,7 +63,9 @@ class EncodedClips(Dataset):
         try:
             stored = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is torn or missing ({error}): run again, which makes it again.") from None
+            raise UserError(
+                f"{path} is torn or missing ({error}): run the same command, which makes it again."
+            ) from None
         return {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
 
 

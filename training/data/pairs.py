@@ -145,7 +145,7 @@ def read_pairs(folder: Path) -> list[Pair]:
         if not shard.is_file():
             raise _lost(shard, "missing")
         if not all(isinstance(row.origin.get("driving"), dict) for row in index.pairs):
-            raise UserError(f"{path} is damaged: a pair says no origin; bring it back from a copy.")
+            raise UserError(f"{path} is damaged: a pair has no origin; restore it from a copy.")
         pairs += [Pair(row.key, shard, row.offset, row.frames, row.size, row.origin) for row in index.pairs]
     if not pairs:
         raise UserError(f"{folder} holds no pairs; make them with python -m training.make_pairs.")
@@ -154,7 +154,7 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 def _lost(shard: Path, what: str) -> UserError:
     return UserError(
-        f"The shard {shard} is {what}: bring it back from a copy, or delete it with its .json and run make_pairs "
+        f"The shard {shard} is {what}: restore it from a copy, or delete it with its .json and run make_pairs "
         "again with the same arguments, which makes it again."
     )
 

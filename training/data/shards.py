@@ -256,7 +256,7 @@ class Clip:
 
 def lost(shard: Path, what: str) -> UserError:
     return UserError(
-        f"The shard {shard} is {what}: bring it back from a copy, or run prepare_dataset again with the same "
+        f"The shard {shard} is {what}: restore it from a copy, or run prepare_dataset again with the same "
         "arguments, which makes it again."
     )
 
@@ -286,7 +286,7 @@ def checked(row: Any, kind: type[Any] | None, name: str) -> dict[str, Any]:
         if kind is not None:
             build(kind, row, "")
     except UserError as error:
-        raise UserError(f"{name} is damaged: {str(error).rstrip('.')}; bring it back from a copy.") from error
+        raise UserError(f"{name} is damaged: {str(error).rstrip('.')}; restore it from a copy.") from error
     return row
 
 
@@ -312,16 +312,21 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     for row in rows:
         # The name is joined to the folder, and what is torn is removed.
         if not re.fullmatch(r"\d{6,}\.tar", row["shard"]):
-            raise UserError(f"{folder / MANIFEST} names {shown(row['shard'])}, which is no shard.")
+            raise UserError(
+                f"{folder / MANIFEST} names {shown(row['shard'])}, which is not a shard; restore it from a copy."
+            )
         for clip in row["clips"]:
             members = clip["members"]
             if not {FRAMES, MASKS, POSES, FACTS} <= members.keys() or any(
                 sum(place) > row["shard_bytes"] for place in members.values()
             ):
-                raise UserError(f"{folder / MANIFEST} is damaged: {shown(clip['key'])} lies outside its shard.")
+                raise UserError(
+                    f"{folder / MANIFEST} is damaged: {shown(clip['key'])} lies outside its shard; restore it."
+                )
             if any(number >= clip["frames"] for number in clip["references"]):
                 raise UserError(
-                    f"{folder / MANIFEST} is damaged: a reference of {shown(clip['key'])} is past its end."
+                    f"{folder / MANIFEST} is damaged: a reference of {shown(clip['key'])} is past its end; "
+                    "restore it from a copy."
                 )
     return rows
 

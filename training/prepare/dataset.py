@@ -264,7 +264,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(min(size) for size in sizes) < 16:
-        raise UserError(f"--buckets {text} is no list of sizes like 576x1024,768x768.")
+        raise UserError(f"--buckets {text} is not a list of sizes: write it like 576x1024,768x768.")
     return sizes
 
 

@@ -219,7 +219,7 @@ def _partner(dataset: Clips, driving: tuple[int, int], rng: np.random.Generator)
         sample = int(rng.integers(len(dataset))), int(rng.integers(2**31))
         if dataset.origin(*sample)["video"] != video:
             return sample
-    raise UserError("Pairs need characters from at least two videos, but the data hold one; prepare more videos.")
+    raise UserError("Pairs need characters from at least two videos, but the data holds one; prepare more videos.")
 
 
 def _noise(pipe: Pipeline, shape: Sequence[int], motion: bool, seed: int) -> torch.Tensor:
