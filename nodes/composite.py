@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import scene_key, split_reference
-from ..anycharv_core.media.canvas import Canvas
+from ..anycharv_core.media.canvas import Canvas, CanvasPath
 from ..anycharv_core.media.chroma_key import key_onto
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import feather
@@ -70,7 +70,7 @@ class AnyCharVComposite(io.ComfyNode):
         feather: int,
         mask: Tensor | None = None,
         reference: Reference | None = None,
-        canvas: Canvas | None = None,
+        canvas: CanvasPath | None = None,
     ) -> io.NodeOutput:
         for name, image in (("generated", generated), ("original", original)):
             image_uint8(image[:1], name)
@@ -80,19 +80,20 @@ class AnyCharVComposite(io.ComfyNode):
                 "frames."
             )
         sizes = (original.shape[2], original.shape[1]), (generated.shape[2], generated.shape[1])
-        placed = assumed_canvas(*sizes) if canvas is None else handed_canvas(canvas, *sizes)
+        path = CanvasPath(assumed_canvas(*sizes)) if canvas is None else handed_path(canvas, len(original), *sizes)
         if mask is not None:
-            return io.NodeOutput(composite_images(generated, original, placed, mask, feather))
+            return io.NodeOutput(composite_images(generated, original, path, mask, feather))
         if reference is not None:
-            return io.NodeOutput(keyed_images(generated, original, placed, reference))
+            return io.NodeOutput(keyed_images(generated, original, path, reference))
         raise UserError(
             "Nothing says where the generated frames are to show: wire in the mask given to AnyCharV "
             "Conditioning, or for Animate Anyone without a mask the reference."
         )
 
 
-def composite_images(generated: Tensor, original: Tensor, canvas: Canvas, mask: Tensor, width: int) -> Tensor:
-    """The generated frames where the mask, padded and feathered by `width` pixels, is; else the original.
+def composite_images(generated: Tensor, original: Tensor, path: CanvasPath, mask: Tensor, width: int) -> Tensor:
+    """The generated frames where the mask, padded and feathered by `width` pixels, and the canvas is; else the
+    original.
 
     Raises UserError where the mask does not fit the original.
     """
@@ -103,23 +104,27 @@ def composite_images(generated: Tensor, original: Tensor, canvas: Canvas, mask: 
             f"{original.shape[1]}; give the mask at the original's size."
         )
     (masks,) = same_length(len(original), mask=masks)
-    untouched = canvas.source == canvas.inner == canvas.padded
+    whole = path.canvas
+    untouched = path.windows is None and whole.source == whole.inner == whole.padded
     result = original.clone()
     for index, region in enumerate(masks):
         alpha = torch.from_numpy(feather(region, width, width))[..., None]
         if not alpha.any():
             continue
+        canvas = path.at(index)
+        x0, y0, x1, y1 = canvas.region
         if untouched:
             frame = generated[index, ..., :3].cpu()
         else:
             frame = image_tensor(_restored(generated, index, canvas))[0]
-        base = result[index, ..., :3].cpu()
+        share = alpha[y0:y1, x0:x1]
+        base = result[index, y0:y1, x0:x1, :3].cpu()
         # Not lerp: this leaves every bit of the original where alpha is 0.
-        result[index, ..., :3] = torch.where(alpha > 0, base + alpha * (frame - base), base)
+        result[index, y0:y1, x0:x1, :3] = torch.where(share > 0, base + share * (frame - base), base)
     return result
 
 
-def keyed_images(generated: Tensor, original: Tensor, canvas: Canvas, reference: Reference) -> Tensor:
+def keyed_images(generated: Tensor, original: Tensor, path: CanvasPath, reference: Reference) -> Tensor:
     """The character of the generated frames in front of the original: without the colour that AnyCharV
     Conditioning put behind it, and where that shows, every bit is the original's.
 
@@ -129,20 +134,32 @@ def keyed_images(generated: Tensor, original: Tensor, canvas: Canvas, reference:
     result = original.clone()
     for index in range(len(original)):
         scene = image_uint8(original[index : index + 1, ..., :3], "original")[0]
-        keyed = key_onto(_restored(generated, index, canvas), scene, key)
+        keyed = key_onto(_restored(generated, index, path.at(index)), scene, key)
         changed = torch.from_numpy((keyed != scene).any(axis=-1))[..., None]
         result[index, ..., :3] = torch.where(changed, image_tensor(keyed)[0], original[index, ..., :3].cpu())
     return result
 
 
-def handed_canvas(canvas: Canvas, source: Size, generated: Size) -> Canvas:
-    """AnyCharV Conditioning's canvas for frames of other sizes (width, height): the generated ones may have been
-    enlarged since, and the originals may be a larger copy of the scene."""
+def handed_path(path: CanvasPath, frames: int, source: Size, generated: Size) -> CanvasPath:
+    """AnyCharV Conditioning's canvas for `frames` frames of other sizes (width, height): the generated ones may
+    have been enlarged since, and the originals may be a larger copy of the scene.
+
+    Raises UserError where it follows a person through another number of frames.
+    """
+    before, windows = path.canvas, path.windows
     width, height = (
         max(1, round(side * shown / padded))
-        for side, shown, padded in zip(canvas.inner, generated, canvas.padded, strict=True)
+        for side, shown, padded in zip(before.inner, generated, before.padded, strict=True)
     )
-    return Canvas(source, (width, height), generated)
+    canvas = Canvas(source, (width, height), generated)
+    if windows is None:
+        return CanvasPath(canvas)
+    if len(windows) != frames:
+        raise UserError(
+            f"The canvas follows a person through {len(windows)} frames but original has {frames}: wire in the "
+            "scene given to AnyCharV Conditioning."
+        )
+    return CanvasPath(canvas, windows * np.tile(np.divide(source, before.source), 2))
 
 
 def assumed_canvas(source: Size, padded: Size) -> Canvas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,24 @@ from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.inference.skeletons import PictureSkeletons
+from ..anycharv_core.media.camera import CONTEXT
+from ..anycharv_core.media.canvas import FRAME, CanvasPath
 from ..anycharv_core.media.frames import Source
+from ..anycharv_core.media.masks import mask_box
+from ..anycharv_core.preprocess.shots import find_cuts
 from .backend import ComfyBackend, conditionings, node_size
 from .pictures import masks_uint8, rgb_frames, same_length
 from .reference import Reference
-from .types import CATEGORY, CanvasType, ReferenceType, recipe_input, size_inputs
+from .types import (
+    CATEGORY,
+    CanvasType,
+    ReferenceType,
+    canvas_input,
+    context_input,
+    recipe_input,
+    size_inputs,
+)
 
 
 class AnyCharVConditioning(io.ComfyNode):
@@ -50,6 +64,8 @@ class AnyCharVConditioning(io.ComfyNode):
                     "'official' does as the model's release does: it stretches the reference, and sizes "
                     "AnyCharV's videos by the pose frames."
                 ),
+                canvas_input(FRAME, " Composite then needs this node's canvas."),
+                context_input(),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -73,6 +89,8 @@ class AnyCharVConditioning(io.ComfyNode):
         recipe: str,
         scene: Tensor | None = None,
         mask: Tensor | None = None,
+        canvas: str = FRAME,
+        context: float = CONTEXT,
     ) -> io.NodeOutput:
         backend = ComfyBackend(model, reference.net, vae, reference.clip_vision)
         pipe = Pipeline(backend)
@@ -92,11 +110,15 @@ class AnyCharVConditioning(io.ComfyNode):
         scene_source = None if frames is None else Source("scene", frames, 3)
         mask_source = None if masks is None else Source("mask", masks, None)
         scene_size = None if scene_source is None else scene_source.size
-        plan = pipe.plan(chosen, scene_size, pose_source.size, size)
-        made = pipe.prepare(plan, reference.picture, scene_source, mask_source, pose_source, reference.mask)
+        plan = pipe.plan(chosen, scene_size, pose_source.size, size, (width, height) if width and height else None)
+        path = CanvasPath(plan.canvas)
+        if pipe.can_follow(chosen, canvas) and frames is not None and masks is not None:
+            path = pipe.follow(plan, canvas, context, list(map(mask_box, masks)), partial(find_cuts, frames))
+        drawn = Source("pose", PictureSkeletons(pose_source).drawn(plan.drawn_at(path), path), 3)
+        made = pipe.prepare(plan, reference.picture, scene_source, mask_source, drawn, reference.mask, path)
         # The reference is encoded by the VAE it came with.
         reader = Pipeline(ComfyBackend(model, reference.net, reference.vae))
         tokens = reader.reference_tokens(made)
         positive, negative = conditionings(made.video, made.shape, tokens, made.reference.image_embed)
         latents = {"samples": torch.zeros(made.shape, device=backend.device)}
-        return io.NodeOutput(positive, negative, latents, plan.canvas)
+        return io.NodeOutput(positive, negative, latents, path)

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import Pipeline
-from ..anycharv_core.media.canvas import FRAME
+from ..anycharv_core.media.camera import CONTEXT
+from ..anycharv_core.media.canvas import AUTO
 from ..anycharv_core.media.colour import check_sdr
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks
 from ..anycharv_core.media.pose import Poses
-from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
 from ..anycharv_core.media.video_write import CRF, WORST_CRF, VideoWriter
 from .backend import ComfyBackend, node_size
@@ -36,7 +36,9 @@ from .types import (
     CATEGORY,
     PoseKeypoint,
     ReferenceNetType,
+    canvas_input,
     cfg_input,
+    context_input,
     recipe_input,
     seed_input,
     size_inputs,
@@ -86,6 +88,8 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     optional=True,
                     tooltip="Quality of the H.264 video: 0 is best, 17 shows no difference, 51 is worst.",
                 ),
+                canvas_input(AUTO),
+                context_input(),
             ],
             outputs=[io.Video.Output()],
         )
@@ -109,6 +113,8 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         recipe: str,
         reference_mask: Tensor | None = None,
         crf: int = CRF,
+        canvas: str = AUTO,
+        context: float = CONTEXT,
     ) -> io.NodeOutput:
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,14 +149,15 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     picture,
                     scene,
                     _masks(mask, info),
-                    _poses(given, info, plan.drawing),
+                    _poses(given, info),
                     steps=steps,
                     guidance_scale=cfg,
                     seed=seed,
                     size=size,
                     recipe=recipe,
                     reference_mask=alpha,
-                    canvas=FRAME,
+                    canvas=canvas,
+                    context=context,
                 )
                 bar = comfy.utils.ProgressBar(info.frames)
                 for frame in out.frames:
@@ -240,12 +247,10 @@ def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
     )
 
 
-def _poses(pose: Tensor | Poses, info: VideoInfo, drawn: Size) -> Iterable[np.ndarray]:
+def _poses(pose: Tensor | Poses, info: VideoInfo) -> Iterable[np.ndarray] | Poses:
     if len(pose) != info.frames:
         raise UserError(f"The video has {info.frames} frames but pose has {len(pose)}; give as many of both.")
-    if isinstance(pose, Tensor):
-        return rgb_frames(pose, "pose")
-    return Reopened(lambda: draw_poses(pose.scaled(*drawn)))
+    return rgb_frames(pose, "pose") if isinstance(pose, Tensor) else pose
 
 
 def _pose_size(pose: Tensor | Poses) -> Size:

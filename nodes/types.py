@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..anycharv_core.media.camera import CONTEXT
+from ..anycharv_core.media.canvas import CHOICES
+
 CATEGORY = "AnyCharV"
 RECIPE_NAMES = ["default", "official"]
 
@@ -62,3 +65,30 @@ def size_inputs() -> list[io.Int.Input]:
         io.Int.Input(name, default=0, min=0, max=16384, step=8, tooltip=f"{name.capitalize()} {where}")
         for name in ("width", "height")
     ]
+
+
+def canvas_input(default: str, more: str = "") -> io.Combo.Input:
+    return io.Combo.Input(
+        "canvas",
+        options=list(CHOICES),
+        default=default,
+        optional=True,
+        tooltip="What the networks see: 'frame' whole frames, 'person' a window that follows the person smoothly, "
+        "so that somebody small gets all of their pixels, 'auto' the window where it at least halves the "
+        f"background they see.{more}",
+    )
+
+
+def context_input() -> io.Float.Input:
+    return io.Float.Input(
+        "context",
+        default=CONTEXT,
+        min=0.0,
+        max=4.0,
+        step=0.01,
+        round=0.001,
+        optional=True,
+        advanced=True,
+        tooltip="What a canvas that follows the person sees around the mask, as a fraction of the longer side of "
+        "its box.",
+    )

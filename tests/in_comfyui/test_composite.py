@@ -49,6 +49,10 @@ def resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return core("anycharv_core.media.imaging").resize(array, size)
 
 
+def whole_frames(canvas: Any) -> Any:
+    return core("anycharv_core.media.canvas").CanvasPath(canvas)
+
+
 def slope(width: int, height: int) -> np.ndarray:
     """Brightness that tells where a pixel lies: rising to the right in red, and downwards in green."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
@@ -67,10 +71,11 @@ def test_composite_undoes_what_conditioning_did(source: Size, asked: Size, enlar
     made = conditioned(
         *parts, frames=1, width=asked[0], height=asked[1], scene=image(scene), mask=mask, pose=image(scene)
     )
-    size = tuple(enlarged * side for side in made["canvas"].padded)
-    back = restored(made["canvas"], scene, size, canvas=made["canvas"])
+    canvas = made["canvas"].canvas
+    size = tuple(enlarged * side for side in canvas.padded)
+    back = restored(canvas, scene, size, canvas=made["canvas"])
     # Half a pixel of the source, or of the canvas where that is smaller.
-    pixel = 1 / min(*source, *made["canvas"].inner)
+    pixel = 1 / min(*source, *canvas.inner)
     assert np.abs(back - scene / 255).max() < 1.5 * pixel
 
 
@@ -84,9 +89,52 @@ def test_composite_undoes_the_official_recipes_stretching() -> None:
         original=image(scene) * 0,
         mask=torch.ones(1, 50, 90),
         feather=0,
-        canvas=canvas,
+        canvas=whole_frames(canvas),
     )
     assert np.abs(result[0].numpy() - scene / 255).max() < 1.5 / 50
+
+
+@pytest.mark.parametrize("larger", [1, 2])
+def test_a_canvas_that_follows_the_person_comes_back_to_its_place(larger: int) -> None:
+    scene = np.stack([slope(160, 120)] * 4)
+    masks = torch.zeros(4, 120, 160)
+    for index in range(4):
+        masks[index, 50:90, 40 + 4 * index : 60 + 4 * index] = 1
+    made = conditioned(
+        *load(), frames=4, scene=picture(scene), mask=masks, pose=picture(scene), canvas="person", context=0.2
+    )
+    path = made["canvas"]
+    assert path.windows.shape == (4, 4) and made["latent"]["samples"].shape[-2:] == (16, 16)
+    placed = np.stack([path.at(index).place(frame) for index, frame in enumerate(scene)])
+    originals = np.stack([slope(larger * 160, larger * 120)] * 4)
+    shown = masks.repeat_interleave(larger, 1).repeat_interleave(larger, 2)
+    (result,) = execute(
+        "AnyCharVComposite",
+        generated=picture(placed),
+        original=picture(originals) * 0,
+        mask=shown,
+        feather=0,
+        canvas=path,
+    )
+    inside = shown[..., None] > 0
+    error = (result - picture(originals)).abs()[inside.expand_as(result)]
+    assert error.max() < 1.5 / 64 and not result[~inside.expand_as(result)].any()
+
+
+def test_a_canvas_that_follows_refuses_another_number_of_frames() -> None:
+    masks = torch.zeros(4, 120, 160)
+    masks[:, 50:90, 40:60] = 1
+    scene = picture(np.stack([slope(160, 120)] * 4))
+    path = conditioned(*load(), frames=4, scene=scene, mask=masks, pose=scene, canvas="person")["canvas"]
+    with pytest.raises(Exception, match="follows a person through 4 frames but original has 3"):
+        execute(
+            "AnyCharVComposite",
+            generated=torch.zeros(3, 64, 64, 3),
+            original=scene[:3],
+            mask=masks[:3],
+            feather=0,
+            canvas=path,
+        )
 
 
 def test_composite_without_a_canvas_logs_what_it_assumes(caplog: pytest.LogCaptureFixture) -> None:
@@ -96,7 +144,7 @@ def test_composite_without_a_canvas_logs_what_it_assumes(caplog: pytest.LogCaptu
     assert "frames of 60x40 were scaled to 60x40 and padded to 64x40" in caplog.text
     assert np.abs(back - scene / 255).max() < 1e-6
     caplog.clear()
-    restored(canvas, scene, canvas.padded, canvas=canvas)
+    restored(canvas, scene, canvas.padded, canvas=whole_frames(canvas))
     restored(core("anycharv_core.media.canvas").Canvas(*[(60, 40)] * 3), scene, (60, 40))
     assert not caplog.text
 
