@@ -12,6 +12,7 @@ import comfy.context_windows
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -25,10 +26,11 @@ from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, 
 from ..anycharv_core.models.layers import KeyValue
 from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.systems import system_of
+from .patches import Patches
 
 VIDEO = "anycharv_video"  # where a conditioning's options hold its VideoConditions
 RUN = "anycharv_run"  # where the options that reach the network hold the `Run`
-CONDITIONAL, UNCONDITIONAL = 0, 1  # ComfyUI's indices of the positive and the negative conditioning
+CONDITIONAL = 0  # ComfyUI's index of the first conditioning
 
 Prepared = tuple[list[KeyValue], FrameFeatures]
 
@@ -55,6 +57,19 @@ class FrameNumbers(comfy.conds.CONDRegular):
         return self
 
 
+class Unconditional(comfy.conds.CONDConstant):
+    """For each conditioning of a batch, whether its rows ignore the bank; a tuple of bools.
+
+    ComfyUI's `cond_or_uncond` does not say so: guidance that evaluates the negative alone numbers it 0.
+    """
+
+    def can_concat(self, other: Unconditional) -> bool:
+        return True
+
+    def concat(self, others: Sequence[Unconditional]) -> tuple[bool, ...]:
+        return sum((other.cond for other in others), self.cond)
+
+
 class NativeUNet(DenoisingUNet):
     """DenoisingUNet with the pose guider inside, called the way ComfyUI calls diffusion models.
 
@@ -72,6 +87,7 @@ class NativeUNet(DenoisingUNet):
         super().__init__(unet, operations, dtype=dtype, device=device)
         self.pose_guider = PoseGuider(pose_guider, operations, dtype=dtype, device=device)
         self.dtype = dtype
+        self.in_channels = unet.in_channels  # as patches know it of SD1.5
 
     def forward(  # type: ignore[override]  # ComfyUI's arguments
         self,
@@ -80,18 +96,36 @@ class NativeUNet(DenoisingUNet):
         context: Tensor,
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """As `_predict`, inside whatever ComfyUI wraps around networks."""
+        options = transformer_options or {}
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
+        return executor.execute(x, timesteps, context, control, options, **conditions)
+
+    def _predict(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any,
+        options: dict[str, Any],
         *,
         frame_numbers: Tensor,
         video: VideoConditions,
+        unconditional: tuple[bool, ...] = (False,),
         **_: Any,
     ) -> Tensor:
         """x [n F, 2 c + 1 or c, h, w]: n conditionings of the same F frames; context [n F, 1, D]; frame_numbers
-        [n F]: those frames' places in the video. Returns the prediction [n F, c, h, w]."""
-        options = transformer_options or {}
-        kinds = options.get("cond_or_uncond", [CONDITIONAL])
-        count, frames = len(kinds), len(x) // len(kinds)
-        # The unconditional rows, which ignore the bank, come first.
-        order = sorted(range(count), key=lambda i: kinds[i] != UNCONDITIONAL)
+        [n F]: those frames' places in the video; unconditional: of which conditionings the rows ignore the bank.
+        Returns the prediction [n F, c, h, w]."""
+        count, frames = len(unconditional), len(x) // len(unconditional)
+        # The unconditional rows come first.
+        order = sorted(range(count), key=lambda i: not unconditional[i])
+        kinds = options.get("cond_or_uncond", [CONDITIONAL] * count)
+        options = options | {"cond_or_uncond": [kinds[place] for place in order]}
 
         def arranged(rows: Tensor, places: list[int]) -> Tensor:
             chunks = rows.chunk(count)
@@ -99,15 +133,18 @@ class NativeUNet(DenoisingUNet):
 
         run = options.get(RUN)
         bank, features = self.prepare(video, x) if run is None else run.prepared(self, video, x)
+        x, timesteps, context = (arranged(rows, order) for rows in (x, timesteps, context))
+        hooks = Patches.of(options, [unconditional[place] for place in order], x, timesteps, context)
         made = super().forward(
-            arranged(x, order),
-            arranged(timesteps, order),
-            arranged(context, order)[::frames, 0],
+            x,
+            timesteps,
+            context[::frames, 0],
             features.take(frame_numbers[:frames].tolist()).repeat(count, 1, 1, 1),
             bank,
             frames,
-            plain_rows=frames * kinds.count(UNCONDITIONAL),
-            attention=partial(optimized_attention, transformer_options=options),
+            plain_rows=frames * sum(unconditional),
+            attention=partial(optimized_attention, transformer_options=hooks.options if hooks else options),
+            hooks=hooks,
         )
         return arranged(made, [order.index(i) for i in range(count)])
 
@@ -179,6 +216,8 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         kinds = comfy.model_base.ModelType
         kind = kinds.EPS if config.schedule.epsilon else kinds.V_PREDICTION
         super().__init__(config, kind, device=device, unet_model=NativeUNet)
+        # What FreeU knows levels by. More of SD1.5's own keys would give LoRAs its names of layers, not ours.
+        config.unet_config["model_channels"] = self.diffusion_model.cfg.block_out_channels[0]
         self.settings, self.schedule = settings, config.schedule
         self.system = system_of(self.diffusion_model.cfg)
 
@@ -205,6 +244,7 @@ class AnyCharVModel(comfy.model_base.BaseModel):
             "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
             "frame_numbers": FrameNumbers(torch.arange(len(video.pose))),
             "video": comfy.conds.CONDConstant(video),
+            "unconditional": Unconditional((kwargs.get("prompt_type") == "negative",)),
         }
 
     def resize_cond_for_context_window(

@@ -13,7 +13,8 @@ from einops import rearrange
 from torch import Tensor
 
 from anycharv_core.device import peak_memory
-from anycharv_core.models.layers import AttentionFunction, sdpa
+from anycharv_core.models.hooks import AttentionFunction
+from anycharv_core.models.layers import sdpa
 
 # glibc's mallopt: never a mapping of its own for a large block, and nothing given back to the system.
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1

@@ -8,7 +8,7 @@ Activations are [N, C, H, W] with the frames of a video folded into N, video aft
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,10 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import MotionConfig, UNetConfig
+from .hooks import AttentionFunction, Hooks
 
 KeyValue = tuple[Tensor, Tensor]
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""(q [N, L, C], k [N, T, C], v [N, T, C], heads) -> multi-head attention of q over k and v, [N, L, C]."""
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -38,7 +37,7 @@ class Conditions:
     per spatial block the reference's key and value [R, T, C], or None; each of R rows serves N / R consecutive
     ones; the first `plain_rows` rows ignore the bank; without `motion` frames stay independent; keep_tokens:
     spatial blocks return their normalised tokens, which a ReferenceNet offers as its bank, but which would fill
-    memory to the end of a denoising UNet's pass.
+    memory to the end of a denoising UNet's pass; hooks: what else is called at the blocks.
     """
 
     time: Tensor
@@ -49,6 +48,7 @@ class Conditions:
     motion: bool = True
     keep_tokens: bool = False
     attention: AttentionFunction = sdpa
+    hooks: Hooks | None = None
 
 
 def timestep_embedding(t: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -130,13 +130,31 @@ class Attention(nn.Module):
         self, x: Tensor, attention: AttentionFunction, bank: KeyValue | None = None, plain_rows: int = 0
     ) -> Tensor:
         """Self-attention of x [N, L, C]; all but the first `plain_rows` rows also read the bank."""
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        if bank is None or plain_rows >= len(x):
-            return self.to_out[0](attention(q, k, v, self.heads))
-        plain = slice(plain_rows)
-        rows = [attention(q[plain], k[plain], v[plain], self.heads)] if plain_rows else []
-        k, v = (_append_bank(own[plain_rows:], added) for own, added in zip((k, v), bank, strict=True))
-        rows.append(attention(q[plain_rows:], k, v, self.heads))
+        return self.of_sources((x, x, x), attention, attention, bank, plain_rows)
+
+    def of_sources(
+        self,
+        sources: tuple[Tensor, Tensor, Tensor],
+        plain: AttentionFunction,
+        banked: AttentionFunction,
+        bank: KeyValue | None = None,
+        plain_rows: int = 0,
+    ) -> Tensor:
+        """Attention of queries, keys and values projected from `sources`, [N, L, C], [N, T, C'] and [N, T, C'],
+        computed by `plain` for the first `plain_rows` rows and by `banked` for those that also read the bank.
+
+        Where the queries are cut into r N rows, each of them sees as many of the row's keys, and the whole bank.
+        """
+        q, k, v = (project(x) for project, x in zip((self.to_q, self.to_k, self.to_v), sources, strict=True))
+        if len(q) != len(k):
+            plain_rows *= len(q) // len(k)
+            k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v))
+        if bank is None or plain_rows >= len(q):
+            return self.to_out[0](plain(q, k, v, self.heads))
+        own = slice(plain_rows)
+        rows = [plain(q[own], k[own], v[own], self.heads)] if plain_rows else []
+        k, v = (_append_bank(x[plain_rows:], added) for x, added in zip((k, v), bank, strict=True))
+        rows.append(banked(q[plain_rows:], k, v, self.heads))
         return self.to_out[0](torch.cat(rows))
 
     def of_one_token(self, token: Tensor) -> Tensor:
@@ -198,9 +216,26 @@ class SpatialBlock(nn.Module):
         """x [N, L, C] -> the same, and its normalised tokens [N, L, C] where `cond.keep_tokens`."""
         tokens = self.norm1(x)
         bank = None if cond.bank is None else cond.bank[self.index]
-        x = x + self.attn1(tokens, cond.attention, bank, cond.plain_rows)
-        x = x + for_rows(cond.image[self.index], len(x))[:, None]
+        if cond.hooks is None:
+            x = x + self.attn1(tokens, cond.attention, bank, cond.plain_rows)
+            x = x + for_rows(cond.image[self.index], len(x))[:, None]
+        else:
+            x = self._attend(x, tokens, bank, cond, cond.hooks)
         return x + self.ff(self.norm3(x)), [tokens] if cond.keep_tokens else []
+
+    def _attend(self, x: Tensor, tokens: Tensor, bank: KeyValue | None, cond: Conditions, hooks: Hooks) -> Tensor:
+        """x [N, L, C] after both attentions, with everything that `hooks` changes about them."""
+        sources = hooks.sources("self", tokens, tokens, tokens)
+        functions = hooks.attention("self", True), hooks.attention("self", False)
+        x = x + hooks.added("self", self.attn1.of_sources(sources, *functions, bank, cond.plain_rows))
+        x = hooks.between(x)
+        if hooks.context is None:
+            seen = for_rows(cond.image[self.index], len(x))[:, None].expand_as(x)
+        else:
+            sources = hooks.sources("cross", self.norm2(x), hooks.context, hooks.context)
+            function = hooks.attention("cross", True)
+            seen = self.attn2.of_sources(sources, function, function)
+        return x + hooks.added("cross", seen)
 
 
 class SpatialTransformer(nn.Module):
@@ -222,6 +257,8 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
         """x [N, C, h, w] -> the same, and the tokens of its block."""
         height = x.shape[2]
+        if cond.hooks is not None:
+            cond.hooks.transformer(x.shape, self.block.attn1.heads)
         h = self.norm(x)
         if self.linear:
             h = self.proj_in(rearrange(h, "n c h w -> n (h w) c"))

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from .config import MotionConfig, PoseGuiderConfig, UNetConfig
+from .hooks import AttentionFunction, Half, Hooks
 from .layers import (
-    AttentionFunction,
     Conditions,
     Downsample,
     KeyValue,
@@ -98,17 +98,19 @@ class DownStage(Stage):
         down = [] if last else [Downsample(widths[-1][1], operations, **factory)]
         self.downsamplers = nn.ModuleList(down) if down else None
 
-    def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """x [N, C, h, w] -> the next stage's x, the skips to the way up, and the tokens of its spatial blocks."""
-        skips, tokens = [], []
+    def forward(self, x: Tensor, cond: Conditions, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """x [N, C, h, w] -> the next stage's x, and the tokens of its spatial blocks; adds to the skips to the way
+        up."""
+        tokens = []
         for index in range(len(self.resnets)):
+            _begin("input", cond)
             x, own = self.layer(index, x, cond)
-            skips.append(x)
+            x = _keep(x, cond, skips)
             tokens += own
         if self.downsamplers is not None:
-            x = self.downsamplers[0](x)
-            skips.append(x)
-        return x, skips, tokens
+            _begin("input", cond)
+            x = _keep(self.downsamplers[0](x), cond, skips)
+        return x, tokens
 
 
 class UpStage(Stage):
@@ -134,7 +136,8 @@ class UpStage(Stage):
         """
         tokens = []
         for index in range(len(self.resnets)):
-            x, own = self.layer(index, torch.cat([x, skips.pop()], dim=1), cond)
+            _begin("output", cond)
+            x, own = self.layer(index, _joined(x, cond, skips), cond)
             tokens += own
         if self.upsamplers is not None:
             x = self.upsamplers[0](x, skips[-1].shape[-2:])
@@ -158,8 +161,30 @@ class MidStage(Stage):
         self.resnets.append(ResnetBlock(dim, dim, cfg, operations, **factory))
 
     def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
+        _begin("middle", cond)
         x, tokens = self.layer(0, x, cond)
-        return self.resnets[1](x, cond), tokens
+        x = self.resnets[1](x, cond)
+        return x if cond.hooks is None else cond.hooks.middle(x, cond.time), tokens
+
+
+def _begin(half: Half, cond: Conditions) -> None:
+    if cond.hooks is not None:
+        cond.hooks.block(half)
+
+
+def _keep(x: Tensor, cond: Conditions, skips: list[Tensor]) -> Tensor:
+    """Adds what an input block gave to the skips; returns what the next one gets."""
+    x, skip = (x, x) if cond.hooks is None else cond.hooks.input(x)
+    skips.append(skip)
+    return x
+
+
+def _joined(x: Tensor, cond: Conditions, skips: list[Tensor]) -> Tensor:
+    """x with the last of the skips, which is taken off."""
+    skip = skips.pop()
+    if cond.hooks is not None:
+        x, skip = cond.hooks.output(x, skip)
+    return torch.cat([x, skip], dim=1)
 
 
 class UNet(nn.Module):
@@ -234,12 +259,13 @@ class UNet(nn.Module):
 
     def trunk(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
         """x [N, C0, h, w] -> the same, and the tokens of all spatial blocks where `cond.keep_tokens`."""
-        skips, tokens = [x], []
+        skips: list[Tensor] = []
+        tokens = []
+        _begin("input", cond)
+        x = _keep(x, cond, skips)
         for stage in self.down_blocks:
-            x, added, own = stage(x, cond)
-            skips += added
+            x, own = stage(x, cond, skips)
             tokens += own
-        del added  # or its tensors would outlive their use
         x, own = self.mid_block(x, cond)
         tokens += own
         for stage in self.up_blocks:
@@ -311,6 +337,7 @@ class DenoisingUNet(UNet):
         plain_rows: int = 0,
         motion: bool = True,
         attention: AttentionFunction = sdpa,
+        hooks: Hooks | None = None,
     ) -> Tensor:
         """One denoising call on N = videos x frames rows, video after video.
 
@@ -319,9 +346,9 @@ class DenoisingUNet(UNet):
         once for all steps; pose [N, C0, h, w]: pose guider features; bank: what `project_bank` made of the
         ReferenceNet's tokens, or None; of R rows each serves N / R consecutive ones. The first `plain_rows` rows
         ignore the bank, as unconditional rows must; without `motion` the frames are independent of each other, as
-        in the frame-wise training phases (A.2). attention: what all spatial and temporal self-attention calls.
-        Returns the prediction [N, 4, h, w]. Raises UserError when `frames` is more than the motion modules have
-        positions for.
+        in the frame-wise training phases (A.2). attention: what all spatial and temporal self-attention calls,
+        but for what `hooks`, called at the blocks, put in its place. Returns the prediction [N, 4, h, w]. Raises
+        UserError when `frames` is more than the motion modules have positions for.
         """
         positions = self.cfg.motion.max_len if self.cfg.motion else frames
         if frames > positions:
@@ -329,14 +356,16 @@ class DenoisingUNet(UNet):
                 f"A window of {frames} frames is longer than the {positions} positions of the motion "
                 f"modules; use windows of at most {positions} frames."
             )
+        time = self.embed_time(t, x.dtype)
         cond = Conditions(
-            time=self.embed_time(t, x.dtype),
+            time=time if hooks is None else hooks.time(time),
             image=self.project_image(image_embeds) if isinstance(image_embeds, Tensor) else image_embeds,
             frames=frames if motion else 1,
             bank=bank,
             plain_rows=plain_rows,
             motion=motion,
             attention=attention,
+            hooks=hooks,
         )
         h, _ = self.trunk(self.conv_in(x) + pose, cond)
         h = normalised(h, self.conv_norm_out, cond.frames if self.cfg.joint_norm else 1)
