@@ -170,11 +170,9 @@ def test_the_command_merges_it_into_a_model(tiny_model: Path, tmp_path: Path, ca
 
 INSIDE = """
 import json, sys
-tests, lora, model, merged = sys.argv[5:9]
-sys.argv = sys.argv[:3]
+tests, lora, merged = sys.argv[1:]
 sys.path.insert(0, tests)
-import comfyui_checks as checks
-checks.asyncio.run(checks.nodes.load_custom_node(str(checks.PACK)))
+import comfy_pack as checks
 checks.folder_paths.add_model_folder_path("loras", str(checks.Path(lora).parent))
 checks.folder_paths.add_model_folder_path("anycharv", str(checks.Path(merged).parent))
 parts = checks.load()
@@ -206,13 +204,8 @@ def test_comfyui_reads_the_file_and_samples_as_with_the_merged_model(tmp_path: P
         str(PYTHON),
         "-c",
         INSIDE,
-        str(REPO),
-        str(REPO),
-        "-",
-        "-",
-        str(REPO / "tests"),
+        str(REPO / "tests" / "in_comfyui"),
         str(tmp_path / "loras" / FILE),
-        "embedded",
         str(merged),
     ]
     done = subprocess.run(command, cwd=COMFYUI, capture_output=True, text=True, env=os.environ)
