@@ -13,6 +13,7 @@ from clip_files import write_yuv
 from video_files import pictures
 
 from anycharv_core.errors import UserError
+from anycharv_core.media.chroma_key import key_onto
 from anycharv_core.media.colour import (
     HDR,
     Colours,
@@ -23,6 +24,8 @@ from anycharv_core.media.colour import (
     to_yuv,
     widened,
 )
+from anycharv_core.media.imaging import resize
+from anycharv_core.media.masks import composite
 from anycharv_core.media.video_read import Video, probe, read_frames
 from anycharv_core.media.video_write import FFV1, H264, VideoWriter
 
@@ -100,10 +103,12 @@ def test_planes_come_back_from_rgb(bits: int, full: bool) -> None:
 
 @pytest.mark.parametrize("bits", [10, 12])
 def test_levels_are_kept_and_slopes_between_them_get_no_steps(bits: int) -> None:
-    levels = np.arange(2**bits, dtype=np.uint16).reshape(1, -1, 1).repeat(8, 0)
+    levels = np.arange(2**bits, dtype=np.uint16).reshape(1, 1, -1).repeat(8, 0).repeat(8, 1)
     assert np.array_equal(narrowed(widened(levels, bits), bits), levels)
     between = np.full((8, 8, 3), 20_000, np.uint16)
-    assert abs(narrowed(between, bits).mean() - 20_000 * (2**bits - 1) / 65535) < 0.02
+    # A 64th for the number of thresholds, and half of what 16 bits make of a level.
+    tolerance = 1 / 64 + 0.5 * 2**bits / 65536
+    assert abs(narrowed(between, bits).mean() - 20_000 * (2**bits - 1) / 65535) < tolerance
     every = np.arange(256, dtype=np.uint8)
     assert np.array_equal(eight_bits(widened(every)), every)
 
@@ -176,3 +181,21 @@ def test_a_matrix_that_is_not_known_is_one_sentence(tmp_path: Path) -> None:
 def test_times_finer_than_matroska_keeps_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="do not rise by milliseconds"):
         VideoWriter(tmp_path / "a.mkv", 64, 48, [0, 1, 2], Fraction(1, 5000), codec=FFV1)
+
+
+def test_what_is_pasted_takes_the_depth_of_what_it_is_pasted_into() -> None:
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 65536, (32, 48, 3)).astype(np.uint16)
+    made = rng.integers(0, 256, (32, 48, 3), np.uint8)
+    weights = np.zeros((32, 48), np.float32)
+    weights[8:16] = 1
+    for drawn in (made, widened(made)):
+        pasted = composite(drawn, scene, weights)
+        assert np.array_equal(pasted[:8], scene[:8]) and np.array_equal(pasted[8:16], widened(made)[8:16])
+    made[:16] = (0, 255, 0)
+    for drawn in (made, widened(made)):
+        keyed = key_onto(drawn, scene, (0, 255, 0))
+        assert np.array_equal(keyed[:16], scene[:16]) and keyed.dtype == np.uint16
+        assert np.abs(eight_bits(keyed).astype(int) - key_onto(made, eight_bits(scene), (0, 255, 0))).max() <= 1
+    halved = resize(widened(made), (24, 16))
+    assert halved.dtype == np.uint16 and np.abs(eight_bits(halved).astype(int) - resize(made, (24, 16))).max() <= 2

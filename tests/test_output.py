@@ -12,12 +12,15 @@ from cli_files import FRAMES, HEIGHT, TIMES, WIDTH, Files, Run, command, masks, 
 from cli_files import files as files
 from cli_files import run as run
 from clip_files import write_yuv
+from tiny_animate import make
 
 from anycharv_core.bench.clips import clip_frames, named_clips
 from anycharv_core.errors import UserError
 from anycharv_core.inference.finish import paste_weights
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.jobs.animate import AnimateJob
+from anycharv_core.jobs.inputs import Replacement
+from anycharv_core.jobs.replace import ReplaceJob, generate
 from anycharv_core.media.colour import Colours, widened
 from anycharv_core.media.png_write import TIMES as TIMES_FILE
 from anycharv_core.media.png_write import PngWriter
@@ -193,3 +196,50 @@ def test_a_wrong_number_of_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No frames came"), PngWriter(tmp_path / "a", WIDTH, HEIGHT, rate=25):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_person_goes_into_a_deep_video(files: Files, tiny_model: Path, tmp_path: Path) -> None:
+    video = ten_bit(tmp_path / "deep.mkv")
+    person = Replacement(files.reference, files.mask, files.pose)
+    job = ReplaceJob(
+        video=video, people=(person, person), model=str(tiny_model), out=tmp_path / "a", format="png", steps=1
+    )
+    report = generate(job)
+    assert report["background_bit_equal"] is True
+    for made, original in zip(deep_frames(job.out), deep_frames(video), strict=True):
+        assert made.dtype == np.uint16 and np.array_equal(made[OUTSIDE], original[OUTSIDE])
+
+
+def test_an_animation_in_front_of_a_deep_scene_keeps_it(files: Files, tmp_path: Path, run: Run) -> None:
+    scene, out = ten_bit(tmp_path / "deep.mkv"), tmp_path / "a.mkv"
+    words = [
+        "animate",
+        "--reference",
+        files.reference,
+        "--pose",
+        files.pose,
+        "--model",
+        make(tmp_path / "model", v1=False),
+    ]
+    words += [
+        "--scene",
+        scene,
+        "--mask",
+        files.mask,
+        "--steps",
+        1,
+        "--size",
+        "48x40",
+        "--out",
+        out,
+        "--format",
+        "ffv1",
+    ]
+    assert run(*words) == (0, "")
+    for made, original in zip(deep_frames(out), deep_frames(scene), strict=True):
+        assert made.dtype == np.uint16 and np.array_equal(made[OUTSIDE], original[OUTSIDE])
+    written = json.loads((tmp_path / "a.report.json").read_text())["written"]
+    assert (written["depth"], written["colours"]["primaries"]) == (10, "smpte170m")
+    hdr = ten_bit(tmp_path / "hdr.mkv", (9, 9, 18), full=False)
+    words[words.index(scene)] = hdr
+    refused(run(*words), "hdr.mkv is HDR (HLG)")

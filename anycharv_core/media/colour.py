@@ -183,14 +183,15 @@ def narrowed(picture: np.ndarray, depth: int) -> np.ndarray:
     wide = widened(picture) if picture.dtype == np.uint8 else picture
     if depth == 16:
         return wide
+    scale = (2**depth - 1) / 65535
+    # Farther from 0 and 1 than a level of fewer bits is from itself after it was rounded to 16.
+    margin = 0.51 * scale
+    threshold = (margin + (1 - 2 * margin) * (_BAYER + 0.5) / _BAYER.size).astype(np.float32)
     height, width = wide.shape[:2]
     rows, columns = (-(-side // len(_BAYER)) for side in (height, width))
-    # Within (0, 1) by more than what 16 bits round a level of fewer bits by.
-    threshold = (np.tile(_BAYER, (rows, columns))[:height, :width, None] + 0.5) / _BAYER.size
-    scaled = wide * ((2**depth - 1) / 65535)
-    nearest = np.rint(scaled)
-    on_level = np.abs(scaled - nearest) < 0.501 * (2**depth - 1) / 65535
-    return np.where(on_level, nearest, np.floor(scaled + threshold)).astype(np.uint16)
+    levels = wide * np.float32(scale)
+    levels += np.tile(threshold, (rows, columns))[:height, :width, None]
+    return levels.astype(np.uint16)
 
 
 def eight_bits(frame: np.ndarray) -> np.ndarray:
