@@ -11,7 +11,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy_pack import animated, animation, conditioned, execute, load, sampled
+from comfy_pack import PACK, animated, animation, conditioned, execute, load, sampled
 from torch import Tensor
 
 STEPS = 4
@@ -64,6 +64,13 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "lumina2.RenormCFG": ({"cfg_trunc": 0.0, "renorm_cfg": 0.0}, {"cfg_trunc": 1e9, "renorm_cfg": 0.0}),
 }
+
+
+def test_help_lists_every_tool() -> None:
+    for page in (PACK / "web/docs/AnyCharVLoader.md", PACK / "web/docs/AnyCharVLoader/zh.md"):
+        named = " ".join(line.split("|")[1] for line in page.read_text("utf-8").splitlines() if line[:1] == "|")
+        for tool in (*TOOLS, "ModelAttentionBackend", "SkipLayerGuidanceDiT", "LazyCache"):
+            assert tool.rpartition(".")[2].removesuffix("Node") in named, tool
 
 
 def patched(model: Any, tool: str, settings: dict[str, Any]) -> Any:
