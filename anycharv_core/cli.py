@@ -390,7 +390,7 @@ def _add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None
         "--dtype",
         choices=("auto", "fp32", "fp16", "bf16"),
         default=dtype,
-        help="default: %(default)s; auto: bf16 where the device has it and the model bears it, else fp32",
+        help="default: %(default)s; auto: bf16 if the device has it and the model tolerates it, else fp32",
     )
 
 

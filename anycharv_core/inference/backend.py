@@ -34,9 +34,9 @@ ALIVE = 26
 
 
 class Backend(Protocol):
-    """The networks of one model, wherever they are kept.
+    """The networks of one model, wherever they run.
 
-    system: the method they are of; settings: the model's recommended ones; multiple: the pixels a latent pixel is
+    system: the one they belong to; settings: the model's recommended ones; multiple: the pixels a latent pixel is
     wide; latent_channels: c below.
     """
 

@@ -118,10 +118,10 @@ def encode_scene(
 def place_poses(
     path: CanvasPath, pose: Source, beside: Sequence[Source], folder: Path | None = None
 ) -> EncodedVideo:
-    """For a network that takes neither scene nor mask: those are `beside`, and only have to be as long.
+    """The poses alone, for a network that takes neither scene nor mask.
 
-    They are read where they don't say how long they are. folder: as in `encode_people`. Raises UserError where
-    they are not.
+    beside: scene and mask, which only need as many frames as `pose`; those that don't say how many they have are
+    read. folder: as in `encode_people`. Raises UserError where the numbers differ.
     """
     poses = FrameStore(folder)
     unknown = [source for source in beside if source.count is None]

@@ -37,8 +37,8 @@ from .skeletons import PictureSkeletons, PointSkeletons
 class Output:
     """frames: uint8 [F, H, W, 3], or an iterator of [H, W, 3] where the scene, or without one the pose, was one.
 
-    denoised: before decoding, of which `latents` are all in memory, float32 [F, c, h, w]. seconds: time spent by
-    phase, "decode" growing as an iterator is consumed.
+    denoised: the latents before decoding; `latents` brings them all into memory, float32 [F, c, h, w]. seconds:
+    time spent by phase; "decode" grows as an iterator is consumed.
     """
 
     frames: np.ndarray | Iterator[np.ndarray]
@@ -54,9 +54,9 @@ class Output:
 class Plan:
     """What is decided before a video is read.
 
-    size: (width, height) the networks were asked to work at, None = the video's own, of which came `canvas`, that
-    of whole frames; drawing: the size at which skeletons given as points are drawn; window, window_drawing: the
-    sizes of a canvas that follows a person, and of its drawings.
+    size: (width, height) the networks were asked to work at, None = the video's own; canvas: that of whole frames,
+    which follows from it; drawing: the size at which skeletons given as points are drawn; window, window_drawing:
+    the sizes of a canvas that follows a person, and of its drawings.
     """
 
     recipe: Recipe
@@ -85,7 +85,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that comes before sampling. shape: of the latents, (F, c, h, w)."""
+    """Everything that sampling starts from. shape: of the latents, (F, c, h, w)."""
 
     recipe: Recipe
     reference: Reference
@@ -94,7 +94,7 @@ class Prepared:
 
 
 class Pipeline:
-    """The way to run the networks of one model, which a backend holds."""
+    """Runs the networks of one model, which a backend holds."""
 
     def __init__(self, backend: Backend, folder: Path | None = None):
         """folder: where the temporary files of a long video lie, None = where the system has them."""
@@ -119,7 +119,7 @@ class Pipeline:
 
     @property
     def system(self) -> System:
-        """The method the model is of."""
+        """The system the model belongs to."""
         return self.backend.system
 
     @property
@@ -244,8 +244,8 @@ class Pipeline:
     ) -> Plan:
         """What follows from the sizes of scene (None where there is none) and poses, and the size to work at.
 
-        asked: what `size` was made of, as `working_size` does; where nobody asked, a window has just the size that
-        the model was made for. Raises UserError where sizes do not fit together.
+        asked: the size the caller asked for, of which `working_size` made `size`; without one, a window has exactly
+        the size that the model was made for. Raises UserError where sizes do not fit together.
         """
         canvas = recipe.canvas(scene, pose, size, self.backend.multiple)
         working = canvas.inner if recipe.keeps_aspect else size or pose
@@ -255,7 +255,7 @@ class Pipeline:
         return Plan(recipe, canvas, size, pose_canvas(working, scale), window, pose_canvas(window, scale))
 
     def can_follow(self, recipe: Recipe, choice: str) -> bool:
-        """Whether there is a choice between whole frames and a person at all.
+        """Whether this model and recipe can follow a person, and `choice` allows it.
 
         Raises UserError where the person was chosen, but `recipe` cannot follow one.
         """

@@ -47,12 +47,12 @@ SHEET_TITLES = ("reference", "pose", "output")
 
 @dataclass(frozen=True, kw_only=True)
 class AnimateJob(RenderJob):
-    """Which picture moves by which poses. None = nothing given.
+    """Which picture is animated by which poses. None = nothing given.
 
     pose: POSE_KEYPOINT JSON, OpenPose's folder or a skeleton video; scene: a video or a picture to put the
     character in front of, mask: where it is shown then; frames: how many of the poses; fps: None = as the scene or
-    the skeleton video has it. rescale: bring the skeleton to the character's proportions, size and place, which
-    `reference_pose` tells, a POSE_KEYPOINT file, or else the model `pose_model` finds, as in `PreprocessJob`.
+    the skeleton video has it. rescale: bring the skeleton to the character's proportions, size and place. These
+    come from `reference_pose`, a POSE_KEYPOINT file, or else `pose_model` finds them, as in `PreprocessJob`.
     """
 
     reference: Path
@@ -89,7 +89,7 @@ class _Inputs:
 
     @property
     def has_audio(self) -> bool:
-        """Whether the sound of the timed video goes with the output; that of one cut short would outlast it."""
+        """Whether the output gets the timed video's sound: not where it is cut short, as the sound would go on."""
         return self.info is not None and self.info.has_audio and self.info.frames == self.frames
 
 

@@ -22,7 +22,7 @@ class ConvertJob:
 
     source: a model folder, a .safetensors file or an embedded model's name; target: a name that ends in
     .safetensors, or else a folder; dtype: a name of `DTYPES`, None = every weight keeps its own; vae,
-    image_encoder: folders to put in, in place of the model's own; force: replace what is there, if it is ours.
+    image_encoder: folders to include instead of the model's own; force: replace what is there, if it is ours.
     """
 
     source: str

@@ -39,7 +39,7 @@ class Replacement:
 @dataclass(frozen=True)
 class ReplacementInputs:
     """The opened files of a `Replacement`. reference: uint8 [H, W, 3 or 4]; reference_mask: uint8 [H, W] or None;
-    mask: uint8 [H, W] for every frame; unchecked: the same, however many there are."""
+    mask: uint8 [H, W] for every frame; unchecked: the same, of any number of frames."""
 
     reference: np.ndarray
     reference_mask: np.ndarray | None
@@ -54,14 +54,14 @@ class ReplacementInputs:
 
 
 class CountedSkeletons(Skeletons, Protocol):
-    """`Skeletons` of which it is known how many there are."""
+    """`Skeletons` whose number is known."""
 
     @property
     def count(self) -> int: ...
 
 
 class FilmedSkeletons:
-    """`Skeletons` of a video of pictures drawn already, of whatever size they are. To count them decodes them."""
+    """`Skeletons` that are already drawn, as a video of any size. Counting them decodes the video."""
 
     def __init__(self, path: Path):
         self._video = Video(path)
@@ -80,10 +80,10 @@ class FilmedSkeletons:
 
 
 def open_replacement(files: Replacement, video: Video) -> ReplacementInputs:
-    """Opens the files of a person of the video, of which the first frame is decoded.
+    """Opens the files of one person of the video, and decodes the first frame of each.
 
-    Raises UserError where a file cannot be read. That there is a mask and a pose for every frame shows when they
-    are read, beside the video's own frames.
+    Raises UserError where a file cannot be read. Whether every frame has a mask and a pose is checked later, when
+    they are read beside the video's own frames.
     """
     reference = read_reference(files.reference)
     outline = read_reference_mask(files.reference_mask, reference) if files.reference_mask else None

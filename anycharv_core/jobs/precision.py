@@ -1,4 +1,4 @@
-"""Which number format a job computes in, where that is left to us."""
+"""Which number format a job computes in, where the caller leaves the choice."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Precision:
 
 
 def precision_for(dtype: str, model: str, vae: Path | None, image_encoder: Path | None, device: str) -> Precision:
-    """The number format of that name, or for "auto" bfloat16 where the device has it and the model bears it.
+    """The number format of that name; for "auto" bfloat16 where the device has it and the model tolerates it.
 
-    The latter is tried once for every model and device, on a video of two small frames, and remembered in
+    That is tried once for every model and device, on a video of two small frames, and remembered in
     `cache.cache_folder`. Raises UserError for a model that cannot be read.
     """
     if dtype != AUTO:

@@ -47,11 +47,11 @@ SHEET_TITLES = ("reference", "driving", "pose", "output")
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaceJob(RenderJob):
-    """Who is put into which video: of `people` there is at least one, and several go in one after the other, each
-    into what the one before left.
+    """Who is put into which video.
 
-    canvas, context: what the networks see, as in `Pipeline.__call__`; cuts: the first frame of every shot but the
-    first, None = looked for where they matter.
+    people: one or more, put in one after the other, each into the result of the one before; canvas, context: what
+    the networks see, as in `Pipeline.__call__`; cuts: the first frame of every shot but the first, None = found
+    where they matter.
     """
 
     video: Path

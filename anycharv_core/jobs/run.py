@@ -134,7 +134,7 @@ class RenderJob:
     def write_report(
         self, settings: dict[str, Any], inputs: dict[str, Any], facts: dict[str, Any], device: str, phases: Phases
     ) -> dict[str, Any]:
-        """Writes and returns the report: what was decided, was given, was found out, and what it took."""
+        """Writes and returns the report: settings, inputs, findings, time and memory."""
         report = {
             "model": self.model,
             "settings": settings,
@@ -173,7 +173,7 @@ class _OnlyTried(Exception):
 
 @contextmanager
 def explained_memory() -> Iterator[None]:
-    """Turns a full memory inside it into a UserError."""
+    """Turns running out of memory inside it into a UserError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -183,7 +183,7 @@ def explained_memory() -> Iterator[None]:
 
 
 def paths(holder: Any, *names: str) -> dict[str, str]:
-    """Those of the attributes that name a file, for a report."""
+    """The attributes of `holder` that name a file, for a report."""
     return {name: str(path) for name in names if (path := getattr(holder, name)) is not None}
 
 

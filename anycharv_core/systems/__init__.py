@@ -66,7 +66,7 @@ def _absent(path: Path) -> UserError:
 def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the layout of the model's system. dtype None keeps each weight's own.
 
-    Some parts on their own are written in AnyCharV's layout, which has a folder per part.
+    A checkpoint without all three networks is written in AnyCharV's layout, which has a folder per part.
     """
     complete = checkpoint.configs.keys() >= set(NETWORKS)
     system = system_of(checkpoint.configs["denoising_unet"]) if complete else ANYCHARV

@@ -1,4 +1,4 @@
-"""What surrounds the networks: a system's "official" recipe is its release's way, "default" mends the defects."""
+"""How a system runs its networks: recipe "official" as its release does, "default" with the defects fixed."""
 
 from __future__ import annotations
 
