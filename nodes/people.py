@@ -1,4 +1,4 @@
-"""AnyCharVFindPeople: who is in the video, and which of them is meant."""
+"""AnyCharVFindPeople: who is in the video, and the choice among them."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ class Pipeline:
     ) -> Plan:
         """What follows from the sizes of scene (None where there is none) and poses, and the size to work at.
 
-        asked: the size the caller asked for, of which `working_size` made `size`; without one, a window has exactly
+        asked: the size the caller asked for, of which `working_size` made `size`; without one, a window has just
         the size that the model was made for. Raises UserError where sizes do not fit together.
         """
         canvas = recipe.canvas(scene, pose, size, self.backend.multiple)
