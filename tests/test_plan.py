@@ -55,7 +55,7 @@ def test_what_cannot_be_known_is_said_and_the_rest_planned(tmp_path: Path, capsy
     config |= {"networks": None, "init": {"model": "models/none"}}
     config["phases"]["puppets"] = dict(PHASE)
     lines = planned(tmp_path, config, capsys)
-    said = starting(lines, "Parameters and memory are not reckoned")
+    said = starting(lines, "Parameters and memory are not computed")
     assert "denoising_unet" in said and "init.model (models/none)" in said
     assert starting(lines, "compose: diffusion, 6 steps of 2 clips of 2 frames")
     assert starting(lines, "  data: not counted: ").endswith("python -m training.prepare_dataset.")

@@ -20,7 +20,7 @@ from anycharv_core.models import PoseGuiderConfig, UNetConfig
 from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, schedule_of
 from training.sections import Range, build, mapping, merged, path, plain, shown, unknown
 
-# What no training of this kind exceeds. A slip of the keyboard is named rather than met as a lack of memory.
+# What no training of this kind exceeds, so that a typing mistake is reported before it exhausts the memory.
 Count = Annotated[int, Range(0, 10**9)]
 Some = Annotated[int, Range(1, 10**9)]
 Side = Annotated[int, Range(8, 16384)]
@@ -35,22 +35,27 @@ Part = Literal["denoising_unet", "reference_unet", "pose_guider", "vae", "image_
 class Data:
     """What a phase trains on (training/data/).
 
-    source: "puppets" renders `clips` of them; "shards" reads what prepare_dataset made in `path`; "pairs" what
-    make_pairs made in `path`, or what the phase that `made_by` names makes in the run's own folder.
-    world: of puppets, "first" or "bold" (anycharv_core/puppets/bold.py). context: puppets are seen on a canvas
-    that follows them (media/camera.py), with a context from this range; None shows whole frames.
+    A clip is what one sample holds: a short run of successive frames of one video.
+
+    source: "puppets" renders `clips` of them; "shards" reads what prepare_dataset wrote to `path`; "pairs" reads
+    what make_pairs wrote to `path`, or what the phase named by `made_by` wrote to the run's own folder.
+    world: of puppets, "first" or "bold" (anycharv_core/puppets/bold.py).
+    context: puppets are seen on a canvas that follows them (media/camera.py), with a context from this range;
+    None shows whole frames.
     size: [width, height] in pixels; None takes each shard's own bucket, and 64 x 64 for puppets.
-    mask: the mask that the network is given (paper 3.2 and 3.3; "block" is Animate Anyone 2's): "fine", exact but
-    for an irregular border where `augment`, "box" or "block". strength: lowest and highest factor on the border's
-    reach (`masks.augment_mask`); box_share: share of clips given a box in place of an augmented mask;
-    padding: lowest and highest margin of a box in parts of its size.
-    reference: "cutout" shows the person elsewhere, background black, as in the paper; "picture" with its
-    background; "frame" is Animate Anyone's, a whole frame of the same clip. Puppets then perform, and stand,
-    before a plain wall.
-    pose_scale: how many times as large skeletons are drawn before they are brought down; None: 4 for puppets,
-    as the embedded model wants it, and 1 otherwise.
-    stride: frames of a real video from one frame of a clip to the next. flip: probability of mirroring a real
-    clip, and on its own the reference. split: "train" or "heldout". seed: which puppets, and all chance.
+    mask: the kind of mask the network gets (paper 3.2 and 3.3): "fine" is exact, with an irregular border if
+    `augment`; "box"; or "block", which is Animate Anyone 2's.
+    strength: lowest and highest factor on the reach of that border (`masks.augment_mask`).
+    box_share: share of clips that get a box instead of an augmented mask.
+    padding: lowest and highest margin of a box, as a fraction of its size.
+    reference: "cutout" shows the person in another frame on black, as in the paper; "picture" does so with the
+    background; "frame" is Animate Anyone's, a whole frame of the same clip. With "frame", puppets perform and
+    stand in front of a plain wall.
+    pose_scale: how many times larger skeletons are drawn before they are scaled down; None: 4 for puppets, as
+    the embedded model needs it, else 1.
+    stride: frames of a real video from one frame of a clip to the next.
+    flip: probability of mirroring a real clip, and independently its reference.
+    split: "train" or "heldout". seed: of the choice of puppets and of all random draws.
     """
 
     source: Literal["puppets", "shards", "pairs"] = "puppets"
@@ -77,12 +82,13 @@ class Data:
 class Objective:
     """Options of the loss, off unless the config says so.
 
-    drop: share of clips trained without reference, for classifier-free guidance. terminal: extra share of
-    clips at pure noise, where sampling starts. outside, inside: loss weights of the scene and of the masked
-    area around the character, whose own weight is 1. min_snr: the gamma of Hang et al., "Efficient Diffusion
-    Training via Min-SNR Weighting Strategy"; 0 is off. noise_offset: strength of a noise that is equal in all
-    pixels and frames of a clip. mask_input: whether the network is given the mask, as in the paper; the ablation
-    goes without.
+    drop: share of clips trained without reference, for classifier-free guidance.
+    terminal: extra share of clips at pure noise, where sampling starts.
+    outside, inside: loss weights of the scene, and of the masked area around the character; the character's own
+    weight is 1.
+    min_snr: the gamma of Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy"; 0 is off.
+    noise_offset: strength of a noise that is equal in all pixels and frames of a clip.
+    mask_input: whether the network gets the mask, as in the paper; false is for the ablation.
     """
 
     drop: Share = 0.0
@@ -97,8 +103,8 @@ class Objective:
 @dataclass(frozen=True)
 class Validate:
     """Every `every` steps (0: never), on `clips` held-out clips: the loss at `timesteps`, and a sheet of the
-    first `sheet` clips sampled in `steps` with `guidance`. data: the phase's, but split "heldout", and as this
-    section says."""
+    first `sheet` clips, sampled in `steps` with `guidance`. data: the phase's, with the split "heldout" and
+    with what is set here."""
 
     every: Count = 0
     clips: Some = 8
@@ -111,14 +117,15 @@ class Validate:
 
 @dataclass(frozen=True)
 class Cache:
-    """Encode each clip once, in `variants` augmentations that come back every `variants` epochs; 0 is off."""
+    """Encodes each clip once, in `variants` augmentations that return every `variants` epochs; 0 is off."""
 
     variants: Count = 0
 
 
 @dataclass(frozen=True)
 class Export:
-    """The trained model: "single" file, official "folder", or "both", in `dtype`; `parts` None: all there are."""
+    """How the trained model is written: as a "single" file, the official "folder", or "both"; in `dtype`; `parts`:
+    None = all there are."""
 
     layout: Literal["single", "folder", "both"] = "folder"
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
@@ -130,11 +137,12 @@ class Pairs:
     """How a phase of task "pairs" makes them (paper 3.3): `pairs` of them, `per_shard` to a file, sampled in
     `steps` with `guidance`.
 
-    model: the phase whose model makes them, the one before unless given. motion: whether its motion modules
-    take part; without them all frames of a clip start from the same noise, which keeps a frame-wise model from
-    flickering. min_quality: pairs below are left out, 0 keeps all; a pair's quality is how near the generated
-    region is to the original in sharpness, min(e, 1 / e) with e = `metrics.gradient_energy` over the masks, 1 at
-    best. sharpen: how far pairs are blurred or sharpened at random, for models whose results are all equally soft.
+    model: the phase whose model makes them; by default the one before.
+    motion: whether its motion modules run; without them all frames of a clip start from the same noise, which
+    keeps a frame-wise model from flickering.
+    min_quality: pairs of lower quality are dropped; 0 keeps all. A pair's quality is how near the generated region
+    is to the original in sharpness: min(e, 1 / e) with e = `metrics.gradient_energy` over the masks, 1 at best.
+    sharpen: how far pairs are blurred or sharpened at random, for models whose results are all equally soft.
     """
 
     pairs: Annotated[int, Range(0, 10**8)] = 0
@@ -149,7 +157,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA of the denoising UNet (Hu et al., 2021). rank; alpha: scale times rank, the rank itself unless given;
+    """A LoRA of the denoising UNet (Hu et al., 2021). alpha: scale times rank, by default the rank itself;
     targets: ends of the names of linear layers; start: a file of an earlier training to go on from."""
 
     rank: Annotated[int, Range(1, 4096)] = 16
@@ -162,14 +170,18 @@ class Lora:
 class Phase:
     """One phase of the training.
 
-    task: "diffusion" is eq. 2 and 3; "codec" and "decoder" are for the embedded model's PatchCodec; "pairs"
-    makes the self-boosting pairs, as its `pairs` says. train: the trained parts; "spatial" and "motion" are the
-    denoising UNet without its motion modules and these alone. motion: the motion modules take part. batch: clips
-    per optimiser step over all processes, `accumulate` portions of it one after another. lr: peak; linear
-    `warmup`, then "constant" or "cosine" to a tenth. ema: decay of the moving average that is validated and
-    exported; 0 is off. grad_clip: largest gradient norm; 0 is off. checkpointing: activations are computed again
-    on the way back. save_every: steps between checkpoints, of which `keep` stay. lora: trained in place of
-    `train`.
+    task: "diffusion" is eq. 2 and 3; "codec" and "decoder" train the embedded model's PatchCodec; "pairs" makes
+    the self-boosting pairs, as its section `pairs` says.
+    train: what is trained; "spatial" is the denoising UNet without its motion modules, "motion" these alone.
+    motion: whether the motion modules run.
+    batch: clips per optimizer step over all processes, in `accumulate` portions one after another.
+    lr: the peak learning rate, after a linear `warmup` of so many steps; then `schedule` keeps it "constant" or
+    lets it fall to a tenth ("cosine").
+    ema: decay of the moving average that is validated and exported; 0 is off.
+    grad_clip: largest gradient norm; 0 is off.
+    checkpointing: whether activations are computed again in the backward pass, to save memory.
+    save_every: steps between checkpoints, of which the last `keep` are kept.
+    lora: trained instead of `train`.
     """
 
     task: Literal["diffusion", "codec", "decoder", "pairs"] = "diffusion"
@@ -204,11 +216,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Engine:
-    """What holds for the whole run. Every key of `Phase` may stand in `engine` too, for all phases.
+    """What holds for the whole run. Every key of `Phase` may also be set in `engine`, for all phases.
 
-    precision: of the arithmetic; weights stay float32; "auto" is bf16 where the device has it, or else fp32.
+    precision: of the arithmetic; weights stay float32; "auto" is bf16 where the device has it, else fp32.
     workers: processes that read or render samples.
-    tracker: where the losses are drawn.
+    tracker: what plots the losses.
     """
 
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
@@ -220,12 +232,15 @@ class Engine:
 class Init:
     """The files a training starts from (training/start/); every one may be left out.
 
-    model: a folder or single file of AnyCharV or Animate Anyone, to fine-tune. scene: whether the denoising UNet
-    takes scene and mask (AnyCharV) or neither (Animate Anyone); None: as the model or the networks say, or else it
-    does. False makes of an AnyCharV model one of Animate Anyone. unet: Stable Diffusion 1.5 as diffusers' folder
-    (of the whole model or of its `unet`), a weights file in it, or a CompVis .safetensors or .ckpt file.
-    reference_unet: the same for the ReferenceNet, `unet` unless given. motion: AnimateDiff's motion file.
-    pose_guider: a ControlNet, such as control_v11p_sd15_openpose. vae, image_encoder: their folders.
+    model: a folder or single file of AnyCharV or Animate Anyone, to fine-tune.
+    scene: whether the denoising UNet takes scene and mask (AnyCharV) or neither (Animate Anyone); None: as the
+    model or the networks say, by default true. False turns an AnyCharV model into one of Animate Anyone.
+    unet: Stable Diffusion 1.5 as diffusers' folder (of the whole model or of its `unet`), a weights file in it, or
+    a CompVis .safetensors or .ckpt file.
+    reference_unet: the same for the ReferenceNet; by default `unet`.
+    motion: AnimateDiff's motion file.
+    pose_guider: a ControlNet, such as control_v11p_sd15_openpose.
+    vae, image_encoder: their folders.
     """
 
     model: str | None = None
@@ -260,8 +275,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole file. networks: config of each part, freshly initialised, or None where `init` names the files to
-    begin with."""
+    """The whole file. networks: config of each part, which is freshly initialised; None where `init` names the
+    files to start from."""
 
     phases: dict[str, Phase]
     seed: Count = 0
@@ -279,8 +294,8 @@ class Config:
 def read_config(file: str | Path, changes: Sequence[str] = ()) -> Config:
     """The config in a YAML file, changed by `changes` like "phases.boost.lr=1e-6", their values YAML too.
 
-    Raises UserError naming the file and the key where something is missing, unknown, of another kind, out of range
-    or at odds with the rest.
+    Raises UserError naming the file and the key where something is missing, unknown, of another type, out of range
+    or in conflict with the rest.
     """
     raw = read_yaml(file)
     if not isinstance(raw, dict):

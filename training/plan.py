@@ -83,11 +83,11 @@ def _configs(config: Config) -> networks.Configs | None:
     lacking = [part for part in (*NETWORKS, *LIBRARY_PARTS) if part not in configs]
     if lacking:
         print(
-            f"Parameters and memory are not reckoned, because the size of {', '.join(lacking)} is known only from "
+            f"Parameters and memory are not computed, because the size of {', '.join(lacking)} is known only from "
             f"files that are not there: {named}."
         )
         return None
-    print(f"Not there yet: {named}; parameters and memory are reckoned by the recipe and the published sizes.")
+    print(f"Not there yet: {named}; parameters and memory are computed from the recipe and the published sizes.")
     return configs
 
 

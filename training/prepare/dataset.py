@@ -302,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"{counts['videos']} videos in {counts['clips']} clips of {counts['frames']} frames in all.")
         if counts["quarantined"]:
-            print(f"{counts['quarantined']} videos were put aside; {args.out / QUARANTINE} says why.")
+            print(f"{counts['quarantined']} videos cannot be used; {args.out / QUARANTINE} says why.")
         if counts["videos"] == 1:
             print("A single video is enough to fit one character, but not for pairs: those need two.")
 
