@@ -15,7 +15,7 @@ from ..anycharv_core.media.canvas import Canvas, CanvasPath
 from ..anycharv_core.media.chroma_key import key_onto
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import feather
-from .pictures import image_tensor, image_uint8, masks_uint8, same_length
+from .pictures import fitted_masks, image_tensor, image_uint8, same_length
 from .reference import Reference
 from .types import CATEGORY, CanvasType, ReferenceType
 
@@ -36,7 +36,7 @@ class AnyCharVComposite(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="The mask given to AnyCharV Conditioning, of the original's size.",
+                    tooltip="The mask given to AnyCharV Conditioning; scaled to the original's size.",
                 ),
                 io.Int.Input(
                     "feather",
@@ -97,7 +97,7 @@ def composite_images(generated: Tensor, original: Tensor, path: CanvasPath, mask
 
     Raises UserError where the mask does not fit the original.
     """
-    masks = masks_uint8(mask, "mask")
+    masks = fitted_masks(mask, (original.shape[2], original.shape[1]), "mask")
     if masks.shape[1:] != original.shape[1:3]:
         raise UserError(
             f"The mask is {masks.shape[2]}x{masks.shape[1]} but the original is {original.shape[2]}x"

@@ -18,7 +18,7 @@ from ..anycharv_core.media.frames import Source
 from ..anycharv_core.media.masks import mask_box
 from ..anycharv_core.preprocess.shots import find_cuts
 from .backend import ComfyBackend, conditionings, node_size
-from .pictures import masks_uint8, rgb_frames, same_length
+from .pictures import fitted_masks, rgb_frames, same_length
 from .reference import Reference
 from .types import (
     CATEGORY,
@@ -53,8 +53,8 @@ class AnyCharVConditioning(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where the person is replaced, of the scene's size: one per frame, or one "
-                    "for all frames. Animate Anyone needs none.",
+                    tooltip="White where the person is replaced, of the scene's proportions: one per frame, or "
+                    "one for all frames. Animate Anyone needs none.",
                 ),
                 io.Image.Input(
                     "pose", tooltip="Skeletons from AnyCharV Pose Draw, one per frame, of the scene's proportions."
@@ -97,15 +97,16 @@ class AnyCharVConditioning(io.ComfyNode):
         chosen = pipe.system.recipe(recipe)
         frames = None if scene is None else rgb_frames(scene, "scene")
         poses = rgb_frames(pose, "pose")
-        masks = None if mask is None else masks_uint8(mask, "mask")
+        shown = pose if scene is None else scene
+        full = shown.shape[2], shown.shape[1]
+        masks = None if mask is None else fitted_masks(mask, full, "mask")
         if scene is not None:
             masks = masks if masks is None else same_length(len(scene), mask=masks)[0]
             if len(pose) != len(scene):
                 raise UserError(
                     f"The scene has {len(scene)} frames but pose has {len(pose)}; give as many of both."
                 )
-        shown = pose if scene is None else scene
-        size = node_size(pipe, chosen, (shown.shape[2], shown.shape[1]), (width, height))
+        size = node_size(pipe, chosen, full, (width, height))
         pose_source = Source("pose", poses, 3)
         scene_source = None if frames is None else Source("scene", frames, 3)
         mask_source = None if masks is None else Source("mask", masks, None)

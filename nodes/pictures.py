@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,10 +10,12 @@ import comfy.model_management
 import comfy.utils
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.media.frames import Reopened
+from ..anycharv_core.media.imaging import Size, resize, same_proportions
 from ..anycharv_core.media.masks import boxes_to_masks
 
 
@@ -56,19 +59,39 @@ def masks_uint8(mask: Tensor, name: str) -> np.ndarray:
     return (mask.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
+def mask_fitter(shown: Size, size: Size, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What scales masks uint8 [H, W] of `shown` (width, height) to `size`; the log says so.
+
+    Masks of other proportions are left as they are.
+    """
+    if shown == size or not same_proportions(shown, size):
+        return lambda mask: mask
+    logging.info("AnyCharV: %s is scaled from %dx%d to %dx%d, the size of its pictures.", name, *shown, *size)
+    return lambda mask: resize(mask, size, Image.Resampling.BILINEAR)
+
+
+def fitted_masks(mask: Tensor, size: Size, name: str) -> np.ndarray:
+    """MASK -> uint8 [F, H, W], scaled as `mask_fitter` does. Raises UserError as `masks_uint8` does."""
+    masks = masks_uint8(mask, name)
+    fit = mask_fitter((masks.shape[2], masks.shape[1]), size, name)
+    return np.stack([fit(each) for each in masks])
+
+
 def reference_mask_uint8(mask: Tensor | None, picture: np.ndarray, name: str) -> np.ndarray | None:
     """The mask of a reference uint8 [H, W, 3 or 4] -> uint8 [H, W], or None for none.
 
     Load Image gives opaque pictures a small empty mask, which is white once inverted: it stands for none.
-    Raises UserError where a mask is of another size than its picture.
+    Raises UserError where a mask has other proportions than its picture.
     """
     if mask is None:
         return None
     first = masks_uint8(mask, name)[0]
+    if first.shape == (64, 64) != picture.shape[:2] and first.min() == first.max():
+        return None
+    size = picture.shape[1], picture.shape[0]
+    first = mask_fitter((first.shape[1], first.shape[0]), size, name)(first)
     if first.shape == picture.shape[:2]:
         return first
-    if first.shape == (64, 64) and first.min() == first.max():
-        return None
     raise UserError(
         f"{name} is {first.shape[1]}x{first.shape[0]} but the picture is {picture.shape[1]}x{picture.shape[0]}; "
         "give a mask of the picture's size."

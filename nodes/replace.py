@@ -30,7 +30,7 @@ from ..anycharv_core.media.pose import Poses
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
 from ..anycharv_core.media.video_write import CRF, WORST_CRF, VideoWriter
 from .backend import ComfyBackend, node_size
-from .pictures import frame_boxes, image_uint8, masks_uint8, reference_mask_uint8, rgb_frames
+from .pictures import frame_boxes, image_uint8, mask_fitter, masks_uint8, reference_mask_uint8, rgb_frames
 from .pose import parsed_poses
 from .types import (
     CATEGORY,
@@ -241,10 +241,11 @@ def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
         return Reopened(lambda: (boxes_to_masks([box], info.width, info.height)[0] for box in boxes))
     if len(mask) not in (1, info.frames):
         raise UserError(f"The video has {info.frames} frames but mask has {len(mask)}; give as many, or one.")
-    single = masks_uint8(mask[:1], "mask")[0] if len(mask) == 1 else None
-    return Reopened(
-        lambda: (masks_uint8(mask[i : i + 1], "mask")[0] if single is None else single for i in range(info.frames))
-    )
+    single = masks_uint8(mask[:1], "mask")[0]
+    fit = mask_fitter((single.shape[1], single.shape[0]), (info.width, info.height), "mask")
+    if len(mask) == 1:
+        return [fit(single)] * info.frames
+    return Reopened(lambda: (fit(masks_uint8(mask[i : i + 1], "mask")[0]) for i in range(info.frames)))
 
 
 def _poses(pose: Tensor | Poses, info: VideoInfo) -> Iterable[np.ndarray] | Poses:

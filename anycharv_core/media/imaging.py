@@ -17,6 +17,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def same_proportions(one: Size, other: Size) -> bool:
+    """Whether pictures of these (width, height) may show the same; sides may have been rounded."""
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.05
+
+
 def resize(picture: np.ndarray, size: Size, method: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
     """uint8 or uint16 [H, W(, 3)] -> the same at `size` (width, height), antialiased; itself when equal."""
     if (picture.shape[1], picture.shape[0]) == size:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..media.canvas import Canvas
-from ..media.imaging import Size, resize
+from ..media.imaging import Size, resize, same_proportions
 from ..models.windows import Windows
 
 NOISE_BLOCK = 16  # frames
@@ -82,7 +82,7 @@ def canvas_of_scene(scene: Size | None, pose: Size, size: Size | None, multiple:
     """
     source = scene or pose
     # A skeleton drawn for another picture format would put the character elsewhere.
-    if abs(pose[0] * source[1] / (pose[1] * source[0]) - 1) > 0.05:
+    if not same_proportions(pose, source):
         raise UserError(
             f"The pose frames are {pose[0]}x{pose[1]} but the scene is {source[0]}x{source[1]}; give poses of "
             "the scene's proportions."

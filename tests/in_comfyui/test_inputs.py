@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 import torch
-from comfy_pack import animation, core, execute, load
+from comfy_pack import animation, conditioned, core, execute, load
 
 
 def test_box_mask_and_fallbacks() -> None:
@@ -42,6 +43,33 @@ def test_load_images_empty_mask_stands_for_none() -> None:
     half[:, 32:] = 0
     with pytest.raises(core("anycharv_core.errors").UserError, match=r"64x64 .* 50x90"):
         execute("AnyCharVReferenceEncode", **settings, mask=half)
+
+
+def test_masks_of_another_size_are_scaled(caplog: pytest.LogCaptureFixture) -> None:
+    def larger(mask: torch.Tensor) -> torch.Tensor:
+        return mask.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+
+    parts = load()
+    made = conditioned(*parts, frames=2)
+    video = core("nodes.model").VIDEO
+    with caplog.at_level(logging.INFO):
+        scaled = conditioned(*parts, frames=2, mask=larger(made["mask"]))
+        assert "mask is scaled from 128x128 to 64x64" in caplog.text
+    assert torch.equal(*(each["positive"][0][1][video].scene for each in (made, scaled)))
+    settings = {"generated": torch.rand(2, 64, 64, 3), "original": made["scene"], "feather": 3}
+    results = [
+        execute("AnyCharVComposite", **settings, mask=mask)[0] for mask in (made["mask"], larger(made["mask"]))
+    ]
+    assert torch.equal(*results)
+
+    image = torch.rand(1, 90, 50, 3, generator=torch.Generator().manual_seed(0))
+    half = torch.zeros(1, 90, 50)
+    half[:, 20:40, 10:30] = 1
+    encode = {"reference_net": parts[1], "vae": parts[2], "clip_vision": parts[3], "image": image}
+    masks = [execute("AnyCharVReferenceEncode", **encode, mask=mask)[0].mask for mask in (half, larger(half))]
+    assert ((masks[0] >= 128) == (masks[1] >= 128)).all()
+    with pytest.raises(core("anycharv_core.errors").UserError, match="64x32"):
+        execute("AnyCharVComposite", **settings, mask=torch.ones(1, 32, 64))
 
 
 def test_mask_augment_is_seeded_and_covers() -> None:
