@@ -151,8 +151,8 @@ def main() -> int:
     add("--out", type=Path, required=True, help="folder of models and scores; one that was stopped goes on")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default %(default)s")
     add("--clips", type=int, default=48, help="held-out clips that each model is scored on, default %(default)s")
-    add("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="these variants alone")
-    add("--train-only", action="store_true", help="leave the scoring to a later run")
+    add("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="only these variants")
+    add("--train-only", action="store_true", help="train without scoring, which a later run does")
     args = parser.parse_args()
     return commands.run("ablate", lambda: ablate(args), "stopped; the same command goes on.")
 

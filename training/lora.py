@@ -157,9 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = commands.new_parser("lora", __doc__)
     add = parser.add_argument
     add("model", help="the model it was trained on: a folder, a .safetensors file, or 'embedded'")
-    add("lora", type=Path, help=f"what a phase with a LoRA left, {FILE}")
+    add("lora", type=Path, help=f"the {FILE} that a phase with a LoRA wrote")
     add("--out", type=Path, required=True, help="folder, or name ending in .safetensors, to write the model to")
-    add("--strength", type=float, default=1.0, help="how much of the LoRA, default %(default)s")
+    add("--strength", type=float, default=1.0, help="factor on the LoRA, default %(default)s")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -4,7 +4,7 @@
     accelerate launch --config_file training/configs/accelerate/fsdp2.yaml -m training.train CONFIG --out OUT
 
 Stopped at any moment, by Ctrl-C or harder, the same command goes on as if nothing had happened. A finished
-phase leaves OUT/PHASE/model (or model.safetensors), which `anycharv generate --model` reads.
+phase writes OUT/PHASE/model (or model.safetensors), which `anycharv generate --model` reads.
 """
 
 from __future__ import annotations
@@ -230,9 +230,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("config", type=Path, help="recipe, such as training/configs/tiny.yaml")
     add("--out", type=Path, required=True, help="folder of the run; one that was stopped goes on")
     add("--phase", help="train only this phase, after those before it")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as phases.compose.lr=1e-6")
-    add("--minutes", type=float, default=math.inf, help="stop, state saved, after this long")
-    add("--cpu", action="store_true", help="leave a graphics card alone")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the config, such as phases.compose.lr=1e-6",
+    )
+    add("--minutes", type=float, default=math.inf, help="stop after so many minutes, with the state saved")
+    add("--cpu", action="store_true", help="run on the CPU, even where there is a graphics card")
     add("--dry-run", action="store_true", help="say what would be trained, and train nothing")
     args = parser.parse_args(argv)
 

@@ -278,10 +278,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--poses-dir", type=Path, help="ready POSE_KEYPOINT files, NAME.json for each video")
     add("--masks-dir", type=Path, help="ready masks, NAME.mkv or a folder NAME for each video")
     add("--buckets", default="576x1024,1024x576,768x768", help="sizes WxH, default %(default)s")
-    add("--max-frames", type=int, default=300, help="longest clip, default %(default)s")
-    add("--min-frames", type=int, default=24, help="shortest clip, default %(default)s")
+    add("--max-frames", type=int, default=300, help="longest clip in frames, default %(default)s")
+    add("--min-frames", type=int, default=24, help="shortest clip in frames, default %(default)s")
     add("--device", help="cuda, mps or cpu")
-    add("--workers", type=int, default=0, help="videos at a time, default one, in this process")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        help="videos prepared at a time, each in a process; by default one, in this process",
+    )
     add("--ray", action="store_true", help="on the ray cluster that RAY_ADDRESS names")
     add("--gpus", type=float, default=0, help="with --ray: share of a card for each video")
     args = parser.parse_args(argv)

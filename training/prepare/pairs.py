@@ -273,10 +273,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, required=True, help="folder of the pairs; on a cluster one that all machines share")
     add("--phase", help="the config's phase of task 'pairs'; the first one unless given")
     add("--pairs", type=int, help="how many, in place of the config's number")
-    add("--min-quality", type=float, help="leave out worse pairs, 0..1 (see Pairs)")
+    add("--min-quality", type=float, help="drop pairs of lower quality, 0..1 (see Pairs in training/config.py)")
     add("--workers", type=int, default=0, help="processes (with --ray: calls at a time)")
     add("--ray", action="store_true", help="on the ray cluster of RAY_ADDRESS, or a local one")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as data.path=shards")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the config, such as data.path=shards",
+    )
     args = parser.parse_args(argv)
 
     def work() -> None:

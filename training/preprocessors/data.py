@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = commands.new_parser("preprocessors.data", __doc__)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder to write")
-    add("--clips", type=int, default=CLIPS, help="how many, default %(default)s")
+    add("--clips", type=int, default=CLIPS, help="number of clips, default %(default)s")
     add("--workers", type=int, default=2, help="processes, default %(default)s")
     args = parser.parse_args(argv)
 
