@@ -115,6 +115,6 @@ class Patches:
         return x, skip
 
     def _extra(self) -> dict[str, Any]:
-        """What a patch inside a transformer is told."""
+        """The options that a patch inside a transformer gets."""
         told = {k: v for k, v in self.options.items() if k not in ("patches", "patches_replace")}
         return told | self._shape

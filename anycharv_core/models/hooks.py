@@ -17,7 +17,7 @@ Which = Literal["self", "cross"]
 class Hooks(Protocol):
     """What a forward pass of N rows calls at its blocks; a method that changes nothing returns what it got.
 
-    Blocks are those of the original SD1.5, which are told apart by their half and their order in it: the first
+    Blocks are those of the original SD1.5, which are distinguished by their half and their order in it: the first
     convolution, every resnet with its attention and motion module, and every downsampler is one; an upsampler
     belongs to the block before it.
     """
