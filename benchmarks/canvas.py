@@ -24,6 +24,7 @@ from anycharv_core.bench.tasks import KINDS, SWAP, Task
 from anycharv_core.media.canvas import FRAME, PERSON
 from anycharv_core.media.imaging import Size
 from anycharv_core.media.masks import box_masks
+from anycharv_core.media.sheet import sheet
 from anycharv_core.puppets.character import sample_character
 from anycharv_core.puppets.motion import Motion, sample_motion
 from anycharv_core.puppets.render import render, render_reference
@@ -88,10 +89,12 @@ def main() -> None:
     settings = {name: pipe.settings[name] for name in ("steps", "guidance_scale")}
     asked = pipe.settings["size"][0], pipe.settings["size"][1]
     fitted = pipe.working_size(pipe.system.recipe("default"), (width, height), None)
+    rows_shown: list[list[np.ndarray]] = []
     values: dict[str, dict[str, list[float]]] = {name: {} for name in ("copy driving", FRAME, PERSON)}
     for number in range(args.clips):
         swap = distant_swap(number, args.clips, args.frames, (width, height))
         task = Task(number, swap, KINDS[SWAP])
+        shown = [swap.reference[..., :3] * (swap.reference[..., 3:] >= 128)]
         for name, rows in values.items():
             started = time.perf_counter()
             made = swap.driving.frames
@@ -100,9 +103,11 @@ def main() -> None:
                 given = {"scene": made, "mask": swap.box, "pose": swap.poses(), "size": size, "canvas": name}
                 made = pipe(swap.reference, **given, **settings).frames
             spent = time.perf_counter() - started
+            shown.append(made[len(made) // 2])
             for metric, value in (score(task, made, "not asked for") | {"seconds": spent}).items():
                 if metric in SHOWN:
                     rows.setdefault(metric, []).append(float(value))
+        rows_shown.append([*shown, swap.truth.frames[args.frames // 2]])
         print(f"\r{number + 1}/{args.clips}", end="", file=sys.stderr, flush=True)
     summaries = {name: {metric: summarise(rows[metric]) for metric in SHOWN} for name, rows in values.items()}
     table = markdown(summaries, "canvas")
@@ -110,6 +115,8 @@ def main() -> None:
     if args.out:
         make_folder(args.out)
         (args.out / "canvas.md").write_text(table, encoding="utf-8")
+        titles = ("reference", "driving", "canvas: frame", "canvas: person", "truth")
+        sheet(rows_shown, titles).save(args.out / "canvas.png")
 
 
 if __name__ == "__main__":
