@@ -22,7 +22,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.media.camera import CONTEXT
 from ..anycharv_core.media.canvas import AUTO
-from ..anycharv_core.media.colour import check_sdr
+from ..anycharv_core.media.colour import check_transfer
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks
@@ -192,7 +192,7 @@ def _opened(video: Any) -> Iterator[_Opened]:
             copy.write_bytes(source.getvalue())
             source = str(copy)
         info = probe(source)
-        check_sdr(source, info.colours)
+        check_transfer(source, info.colours)
         start, duration = video.get_active_trim_window()
         if (start, duration) == (0.0, 0.0):
             frames = Reopened(partial(read_frames, source, deep=True))

@@ -15,9 +15,10 @@ from video_files import pictures
 from anycharv_core.errors import UserError
 from anycharv_core.media.chroma_key import key_onto
 from anycharv_core.media.colour import (
-    HDR,
+    HLG,
+    PQ,
     Colours,
-    check_sdr,
+    check_transfer,
     eight_bits,
     narrowed,
     to_rgb,
@@ -147,15 +148,21 @@ def test_ten_bits_survive_where_eight_would_show(tmp_path: Path) -> None:
     assert len(np.unique(next(read_frames(clip)))) <= 20
 
 
-@pytest.mark.parametrize("transfer", HDR)
-def test_hdr_is_carried_by_a_copy_and_refused_for_networks(tmp_path: Path, transfer: int) -> None:
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+def test_hdr_is_carried_by_a_copy(tmp_path: Path, transfer: int) -> None:
     clip = write_yuv(tmp_path / "a.mkv", yuv(9, False, 10), 10, (9, 9, transfer), False)
     copy(clip, tmp_path / "b.mp4")
     assert probe(tmp_path / "b.mp4").colours == Colours(9, False, 9, transfer)
-    with pytest.raises(UserError, match=f"a.mkv is HDR .{HDR[transfer]}.*convert it to SDR first") as caught:
-        check_sdr(clip, probe(clip).colours)
+
+
+def test_networks_refuse_pq_and_warn_of_hlg(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match=r"a.mkv is HDR .PQ.*convert it to SDR first") as caught:
+        check_transfer("a.mkv", Colours(9, False, 9, PQ))
     assert "\n" not in str(caught.value)
-    check_sdr(clip, Colours(9, False, 9, 14))
+    check_transfer("a.mkv", Colours(9, False, 9, 14))
+    assert not caplog.text
+    check_transfer("a.mkv", Colours(9, False, 9, HLG))
+    assert "a.mkv is HDR (HLG): its levels are kept" in caplog.text
 
 
 @pytest.mark.parametrize(

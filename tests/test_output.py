@@ -240,6 +240,6 @@ def test_an_animation_in_front_of_a_deep_scene_keeps_it(files: Files, tmp_path: 
         assert made.dtype == np.uint16 and np.array_equal(made[OUTSIDE], original[OUTSIDE])
     written = json.loads((tmp_path / "a.report.json").read_text())["written"]
     assert (written["depth"], written["colours"]["primaries"]) == (10, "smpte170m")
-    hdr = ten_bit(tmp_path / "hdr.mkv", (9, 9, 18), full=False)
+    hdr = ten_bit(tmp_path / "hdr.mkv", (9, 9, 16), full=False)
     words[words.index(scene)] = hdr
-    refused(run(*words), "hdr.mkv is HDR (HLG)")
+    refused(run(*words), "hdr.mkv is HDR (PQ)")

@@ -20,7 +20,7 @@ from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..inference.skeletons import PointSkeletons
 from ..media.canvas import CanvasPath
-from ..media.colour import UNTAGGED, Colours, check_sdr
+from ..media.colour import UNTAGGED, Colours, check_transfer
 from ..media.frames import FrameStore, Reopened, Source
 from ..media.imaging import Size
 from ..media.png_write import PngWriter
@@ -175,7 +175,7 @@ def _read(job: AnimateJob) -> _Inputs:
         scene = Source("scene", Reopened(partial(repeat, picture, frames), frames), 3)
     elif job.scene and info:
         _check_length(job.scene, info.frames, frames, job)
-        check_sdr(job.scene, info.colours)
+        check_transfer(job.scene, info.colours)
         deep = Reopened(partial(read_frames, job.scene, deep=True))
         scene = Source("scene", _first(deep, frames), 3, deep=True)
     if job.mask:

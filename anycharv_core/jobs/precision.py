@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,7 +91,9 @@ def _small_video(pipe: Pipeline) -> np.ndarray:
     pose = np.zeros_like(scene)
     pose[:, SIDE // 4 : -SIDE // 4, SIDE // 2 - 2 : SIDE // 2 + 2] = (255, 85, 0)
     steps, guidance = pipe.system.sampling(pipe.settings, None, None)
-    driving = {"scene": scene, "mask": np.full(scene.shape[:3], 255, np.uint8)} if pipe.system.reads_scene else {}
+    driving: dict[str, Any] = (
+        {"scene": scene, "mask": np.full(scene.shape[:3], 255, np.uint8)} if pipe.system.reads_scene else {}
+    )
     frames = pipe(
         scene[0], pose=pose, steps=min(steps, STEPS), guidance_scale=guidance, canvas="frame", **driving
     ).frames

@@ -24,7 +24,7 @@ from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..media.camera import CONTEXT
 from ..media.canvas import AUTO, CanvasPath
-from ..media.colour import check_sdr
+from ..media.colour import check_transfer
 from ..media.frames import FrameStore, Reopened, Source, eight_bit
 from ..media.imaging import resize
 from ..media.masks import mask_box
@@ -136,7 +136,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
     started, phases = time.perf_counter(), Phases()
     with phases("check"):
         video = Video(job.video)
-        check_sdr(video.path, video.colours)
+        check_transfer(video.path, video.colours)
         opened = [open_replacement(files, video) for files in job.people]
     pipe, recipe, precision = job.load("generate", device, phases)
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)

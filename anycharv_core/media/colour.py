@@ -6,6 +6,7 @@ type tells what the numbers mean; those of a 10-bit video lie on the 1024 levels
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ TRANSFERS = {
     17: "smpte428",
     18: "arib-std-b67",
 }
-HDR = {16: "PQ", 18: "HLG"}  # transfers
+PQ, HLG = 16, 18  # transfers of HDR
 UNSPECIFIED = 2
 # The shares of red and blue in luma.
 _LUMA = {
@@ -111,15 +112,23 @@ class Colours:
         }
 
 
+_log = logging.getLogger(__name__)
 UNTAGGED = Colours()
 
 
-def check_sdr(path: Path | str, colours: Colours) -> None:
-    """Raises UserError for an HDR video, in which a network's pixels would be far too bright or too dark."""
-    if kind := HDR.get(colours.transfer or UNSPECIFIED):
+def check_transfer(path: Path | str, colours: Colours) -> None:
+    """Raises UserError for a PQ video, in which a network's levels would be far too bright or too dark; logs what
+    an HLG one costs, whose levels are made to be shown as SDR too."""
+    if colours.transfer == PQ:
         raise UserError(
-            f"{path} is HDR ({kind}), but the networks make SDR pictures; convert it to SDR first, for example "
-            "with ffmpeg's filters zscale and tonemap."
+            f"{path} is HDR (PQ), but the networks make SDR pictures; convert it to SDR first, for example with "
+            "ffmpeg's filters zscale and tonemap."
+        )
+    if colours.transfer == HLG:
+        _log.warning(
+            "%s is HDR (HLG): its levels are kept, and the character, who has SDR levels, looks brighter than in "
+            "the reference on an HDR display; convert the video to SDR first for exact colours.",
+            path,
         )
 
 
