@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.opencv import MISSING
 from .composite import AnyCharVComposite
 from .conditioning import AnyCharVConditioning
 from .dwpose import MODELS as POSE_MODELS
@@ -23,9 +26,14 @@ from .segment import MODELS as SEGMENTERS
 from .segment import AnyCharVSegment
 from .windows import AnyCharVLongVideo
 
+# ComfyUI shows where an exception's class comes from, which is a path here, in front of the sentence.
+UserError.__module__ = "builtins"
+
 
 class AnyCharVExtension(ComfyExtension):
     async def on_load(self) -> None:
+        if MISSING:
+            logging.error("AnyCharV: %s", MISSING)
         for name in (MODELS, POSE_MODELS, SEGMENTERS):
             folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
 

@@ -277,6 +277,7 @@ def test_mistake_is_one_sentence_on_its_node(server: Server, name: str) -> None:
     data, message = failed.value.data, failed.value.data["exception_message"].strip()
     assert failed.value.kind == "execution_error" and data["node_id"] == node, message
     assert words in message and message.endswith(".")
+    assert data["exception_type"] == "UserError"  # which the page shows in front of the sentence
     assert "\n" not in message and "Traceback" not in message and 'File "' not in message
     assert len(message) < 400
     server.check_alive()

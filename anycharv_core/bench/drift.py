@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from ..media.masks import mask_box
+from ..opencv import cv2
 from ..preprocess.tracking import body_looks, looks_distance, mean_looks
 
 PART = 0.1  # of the frames that show the character: the first and the last of them are compared

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
+
+from ..opencv import cv2
 
 
 def decibels(error: float) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+
+from ..opencv import cv2
 
 RING = 0.04  # of the shorter side: wide enough for a mask that is pasted softly
 _NARROWEST = 3  # pixels

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -16,6 +15,7 @@ from ..checkpoints.places import EMBEDDED
 from ..device import device_name, has_bf16
 from ..errors import UserError
 from ..inference.pipeline import Pipeline
+from ..opencv import cv2
 from ..preprocess.cache import cached, content_key, weights_key
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

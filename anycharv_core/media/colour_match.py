@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
+from ..opencv import cv2
 from .masks import mask_box
 
 _FEWEST = 16  # pixels: fewer say too little

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from ..errors import UserError
 from ..foreign import read_json
+from ..opencv import cv2
 from .colour import widened
 
 Box = tuple[int, int, int, int]

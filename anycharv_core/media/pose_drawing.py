@@ -11,9 +11,9 @@ import colorsys
 import math
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 
+from ..opencv import cv2
 from .pose import BODY, FACE, HANDS, MAX_COORDINATE, MIN_SCORE, PLACES, Poses
 
 Point = tuple[float, float]

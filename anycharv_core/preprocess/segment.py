@@ -13,13 +13,13 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from torch.nn import functional
 
 from ..device import pick_device
 from ..media.masks import margins
+from ..opencv import cv2
 from .sam2 import CONFIG_ERRORS, load_model, unusable
 
 # Frames after which the box is given again, so that an error cannot grow for longer. A model that follows worse

@@ -13,8 +13,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import av
-import cv2
 import numpy as np
+
+from ..opencv import cv2
 
 # Small enough that noise and fine motion average out, and that a frame costs a fraction of a millisecond.
 _SIDE = 64

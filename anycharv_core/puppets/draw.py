@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-import cv2
 import numpy as np
+
+from ..opencv import cv2
 
 SUPERSAMPLE = 3
 SUBPIXEL_BITS = 4

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from ..media.pose import BODY, Poses, pack_person
+from ..opencv import cv2
 from .character import Character
 from .draw import Layer, Shape, composite, ellipse, rasterise, to_subpixels
 from .motion import Motion, standing_motion

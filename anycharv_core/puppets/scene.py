@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from ..opencv import cv2
 from .backdrop import BACKDROPS, REACH, Gradient
 from .character import CLOTH
 from .draw import Shape, composite, mix, rasterise, tint, to_subpixels

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from ..media.imaging import Size, resize
 from ..media.masks import box_masks, mask_box
 from ..media.pose import Poses
 from ..media.pose_drawing import draw_poses
+from ..opencv import cv2
 from .framing import following_camera
 from .render import Clip, render, render_reference, studio
 from .worlds import WORLDS, World

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
-from comfy_pack import animation, conditioned, core, execute, load
+from comfy_pack import PACK, animation, conditioned, core, execute, load
 
 
 def test_box_mask_and_fallbacks() -> None:
@@ -70,6 +72,26 @@ def test_masks_of_another_size_are_scaled(caplog: pytest.LogCaptureFixture) -> N
     assert ((masks[0] >= 128) == (masks[1] >= 128)).all()
     with pytest.raises(core("anycharv_core.errors").UserError, match="64x32"):
         execute("AnyCharVComposite", **settings, mask=torch.ones(1, 32, 64))
+
+
+def test_without_opencv_nodes_load_and_say_how_to_install_it() -> None:
+    script = """
+import sys
+sys.modules["cv2"] = None
+sys.path.insert(0, sys.argv[1])
+import comfy_pack
+try:
+    comfy_pack.execute("AnyCharVPuppetClip", seed=3, frames=2, size=64)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    command = [sys.executable, "-c", script, str(PACK / "tests/in_comfyui")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = f"install it with '{sys.executable} -m pip install opencv-python-headless' and start again."
+    assert done.stdout.startswith("UserError OpenCV does not load") and done.stdout.rstrip().endswith(line)
+    (told,) = [each for each in done.stderr.splitlines() if "OpenCV" in each]
+    assert "AnyCharV: OpenCV does not load" in told and told.endswith(line)
+    assert "Traceback" not in done.stderr and "IMPORT FAILED" not in done.stderr
 
 
 def test_mask_augment_is_seeded_and_covers() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+
+from ...opencv import cv2
 
 STRIDES = (8, 16, 32)
 PADDING = 114

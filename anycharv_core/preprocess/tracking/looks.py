@@ -9,10 +9,10 @@ itself a third of a second away (95 %: at most 0.52).
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from ...media.pose import MIN_SCORE
+from ...opencv import cv2
 
 # Few bins for lightness, which shade and exposure change most.
 _BINS = (4, 6, 6)
