@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from keypoint_files import write_frames
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anycharv_core import Pipeline
 from anycharv_core.inference import phases
@@ -142,3 +144,33 @@ def test_with_several_people_no_second_is_counted_twice(
     assert seconds["decode"] > 0 and seconds["total"] == seconds["decode"]
     assert all(seconds[name] == 0 for name in ("encode", "sample", "write"))
     assert json.loads((job(2).report).read_text())["seconds"] == seconds
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a card's host wait: numbers and shapes that are read out of tensors."""
+
+    KINDS = frozenset(("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique2"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.name().split(".")[0] in self.KINDS
+        return func(*args, **kwargs or {})
+
+
+def test_no_step_reads_a_number_out_of_a_tensor(tiny_model: Path) -> None:
+    pipe = Pipeline.from_pretrained(tiny_model)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(256, size=(FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    mask = np.full((FRAMES, HEIGHT, WIDTH), 255, np.uint8)
+    counts = []
+    for steps in (1, 3):
+        with Waits() as waits:
+            pipe(frames[0], frames, mask, frames, steps=steps, guidance_scale=2.0)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
+    with Waits() as waits:
+        torch.ones(2).max().item()
+    assert waits.count == 1, "it counts"
