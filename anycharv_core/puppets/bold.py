@@ -16,8 +16,10 @@ from .character import (
     MOUTHS,
     Character,
     Proportions,
+    Range,
     pick,
     sample_character,
+    sample_proportions,
 )
 from .draw import Colour
 from .motion import Motion, sample_motion
@@ -36,6 +38,14 @@ CLOTH: tuple[Colour, ...] = (
     (246, 243, 236),
     (54, 56, 66),
 )
+PROPORTIONS: dict[str, Range] = {
+    "head": (0.28, 0.33),
+    "neck": (0.014, 0.020),
+    "torso": (0.25, 0.275),
+    "arms": (0.26, 0.29),
+    "shoulder": (0.100, 0.122),
+    "hip": (0.052, 0.064),
+}
 HAIR_STYLES = ("short", "spiky", "bob", "long", "ponytail", "afro", "bald")
 BACKDROPS = ("hills", "stage", "beach", "room")
 HEIGHTS = (0.24, 0.40)  # of the frame: how tall a performer is
@@ -58,7 +68,7 @@ def sample_bold_character(seed: int, split: str = "train") -> Character:
     hat = str(rng.choice(HATS)) if hair in HAT_HAIR and rng.random() < 0.35 else "none"
     return replace(
         sample_character(seed, split),
-        proportions=_proportions(rng),
+        proportions=sample_proportions(rng, **PROPORTIONS),
         skin=skin,
         arm=rng.uniform(0.032, 0.040),
         leg=rng.uniform(0.048, 0.060),
@@ -110,25 +120,4 @@ def sample_bold_motion(seed: int, frames: int, proportions: Proportions, split: 
         head=placed(motion.head, motion.ground, ground),
         scale=factor * motion.scale,
         ground=ground.astype(np.float32),
-    )
-
-
-def _proportions(rng: np.random.Generator) -> Proportions:
-    head = rng.uniform(0.28, 0.33)
-    neck = rng.uniform(0.014, 0.020)
-    torso = rng.uniform(0.25, 0.275)
-    ankle = 0.035
-    legs = 1 - head - neck - torso - ankle
-    arms = rng.uniform(0.26, 0.29)
-    return Proportions(
-        head=head,
-        neck=neck,
-        torso=torso,
-        shoulder=rng.uniform(0.100, 0.122),
-        hip=rng.uniform(0.052, 0.064),
-        upper_arm=arms * 0.52,
-        forearm=arms * 0.48,
-        thigh=legs * 0.51,
-        shin=legs * 0.49,
-        ankle=ankle,
     )

@@ -45,6 +45,16 @@ HAT_HAIR = ("short", "bob", "long", "pigtails", "bald")
 HATS = ("beanie", "cap", "sunhat")
 PATTERNS = ("plain", "stripes", "dots", "block")
 BOLD_PATTERNS = ("plain", "bands", "spots")
+Range = tuple[float, float]
+ANKLE = 0.035  # body heights above the ground
+PROPORTIONS: dict[str, Range] = {
+    "head": (0.20, 0.255),
+    "neck": (0.018, 0.03),
+    "torso": (0.255, 0.29),
+    "arms": (0.29, 0.325),
+    "shoulder": (0.088, 0.118),
+    "hip": (0.046, 0.060),
+}
 BOTTOMS = ("trousers", "shorts", "skirt")
 HELD = ("balloon", "umbrella", "ball", "bag")
 MOUTHS = ("smile", "open", "calm")
@@ -118,7 +128,7 @@ def sample_character(seed: int, split: str = "train") -> Character:
     bottom_colour = pick(rng, CLOTH, away=((top, 130), (skin, 75)))
     hat = str(rng.choice(HATS)) if hair in HAT_HAIR and rng.random() < 0.4 else "none"
     return Character(
-        proportions=_sample_proportions(rng),
+        proportions=sample_proportions(rng, **PROPORTIONS),
         skin=skin,
         arm=rng.uniform(0.024, 0.035),
         leg=rng.uniform(0.040, 0.056),
@@ -148,24 +158,23 @@ def sample_character(seed: int, split: str = "train") -> Character:
     )
 
 
-def _sample_proportions(rng: np.random.Generator) -> Proportions:
-    head = rng.uniform(0.20, 0.255)
-    neck = rng.uniform(0.018, 0.03)
-    torso = rng.uniform(0.255, 0.29)
-    ankle = 0.035
-    legs = 1 - head - neck - torso - ankle
-    arms = rng.uniform(0.29, 0.325)
+def sample_proportions(
+    rng: np.random.Generator, head: Range, neck: Range, torso: Range, arms: Range, shoulder: Range, hip: Range
+) -> Proportions:
+    """Lengths in body heights, each from (lowest, highest), in the order of the arguments; legs are the rest."""
+    tall, thin, long, arm = (rng.uniform(*each) for each in (head, neck, torso, arms))
+    legs = 1 - tall - thin - long - ANKLE
     return Proportions(
-        head=head,
-        neck=neck,
-        torso=torso,
-        shoulder=rng.uniform(0.088, 0.118),
-        hip=rng.uniform(0.046, 0.060),
-        upper_arm=arms * 0.52,
-        forearm=arms * 0.48,
+        head=tall,
+        neck=thin,
+        torso=long,
+        shoulder=rng.uniform(*shoulder),
+        hip=rng.uniform(*hip),
+        upper_arm=arm * 0.52,
+        forearm=arm * 0.48,
         thigh=legs * 0.51,
         shin=legs * 0.49,
-        ankle=ankle,
+        ankle=ANKLE,
     )
 
 
