@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,13 @@ class AnyCharVConditioning(io.ComfyNode):
         chosen = pipe.system.recipe(recipe)
         frames = None if scene is None else rgb_frames(scene, "scene")
         poses = rgb_frames(pose, "pose")
+        if scene is not None and (scene.shape[1] % 2 or scene.shape[2] % 2):
+            logging.warning(
+                "AnyCharV: The scene is %dx%d, and so will be AnyCharV Composite's frames, but Save Video writes "
+                "even sides only: crop the video by a pixel first, or save pictures.",
+                scene.shape[2],
+                scene.shape[1],
+            )
         shown = pose if scene is None else scene
         full = shown.shape[2], shown.shape[1]
         masks = None if mask is None else fitted_masks(mask, full, "mask")

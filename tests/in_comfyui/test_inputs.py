@@ -185,3 +185,11 @@ def test_pose_retarget_moves_to_the_character() -> None:
         assert moved == list(rescale(poses, character, keep).keypoints())
     (kept,) = execute("AnyCharVPoseRetarget", keypoints=keypoints, reference=reference)
     assert kept != moved
+
+
+def test_odd_sides_are_said_before_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    parts = load()
+    made = conditioned(*parts, frames=1)
+    assert "even sides" not in caplog.text
+    conditioned(*parts, frames=1, scene=made["scene"][:, :63], mask=made["mask"][:, :63])
+    assert "The scene is 64x63, and so will be AnyCharV Composite's frames, but Save Video" in caplog.text
