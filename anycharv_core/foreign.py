@@ -288,6 +288,18 @@ def read_picture(path: str | Path, mode: str | None = None) -> Image.Image:
         raise UserError(f"{path} is not a picture that can be read; give a complete PNG or JPEG.") from error
 
 
+def png_size(path: str | Path) -> tuple[int, int] | None:
+    """The (width, height) that the header of a PNG names, None where it has no such header.
+
+    Raises UserError where the file cannot be read.
+    """
+    with open_file(path) as file:
+        header = file.read(24)
+    if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+
+
 def _upright(picture: Image.Image) -> Image.Image:
     """Not by PIL's `exif_transpose`, which also writes the metadata again and fails where that is odd."""
     turn = _TURNS.get(picture.getexif().get(_ORIENTATION))

@@ -19,7 +19,7 @@ from tiny_animate import model as model
 from anycharv_core import Pipeline
 from anycharv_core.cli import main
 from anycharv_core.media.video_read import probe, read_frames
-from anycharv_core.media.video_write import VideoWriter
+from anycharv_core.media.video_write import VideoWriter, write_masks
 
 
 @pytest.fixture
@@ -129,6 +129,32 @@ def test_what_animate_refuses(
         said = capsys.readouterr().err
         assert sentence in said and said.count("\n") == 1
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_what_does_not_fit_together_is_named_before_the_model_is_read(
+    files: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with VideoWriter(tmp_path / "short.mp4", 32, 48, rate=Fraction(10)) as writer:
+        for _ in range(FRAMES - 1):
+            writer.write(np.zeros((48, 32, 3), np.uint8))
+    write_masks(tmp_path / "short.mkv", [np.zeros((48, 32), np.uint8)] * (FRAMES - 1))
+    write_poses(tmp_path / "wide.json", [figure((96, 64), 0.4, (0, 0))] * FRAMES)
+    short, scene = str(tmp_path / "short.mp4"), str(files["scene"])
+    cases = [
+        (["--scene", short, "--mask", short], "short.mp4 has 4 frames but there are 5 poses"),
+        (["--scene", short, "--frames", "5"], "short.mp4 has 4 frames but there are 5 poses"),
+        (
+            ["--scene", scene, "--mask", str(tmp_path / "short.mkv")],
+            "short.mkv has 4 frames but there are 5 poses",
+        ),
+        (["--scene", scene, "--pose", short], "scene.mp4 has 5 frames but there are 4 poses"),
+        (["--pose", short, "--frames", "5"], "holds 4 poses but 5 frames are asked for"),
+        (["--scene", scene, "--mask", scene, "--pose", str(tmp_path / "wide.json")], "proportions"),
+        (["--scene", scene], "needs a matte"),
+    ]
+    for more, sentence in cases:
+        assert animate(files, tmp_path / "unread", *more) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_generate_refuses_a_model_without_scene(model: Path, files: dict, tmp_path: Path, capsys: Any) -> None:

@@ -173,6 +173,40 @@ def test_bad_inputs_are_named(
     assert out.read_bytes() == b"old" and not (tmp_path / "out.report.json").exists()
 
 
+def _uneven_pngs(path: Path, files: Files) -> Path:
+    write_masks(path / "uneven", masks())
+    Image.new("L", (WIDTH, HEIGHT - 2)).save(sorted((path / "uneven").iterdir())[-1])
+    return path / "uneven"
+
+
+@pytest.mark.parametrize(
+    ("option", "make", "words"),
+    [
+        ("mask", _five_masks, "holds 5 masks but"),
+        ("mask", _seven_masks, "holds 7 masks but"),
+        ("mask", _five_boxes, "holds 5 masks but"),
+        ("mask", _small_masks, "24x20 but"),
+        ("mask", _uneven_pngs, "give masks of one size"),
+        ("pose", _seven_poses, "holds 7 poses but"),
+        ("pose", _short_skeletons, "holds 3 poses but"),
+        ("pose", _tall_poses, "proportions"),
+    ],
+)
+def test_what_does_not_fit_together_is_named_before_the_model_is_read(
+    files: Files, tmp_path: Path, run: Run, option: str, make: Callable, words: str
+) -> None:
+    changed = {option: make(tmp_path, files)}
+    refused(run(*command(files, tmp_path / "unread", tmp_path / "out.mp4", **changed)), words)
+
+
+def test_a_file_that_is_wrong_about_its_length_is_counted(
+    files: Files, tiny_model: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with an edit list is."""
+    monkeypatch.setattr("anycharv_core.jobs.lengths.likely_frames", lambda path: FRAMES + 3)
+    assert run(*command(files, tiny_model, tmp_path / "out.mp4")) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [

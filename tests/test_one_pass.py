@@ -15,12 +15,14 @@ import pytest
 import torch
 from keypoint_files import write_frames
 from PIL import Image
+from tiny_animate import model as model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anycharv_core import Pipeline
 from anycharv_core.inference import phases
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.phases import Phases
+from anycharv_core.jobs.animate import AnimateJob, animate
 from anycharv_core.jobs.inputs import Replacement
 from anycharv_core.jobs.replace import ReplaceJob, generate
 from anycharv_core.media import pose_drawing, video_read
@@ -95,6 +97,31 @@ def test_a_job_decodes_and_draws_each_frame_once_to_encode_and_once_to_paste(
     # One frame of the video tells its size before the model is loaded, and one of a mask whether it has alpha.
     assert decoded == {"video.mp4": times * FRAMES + 1, "mask.mkv": people * (times * FRAMES + 1)}
     assert len(drawn) == people * FRAMES
+
+
+def test_an_animation_decodes_its_scene_and_masks_twice_and_its_skeletons_once(
+    job: Callable[..., ReplaceJob], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, each was decoded once more to be counted before the model was loaded."""
+    made = job(1, "frame")
+    person = made.people[0]
+    decoded: Counter[str] = Counter()
+    decode = video_read._decoded
+
+    def counted(path: Path, *args: object, **kwargs: object) -> Iterator[object]:
+        for frame in decode(path, *args, **kwargs):
+            decoded[Path(path).name] += 1
+            yield frame
+
+    monkeypatch.setattr(video_read, "_decoded", counted)
+    skeletons = made.video.with_name("skeletons.mp4")
+    skeletons.write_bytes(made.video.read_bytes())
+    given = {"scene": made.video, "mask": person.mask, "pose": skeletons}
+    settings = {"model": str(model), "size": (WIDTH, HEIGHT), "steps": 1, "device": "cpu"}
+    animation = AnimateJob(reference=person.reference, out=made.out, **settings, **given)
+    assert animate(animation)["frames"] == FRAMES
+    # And one frame each, for its size or to see whether it has alpha.
+    assert decoded == {"video.mp4": 2 * FRAMES + 1, "mask.mkv": 2 * FRAMES + 1, "skeletons.mp4": FRAMES + 1}
 
 
 def test_the_pose_guider_sees_every_frame_once(tiny_model: Path) -> None:

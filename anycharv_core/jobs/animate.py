@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,30 @@ from ..device import pick_device
 from ..errors import UserError
 from ..inference.latents import Latents
 from ..inference.phases import Phases
-from ..inference.pipeline import check_steps
+from ..inference.pipeline import check_steps, scene_key, split_reference
 from ..inference.skeletons import PointSkeletons
 from ..media.canvas import CanvasPath
-from ..media.colour import UNTAGGED, Colours, check_transfer
+from ..media.colour import UNTAGGED, check_transfer
 from ..media.frames import FrameStore, Reopened, Source
 from ..media.imaging import Size
 from ..media.png_write import PngWriter
 from ..media.pose import read_poses
-from ..media.video_read import VideoInfo, probe, read_frames
+from ..media.video_read import Video
 from ..media.video_write import VideoWriter
 from ..preprocess.retarget import rescale
+from ..systems import System
 from ..systems.recipes import Recipe
 from .inputs import (
-    CountedSkeletons,
+    AnySkeletons,
     FilmedSkeletons,
+    length_of,
+    length_of_masks,
     mask_frames,
     open_skeletons,
     read_reference,
     read_reference_mask,
 )
+from .lengths import KnownLength, Length, Mismatch, as_many, check_early
 from .reference_pose import reference_pose
 from .run import Progress, RenderJob, explained_memory, paths, sheet_frames, thumbnail, write_sheet
 
@@ -70,27 +74,24 @@ class AnimateJob(RenderJob):
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The checked files, scene and mask as many frames as `frames`.
+    """The opened files. length: how many frames there are to be, to which scene, mask and `drawn` skeletons keep.
 
-    timed: the video that gives the output its times and sound, or None; info: what that holds; colours, depth: of
-    the scene.
+    timed: the video that gives the output its times and sound, or None; filmed: the scene, where it is a video.
     """
 
     reference: np.ndarray
     reference_mask: np.ndarray | None
-    skeletons: CountedSkeletons
-    frames: int
+    skeletons: AnySkeletons
+    length: Length
     scene: Source | None
     mask: Source | None
-    timed: Path | None
-    info: VideoInfo | None
-    colours: Colours
-    depth: int
+    timed: Video | None
+    filmed: Video | None
 
     @property
-    def has_audio(self) -> bool:
-        """Whether the output gets the timed video's sound: not where it is cut short, as the sound would go on."""
-        return self.info is not None and self.info.has_audio and self.info.frames == self.frames
+    def depth(self) -> int:
+        """Bits of a colour in the scene, which is measured for it where it was not yet."""
+        return self.filmed.info.depth if self.filmed else 8
 
 
 def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     started, phases = time.perf_counter(), Phases()
     with phases("check"):
         given = _read(job)
-    pipe, recipe, precision = job.load("animate", device, phases)
+    pipe, recipe, precision = job.load("animate", device, phases, partial(_check, job, given))
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
     poses = FrameStore(pipe.folder) if job.sheet else None
@@ -118,11 +119,17 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
         scene = given.scene.size if given.scene else None
         size = pipe.working_size(recipe, scene or skeletons.size, job.size)
         plan = pipe.plan(recipe, scene, skeletons.size, size)
-        drawn = _first(skeletons.drawn(plan.drawing, CanvasPath(plan.canvas)), given.frames)
+        drawn = skeletons.drawn(plan.drawing, CanvasPath(plan.canvas))
+        if job.frames:
+            drawn = as_many(drawn, given.length, _too_few(job), more=True)
         pose = Source("pose", _noted(drawn, poses) if poses is not None else drawn, 3)
         made = pipe.prepare(plan, given.reference, given.scene, given.mask, pose, given.reference_mask)
-    writer = _writer(job, given, plan.canvas.source)
-    chosen = sheet_frames(given.frames) if job.sheet else ()
+        info = given.timed.info if given.timed else None
+    frames = len(made.video.poses)
+    # The sound of a video cut short would outlast the output.
+    sound = given.timed.path if given.timed and info and info.has_audio and info.frames == frames else None
+    writer = _writer(job, given, frames, sound, plan.canvas.source)
+    chosen = sheet_frames(frames) if job.sheet else ()
     output = []
     with writer:
         latents = Latents.begun(pipe.noise(made, job.seed), pipe.folder)
@@ -142,55 +149,73 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     }
     inputs = paths(job, "reference", "reference_mask", "reference_pose", "pose", "scene", "mask")
     facts = {
-        "frames": given.frames,
+        "frames": frames,
         "network_size": list(plan.canvas.padded),
         "output_size": list(plan.canvas.source),
         "written": writer.written,
-        "audio": writer.audio_note or ("copied" if given.has_audio else "none"),
+        "audio": writer.audio_note or ("copied" if sound else "none"),
     }
     return job.write_report(settings, inputs, facts, device, phases)
 
 
 def _read(job: AnimateJob) -> _Inputs:
+    """Opens the files, of which the first frames are decoded, and compares how many frames they say they hold."""
     reference = read_reference(job.reference)
     outline = read_reference_mask(job.reference_mask, reference) if job.reference_mask else None
-    still = job.scene is not None and job.scene.suffix.lower() in PICTURES
-    info = probe(job.scene) if job.scene and not still else None
-    timed = job.scene if info else None
-    scene_size = (info.width, info.height) if info else None
-    if job.scene and still:
+    picture = filmed = scene_size = None
+    if job.scene and job.scene.suffix.lower() in PICTURES:
         picture = read_reference(job.scene)[..., :3]
         scene_size = picture.shape[1], picture.shape[0]
+    elif job.scene:
+        filmed = Video(job.scene)
+        scene_size = filmed.size
     skeletons = open_skeletons(job.pose, scene_size)
-    if info is None and isinstance(skeletons, FilmedSkeletons):
-        info, timed = skeletons.info, job.pose
-    if job.frames and skeletons.count < job.frames:
-        raise UserError(
-            f"{job.pose} holds {skeletons.count} poses but {job.frames} frames are asked for; give more poses or "
-            "a smaller --frames."
-        )
-    frames = job.frames or skeletons.count
+    timed = skeletons.video if isinstance(skeletons, FilmedSkeletons) else None
+    length = length_of(skeletons)
+    if job.frames:
+        check_early(length, KnownLength(job.frames), _too_few(job), more=True)
+        length = KnownLength(job.frames)
+    more = job.frames is not None
     scene = mask = None
-    if job.scene and still:
-        scene = Source("scene", Reopened(partial(repeat, picture, frames), frames), 3)
-    elif job.scene and info:
-        _check_length(job.scene, info.frames, frames, job)
-        check_transfer(job.scene, info.colours)
-        deep = Reopened(partial(read_frames, job.scene, deep=True))
-        scene = Source("scene", _first(deep, frames), 3, deep=True)
+    if job.scene and picture is not None:
+        scene = Source("scene", Reopened(partial(repeat, picture, length.total), length.total), 3)
+    elif job.scene and filmed:
+        timed = filmed
+        check_transfer(filmed.path, filmed.colours)
+        check_early(filmed, length, _uneven(job.scene), more)
+        deep = Reopened(partial(filmed.frames, deep=True))
+        scene = Source("scene", as_many(deep, length, _uneven(job.scene), more), 3, deep=True)
     if job.mask:
         if scene_size is None:
             raise UserError("There is a mask but no scene; give --scene too, or leave --mask out.")
         masks = mask_frames(job.mask, scene_size)
-        _check_length(job.mask, sum(1 for _ in masks), frames, job)
-        mask = Source("mask", _first(masks, frames), None)
-    colours, depth = (info.colours, info.depth) if job.scene and info else (UNTAGGED, 8)
-    if job.fps is not None:
-        info = timed = None
-    return _Inputs(reference, outline, skeletons, frames, scene, mask, timed, info, colours, depth)
+        check_early(length_of_masks(job.mask, masks), length, _uneven(job.mask), more)
+        mask = Source("mask", as_many(masks, length, _uneven(job.mask), more), None)
+    return _Inputs(reference, outline, skeletons, length, scene, mask, None if job.fps else timed, filmed)
 
 
-def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: CountedSkeletons) -> CountedSkeletons:
+def _check(job: AnimateJob, given: _Inputs, system: System, recipe: Recipe) -> None:
+    """Raises UserError where the inputs do not fit together, or not to the recipe."""
+    system.check_inputs(given.scene, given.mask, given.skeletons, recipe)
+    if given.scene and not given.mask:
+        scene_key(*split_reference(given.reference, given.reference_mask))
+    if not (job.rescale or job.reference_pose):  # which bring the skeletons to another size
+        recipe.canvas(given.scene.size if given.scene else None, given.skeletons.size, job.size, 1)
+
+
+def _too_few(job: AnimateJob) -> Mismatch:
+    return lambda count, frames: UserError(
+        f"{job.pose} holds {count} poses but {frames} frames are asked for; give more poses or a smaller --frames."
+    )
+
+
+def _uneven(path: Path) -> Mismatch:
+    return lambda count, frames: UserError(
+        f"{path} has {count} frames but there are {frames} poses; give as many, or choose with --frames."
+    )
+
+
+def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: AnySkeletons) -> AnySkeletons:
     if not (job.rescale or job.reference_pose):
         return skeletons
     if not isinstance(skeletons, PointSkeletons):
@@ -202,17 +227,6 @@ def _rescaled(job: AnimateJob, recipe: Recipe, skeletons: CountedSkeletons) -> C
     return PointSkeletons(rescale(skeletons.poses, character, keep_aspect=recipe.keeps_aspect))
 
 
-def _check_length(path: Path, count: int, frames: int, job: AnimateJob) -> None:
-    if count < frames or (count > frames and not job.frames):
-        raise UserError(
-            f"{path} has {count} frames but there are {frames} poses; give as many, or choose with --frames."
-        )
-
-
-def _first(source: Iterable[np.ndarray], frames: int) -> Reopened:
-    return Reopened(lambda: islice(iter(source), frames), frames)
-
-
 def _noted(frames: Iterable[np.ndarray], thumbnails: FrameStore) -> Iterator[np.ndarray]:
     """Passes the frames on, and keeps what the sheet shows of them."""
     for frame in frames:
@@ -220,15 +234,18 @@ def _noted(frames: Iterable[np.ndarray], thumbnails: FrameStore) -> Iterator[np.
         yield frame
 
 
-def _writer(job: AnimateJob, given: _Inputs, size: Size) -> VideoWriter | PngWriter:
-    seen = {"colours": given.colours, "depth": given.depth}
-    if given.info is None:
+def _writer(
+    job: AnimateJob, given: _Inputs, frames: int, sound: Path | str | None, size: Size
+) -> VideoWriter | PngWriter:
+    seen = {"colours": given.filmed.colours if given.filmed else UNTAGGED, "depth": given.depth}
+    if given.timed is None:
         return job.writer(size, rate=Fraction(job.fps or RATE).limit_denominator(1001), **seen)
+    info = given.timed.info
     return job.writer(
         size,
-        timestamps=given.info.timestamps[: given.frames],
-        time_base=given.info.time_base,
-        rate=given.info.rate,
-        audio_from=given.timed if given.has_audio else None,
+        timestamps=info.timestamps[:frames],
+        time_base=info.time_base,
+        rate=info.rate,
+        audio_from=sound,
         **seen,
     )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from ..errors import UserError
-from ..foreign import read_picture
-from ..inference.skeletons import PointSkeletons, Skeletons, cut_to
+from ..foreign import png_size, read_picture
+from ..inference.skeletons import PointSkeletons, cut_to
 from ..media.canvas import CanvasPath
 from ..media.frames import Reopened, Source
 from ..media.imaging import Size
 from ..media.masks import boxes_to_masks, read_boxes
 from ..media.pose import read_poses
-from ..media.video_read import Video, VideoInfo, has_alpha, read_alpha
-from ..media.video_write import read_gray
+from ..media.video_read import Video, has_alpha, numbered_pngs, read_alpha, read_gray
+from .lengths import KnownLength, Length, MaskLength, Mismatch, as_many, check_early
 
 
 @dataclass(frozen=True)
@@ -45,51 +43,48 @@ class ReplacementInputs:
     reference_mask: np.ndarray | None
     mask: Source
     unchecked: Reopened
-    skeletons: CountedSkeletons
+    skeletons: AnySkeletons
 
     def poses(self, size: Size, path: CanvasPath, files: Replacement, video: Video) -> Source:
         """The skeletons as `Skeletons.drawn` gives them, checked to be as many as the video's frames."""
-        frames = _one_each(files.pose, "poses", self.skeletons.drawn(size, path), video)
+        frames = as_many(self.skeletons.drawn(size, path), video, _one_each(files.pose, "poses", video))
         return Source(f"pose {files.pose}", frames, 3)
 
 
-class CountedSkeletons(Skeletons, Protocol):
-    """`Skeletons` whose number is known."""
-
-    @property
-    def count(self) -> int: ...
-
-
 class FilmedSkeletons:
-    """`Skeletons` that are already drawn, as a video of any size. Counting them decodes the video."""
+    """`Skeletons` that are already drawn, as a video of any size."""
 
     def __init__(self, path: Path):
-        self._video = Video(path)
-        self.size = self._video.size
-
-    @property
-    def info(self) -> VideoInfo:
-        return self._video.info
-
-    @property
-    def count(self) -> int:
-        return self.info.frames
+        self.video = Video(path)
+        self.size = self.video.size
 
     def drawn(self, size: Size, path: CanvasPath) -> Reopened:
-        return cut_to(path, self._video)
+        return cut_to(path, self.video)
+
+
+AnySkeletons = PointSkeletons | FilmedSkeletons
+
+
+def length_of(skeletons: AnySkeletons) -> Length:
+    """How many there are; those of a video are decoded to be counted."""
+    return skeletons.video if isinstance(skeletons, FilmedSkeletons) else KnownLength(skeletons.count)
 
 
 def open_replacement(files: Replacement, video: Video) -> ReplacementInputs:
     """Opens the files of one person of the video, and decodes the first frame of each.
 
-    Raises UserError where a file cannot be read. Whether every frame has a mask and a pose is checked later, when
-    they are read beside the video's own frames.
+    Raises UserError where a file cannot be read, or where there is not a mask and a pose for every frame. Where a
+    file is wrong about how many it holds, that is found when they are read, beside the video's own frames.
     """
     reference = read_reference(files.reference)
     outline = read_reference_mask(files.reference_mask, reference) if files.reference_mask else None
     masks = mask_frames(files.mask, video.size)
-    mask = Source(f"mask {files.mask}", _one_each(files.mask, "masks", masks, video), None)
-    return ReplacementInputs(reference, outline, mask, masks, open_skeletons(files.pose, video.size))
+    wrong_masks, wrong_poses = _one_each(files.mask, "masks", video), _one_each(files.pose, "poses", video)
+    check_early(length_of_masks(files.mask, masks), video, wrong_masks)
+    skeletons = open_skeletons(files.pose, video.size)
+    check_early(length_of(skeletons), video, wrong_poses)
+    mask = Source(f"mask {files.mask}", as_many(masks, video, wrong_masks), None)
+    return ReplacementInputs(reference, outline, mask, masks, skeletons)
 
 
 def check_mask_size(opened: ReplacementInputs, files: Replacement, video: Video) -> None:
@@ -128,13 +123,22 @@ def mask_frames(path: Path, video: Size) -> Reopened:
 
     Of pictures that are transparent somewhere the opacity is the mask, of others the brightness.
     """
-    if path.suffix.lower() != ".json":
-        return Reopened(partial(read_alpha if has_alpha(path) else read_gray, path))
-    boxes = read_boxes(path)
-    return Reopened(lambda: (boxes_to_masks([box], *video)[0] for box in boxes))
+    if path.suffix.lower() == ".json":
+        boxes = read_boxes(path)
+        return Reopened(lambda: (boxes_to_masks([box], *video)[0] for box in boxes), len(boxes))
+    masks = Reopened(partial(read_alpha if has_alpha(path) else read_gray, path))
+    if path.is_dir() and len({png_size(png) for png in numbered_pngs(path)}) > 1:
+        for _ in masks:  # which tells the one of another size
+            pass
+    return masks
 
 
-def open_skeletons(path: Path, video: Size | None) -> CountedSkeletons:
+def length_of_masks(path: Path, frames: Reopened) -> Length:
+    """How many masks `mask_frames` has read from `path`."""
+    return MaskLength(path, frames) if frames.count is None else KnownLength(frames.count)
+
+
+def open_skeletons(path: Path, video: Size | None) -> AnySkeletons:
     """POSE_KEYPOINT JSON, a folder of OpenPose's JSON files, or a video of skeletons drawn already.
 
     video: the size of the video they are for, None where there is none.
@@ -152,22 +156,7 @@ def holds_keypoints(path: Path) -> bool:
     return path.suffix.lower() == ".json" or path.is_dir()
 
 
-def _one_each(path: Path, what: str, frames: Iterable[np.ndarray], video: Video) -> Reopened:
-    """The frames of `path`, of which there must be one for every frame of the video, which is read before them."""
-    return Reopened(lambda: _counted(path, what, frames, video))
-
-
-def _counted(path: Path, what: str, frames: Iterable[np.ndarray], video: Video) -> Iterator[np.ndarray]:
-    count = 0
-    rest = iter(frames)
-    for frame in rest:
-        count += 1
-        if video.measured and count > video.info.frames:
-            count += sum(1 for _ in rest)
-            break
-        yield frame
-    if count != video.info.frames:
-        raise UserError(
-            f"{path} holds {count} {what} but {video.path} has {video.info.frames} frames; give one for every "
-            "frame."
-        )
+def _one_each(path: Path, what: str, video: Video) -> Mismatch:
+    return lambda count, frames: UserError(
+        f"{path} holds {count} {what} but {video.path} has {frames} frames; give one for every frame."
+    )

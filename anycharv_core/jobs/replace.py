@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from ..media.imaging import resize
 from ..media.masks import mask_box
 from ..media.video_read import Video
 from ..preprocess.shots import find_cuts
-from .inputs import Replacement, check_mask_size, open_replacement
+from ..systems import System
+from ..systems.recipes import Recipe
+from .inputs import Replacement, ReplacementInputs, check_mask_size, open_replacement
 from .prepared import read_prepared
 from .run import (
     Progress,
@@ -138,14 +140,9 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
         video = Video(job.video)
         check_transfer(video.path, video.colours)
         opened = [open_replacement(files, video) for files in job.people]
-    pipe, recipe, precision = job.load("generate", device, phases)
+    pipe, recipe, precision = job.load("generate", device, phases, partial(_check, job, video, opened))
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
-    if recipe.paste_back:
-        for each, files in zip(opened, job.people, strict=True):
-            check_mask_size(each, files, video)
-    elif len(job.people) > 1:
-        raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
     with phases("encode"):
         size = pipe.working_size(recipe, video.size, job.size)
         plan = pipe.plan(recipe, video.size, opened[0].skeletons.size, size, job.size)
@@ -220,6 +217,18 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
     }
     settings = job.settings(steps, guidance, plan.size, precision) | {"canvas": job.canvas, "context": job.context}
     return job.write_report(settings, inputs, facts, device, phases)
+
+
+def _check(
+    job: ReplaceJob, video: Video, opened: Sequence[ReplacementInputs], system: System, recipe: Recipe
+) -> None:
+    """Raises UserError where the sizes of the inputs do not fit together, or not to the recipe."""
+    if recipe.paste_back:
+        for each, files in zip(opened, job.people, strict=True):
+            check_mask_size(each, files, video)
+    elif len(job.people) > 1:
+        raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
+    recipe.canvas(video.size, opened[0].skeletons.size, job.size, 1)
 
 
 def _share(progress: Progress, number: int, people: int) -> Progress:

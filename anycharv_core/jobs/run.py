@@ -29,7 +29,7 @@ from ..media.png_write import PNG, PngWriter
 from ..media.sheet import sheet
 from ..media.video_read import VIDEOS
 from ..media.video_write import CRF, FFV1, H264, WORST_CRF, VideoWriter
-from ..systems import SYSTEMS
+from ..systems import SYSTEMS, System
 from ..systems.recipes import Recipe
 from .doctor import OPENCV
 from .precision import Precision, precision_for
@@ -106,17 +106,29 @@ class RenderJob:
             self.out, *size, codec=self.format, crf=CRF if self.crf is None else self.crf, **announced
         )
 
-    def load(self, command: str, device: str, phases: Phases) -> tuple[Pipeline, Recipe, Precision]:
+    def load(
+        self, command: str, device: str, phases: Phases, check: Callable[[System, Recipe], None]
+    ) -> tuple[Pipeline, Recipe, Precision]:
         """The pipeline of the job's model, which must be one for `command`, the job's recipe for it, and the
-        number format that it computes in."""
-        if not any(self.recipe in system.recipes for system in SYSTEMS.values()):
-            next(iter(SYSTEMS.values())).recipe(self.recipe)  # says so before the weights are read
+        number format that it computes in.
+
+        check: is called as soon as these two are known, before the weights are read where only one system has
+        the command. Raises UserError as it does, and for a model or recipe that is none.
+        """
+        systems = [system for system in SYSTEMS.values() if system.command == command]
+        if not any(self.recipe in system.recipes for system in systems):
+            systems[0].recipe(self.recipe)  # says so before the weights are read
+        if len(systems) == 1:
+            check(systems[0], systems[0].recipe(self.recipe))
         with phases("load"):
             precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device)
             pipe = Pipeline.from_pretrained(self.model, self.vae, self.image_encoder, device, precision.dtype)
         pipe.folder = Path(os.path.realpath(self.out)).parent
         pipe.system.check_command(command, self.model)
-        return pipe, pipe.system.recipe(self.recipe), precision
+        recipe = pipe.system.recipe(self.recipe)
+        if len(systems) > 1:
+            check(pipe.system, recipe)
+        return pipe, recipe, precision
 
     def settings(
         self, steps: int, guidance_scale: float, size: Size | None, precision: Precision

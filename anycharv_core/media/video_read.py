@@ -155,6 +155,16 @@ class Video:
         """Whether its frames have been read to the end."""
         return self._info is not None
 
+    @cached_property
+    def likely(self) -> int:
+        """How many frames it seems to have, see `likely_frames`."""
+        return likely_frames(self.path)
+
+    @property
+    def total(self) -> int:
+        """How many frames it has, as `info` says."""
+        return self.info.frames
+
     @property
     def info(self) -> VideoInfo:
         """What it holds; where its frames have not been read to the end yet, they are decoded for this."""
@@ -222,6 +232,19 @@ class Video:
             depth=depth,
             colours=colours,
         )
+
+
+def likely_frames(path: Path | str) -> int:
+    """How many frames a video says it holds or, where it does not say, has packets of; none is decoded.
+
+    Not what it displays for certain: an edit list, say, leaves some out. Raises UserError as `probe` does.
+    """
+    with open_input(path) as container:
+        stream = _video_stream(container)
+        try:
+            return stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+        except av.FFmpegError as error:
+            raise _undecodable(path, "its end", error) from error
 
 
 def read_frames(
@@ -361,10 +384,7 @@ def _decoded(
         try:
             frame = next(frames, None)
         except av.FFmpegError as error:
-            raise UserError(
-                f"{path} cannot be decoded at frame {index} ({error.strerror}), so it is damaged or cut "
-                "short; give a complete copy."
-            ) from error
+            raise _undecodable(path, f"frame {index}", error) from error
         if frame is None:
             break
         if size is None:
@@ -381,6 +401,13 @@ def _decoded(
         yield frame, matrix
     if size is None:
         raise UserError(f"{path} holds no frames; give a complete video file.")
+
+
+def _undecodable(path: Path | str, place: str, error: av.FFmpegError) -> UserError:
+    return UserError(
+        f"{path} cannot be decoded at {place} ({error.strerror}), so it is damaged or cut short; give a complete "
+        "copy."
+    )
 
 
 def _check_size(path: Path | str, width: int, height: int) -> None:
