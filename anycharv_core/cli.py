@@ -11,7 +11,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +20,7 @@ from .errors import UserError
 from .options import to_count, to_crf, to_finite, to_number, to_numbers, to_path, to_rate, to_seed, to_size
 
 if TYPE_CHECKING:
-    from .jobs.run import RenderJob
+    pass
 
 
 class _Parser(argparse.ArgumentParser):
@@ -353,6 +353,7 @@ def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
         help="'default', or 'official', which works exactly as the release",
     )
     add("--sheet", type=to_path, metavar="PNG", help="also draw a contact sheet")
+    add("--fresh", action="store_true", help="start over where a stopped run of the same command left off")
     add(
         "--out",
         type=to_path,
@@ -425,22 +426,27 @@ def _generate(args: argparse.Namespace) -> int:
     video, people, cuts = people_of(*files)
     own = ("reference", "reference_mask", "prepared", "video", "mask", "pose")
     job = ReplaceJob(video=video, people=people, cuts=cuts, **_fields(args, *own))
-    with _progress_bar("denoising", "call") as progress:
-        report = generate(job, progress)
-    return _made(job, report)
+    return _make(job, generate)
 
 
 def _animate(args: argparse.Namespace) -> int:
     from .jobs.animate import AnimateJob, animate
 
     job = AnimateJob(**_fields(args))
-    with _progress_bar("denoising", "call") as progress:
-        report = animate(job, progress)
-    return _made(job, report)
+    return _make(job, animate)
 
 
-def _made(job: RenderJob, report: dict[str, Any]) -> int:
-    """Says what became of the sound, where that is not as expected, and where everything is."""
+def _make(job: Any, make: Callable[[Any, Any], dict[str, Any]]) -> int:
+    """Runs a `RenderJob`, and says what became of the sound, where that is not as expected, and where all is."""
+    from .jobs.work import work_folder
+
+    try:
+        with _progress_bar("denoising", "call") as progress:
+            report = make(job, progress)
+    except KeyboardInterrupt:
+        if not work_folder(job.out).exists():
+            raise
+        return _say("stopped; run the same command again to go on after the last finished step.", 130)
     if report["audio"] not in ("copied", "none", "none in the source"):
         print(report["audio"])
     return _list(filter(None, (job.out, job.report, job.sheet)))

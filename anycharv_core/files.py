@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,6 +169,53 @@ def file_digest(path: Path | str) -> bytes:
         except OSError as error:
             raise unreadable(path, error) from error
     return digest.digest()
+
+
+def flushed(path: Path) -> None:
+    """Waits until what was written to a file, or the names in a folder, would outlast a power cut.
+
+    Raises UserError where the disk is full.
+    """
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    try:
+        number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether this process alone works on what `path`, a file made for that, stands for.
+
+    However the process ends, the system gives the lock back. True where the file system knows no locks.
+    """
+    with path.open("wb") as file:
+        yield _lock(file.fileno())
+
+
+def _lock(number: int) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _folder_target(final: Path | str) -> Path:

@@ -346,12 +346,20 @@ class Pipeline:
         windows = recipe.windows(len(latents), guidance_scale)
         if recipe.paste_back:
             windows = _windows_with_person(windows, video.present)
+        scene = video.scene if recipe.paste_back else None
+        unseen = sorted(set(range(len(latents))).difference(*windows.indices)) if scene else []
+
+        def show_scene() -> None:
+            for frame in unseen:
+                latents.replace([frame], torch.from_numpy(scene.take([frame])))  # type: ignore[union-attr]
+
         with phases("sample"):
+            # Before, as steps leave them as they are; and after, as other backends' don't.
+            if latents.steps == 0:
+                show_scene()
             tokens, image_embed = self.reference_tokens(made), made.reference.image_embed
             self.backend.denoise(video, tokens, image_embed, latents, steps, guidance_scale, windows, progress)
-            if recipe.paste_back and video.scene is not None:
-                for frame in sorted(set(range(len(latents))).difference(*windows.indices)):
-                    latents.replace([frame], torch.from_numpy(video.scene.take([frame])))
+            show_scene()
 
     def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish:
         """How frames get in front of a scene, where the recipe does that: by masks if given, else by colours."""

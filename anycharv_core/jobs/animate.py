@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -15,7 +16,6 @@ import numpy as np
 
 from ..device import pick_device
 from ..errors import UserError
-from ..inference.latents import Latents
 from ..inference.phases import Phases
 from ..inference.pipeline import check_steps, scene_key, split_reference
 from ..inference.skeletons import PointSkeletons
@@ -102,14 +102,15 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
     """
     job.check_places((job.reference, job.reference_mask, job.reference_pose, job.pose, job.scene, job.mask))
     device = pick_device(job.device)
-    with explained_memory():
-        return _animate(job, device, progress)
+    with explained_memory(), ExitStack() as stack:
+        return _animate(job, device, progress, stack)
 
 
-def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[str, Any]:
+def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: ExitStack) -> dict[str, Any]:
     started, phases = time.perf_counter(), Phases()
     with phases("check"):
         given = _read(job)
+        state = stack.enter_context(job.work(device))
     pipe, recipe, precision = job.load("animate", device, phases, partial(_check, job, given))
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
@@ -132,7 +133,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
     chosen = sheet_frames(frames) if job.sheet else ()
     output = []
     with writer:
-        latents = Latents.begun(pipe.noise(made, job.seed), pipe.folder)
+        latents = state.latents(0, made.shape, pipe.noise(made, job.seed))
         pipe.sample(made, latents, steps, guidance, phases, progress)
         with phases("write"):
             for index, frame in enumerate(
@@ -153,6 +154,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None) -> dict[st
         "network_size": list(plan.canvas.padded),
         "output_size": list(plan.canvas.source),
         "written": writer.written,
+        "resumed_steps": state.taken_up,
         "audio": writer.audio_note or ("copied" if sound else "none"),
     }
     return job.write_report(settings, inputs, facts, device, phases)

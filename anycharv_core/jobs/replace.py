@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +20,6 @@ from ..device import pick_device
 from ..errors import UserError
 from ..inference.encode import Person
 from ..inference.finish import Finish, PasteBack, whole
-from ..inference.latents import Latents
 from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..media.camera import CONTEXT
@@ -130,16 +130,17 @@ def generate(job: ReplaceJob, progress: Progress | None = None) -> dict[str, Any
     files = (path for each in job.people for path in (each.reference, each.reference_mask, each.mask, each.pose))
     job.check_places((job.video, *files))
     device = pick_device(job.device)
-    with explained_memory():
-        return _generate(job, device, progress)
+    with explained_memory(), ExitStack() as stack:
+        return _generate(job, device, progress, stack)
 
 
-def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[str, Any]:
+def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: ExitStack) -> dict[str, Any]:
     started, phases = time.perf_counter(), Phases()
     with phases("check"):
         video = Video(job.video)
         check_transfer(video.path, video.colours)
         opened = [open_replacement(files, video) for files in job.people]
+        state = stack.enter_context(job.work(device))
     pipe, recipe, precision = job.load("generate", device, phases, partial(_check, job, video, opened))
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
@@ -186,7 +187,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
                 frames = before
             made = pipe.prepared(recipe, reference, one)
             share = progress and _share(progress, number, len(encoded))
-            latents = Latents.begun(pipe.noise(made, job.seed), pipe.folder)
+            latents = state.latents(number, made.shape, pipe.noise(made, job.seed))
             pipe.sample(made, latents, steps, guidance, phases, share)
             finish: Finish = whole
             if recipe.paste_back:
@@ -213,6 +214,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None) -> dict[s
         "output_size": list(plan.canvas.source),
         "audio": writer.audio_note or ("copied" if info.has_audio else "none in the source"),
         "written": writer.written,
+        "resumed_steps": state.taken_up,
         "background_bit_equal": all(each.untouched for each in pasted) if recipe.paste_back else None,
     }
     settings = job.settings(steps, guidance, plan.size, precision) | {"canvas": job.canvas, "context": job.context}

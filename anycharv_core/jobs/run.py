@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import cycle
@@ -33,11 +33,14 @@ from ..systems import SYSTEMS, System
 from ..systems.recipes import Recipe
 from .doctor import OPENCV
 from .precision import Precision, precision_for
+from .work import Work, identity, work
 
 # The ending of the output's name, None for a folder, and what it is.
 FORMATS = {H264: (".mp4", "an mp4 video"), FFV1: (".mkv", "a Matroska video"), PNG: (None, "a folder of PNGs")}
 REPORTED = ("torch", "diffusers", "transformers", "numpy", "av")
 SHEET_FRAMES, SHEET_CELL = 6, 290  # rows, and the longer side of a picture in pixels
+
+UNDECIDING = ("out", "sheet", "format", "crf", "fresh")  # fields of a job that no latent depends on
 
 Progress = Callable[[int, int], None]
 """(done, total)"""
@@ -50,7 +53,8 @@ class RenderJob:
     size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
     exact size for "official"; device: None = CUDA where there is one, else the CPU; dtype: a name of
     `precision.DTYPES`, or "auto", see `precision_for`;
-    sheet: a PNG to draw a contact sheet to; format: one of `FORMATS`; crf: the quality of H.264, 0 (best) to 51.
+    sheet: a PNG to draw a contact sheet to; format: one of `FORMATS`; crf: the quality of H.264, 0 (best) to 51;
+    fresh: what a stopped run left behind is not taken up.
     """
 
     out: Path
@@ -67,6 +71,7 @@ class RenderJob:
     sheet: Path | None = None
     format: str = H264
     crf: int | None = None
+    fresh: bool = False
 
     @property
     def report(self) -> Path:
@@ -105,6 +110,10 @@ class RenderJob:
         return VideoWriter(
             self.out, *size, codec=self.format, crf=CRF if self.crf is None else self.crf, **announced
         )
+
+    def work(self, device: str) -> AbstractContextManager[Work]:
+        """What is kept of the job while it runs, see `work`; device: the one it runs on."""
+        return work(self.out, identity(self, UNDECIDING, device=device, versions=versions()), self.fresh)
 
     def load(
         self, command: str, device: str, phases: Phases, check: Callable[[System, Recipe], None]

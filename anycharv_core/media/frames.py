@@ -29,15 +29,30 @@ class FrameStore:
     explained, not the end of the process, and what was read once does not stay.
     """
 
-    def __init__(self, folder: Path | str | None = None, file: BinaryIO | None = None) -> None:
-        """folder: where a temporary file lies that the store moves to, None = where the system has them; file:
-        what the store lies in from the start, and stays in, instead."""
+    def __init__(self, folder: Path | str | None = None) -> None:
+        """folder: where a temporary file lies that the store moves to, None = where the system has them."""
         self._folder = None if folder is None else str(folder)
         # Closed with the store.
-        self._file: IO[bytes] = file or tempfile.SpooledTemporaryFile(MEMORY, dir=self._folder)  # noqa: SIM115
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(MEMORY, dir=self._folder)  # noqa: SIM115
+        self._named = ""
         self._shape: tuple[int, ...] = ()
         self._dtype = np.dtype(np.uint8)
         self._count = 0
+
+    @classmethod
+    def in_file(cls, file: BinaryIO, held: tuple[Sequence[int], np.dtype] | None = None) -> FrameStore:
+        """A store that lies in a file with a name. held: shape [F, ...] and type of what it already holds."""
+        store = cls()
+        store._file, store._named = file, file.name
+        if held is not None:
+            (store._count, *shape), store._dtype = held
+            store._shape = tuple(shape)
+        return store
+
+    @property
+    def name(self) -> str:
+        """The file it lies in, where that has a name."""
+        return self._named
 
     def __len__(self) -> int:
         return self._count
@@ -56,7 +71,7 @@ class FrameStore:
             self._file.flush()
         except OSError as error:
             where = self._folder or f"{tempfile.gettempdir()} (TMPDIR names another)"
-            raise write_error(f"temporary files to {where}", error) from error
+            raise write_error(self._named or f"temporary files to {where}", error) from error
         self._count = max(self._count, index + 1)
 
     def __getitem__(self, index: int) -> np.ndarray:
