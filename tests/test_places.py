@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from anycharv_core import UserError
 from anycharv_core.cli import main
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.jobs.run import check_places, explained_memory
+from anycharv_core.media.frames import FrameStore
 from anycharv_core.media.video_write import VideoWriter, write_masks
 
 FRAMES, SIZE = 3, 16
@@ -156,3 +158,39 @@ def test_other_errors_are_not_called_a_full_memory() -> None:
         raise RuntimeError("something else")
     with pytest.raises(UserError, match="memory is not enough"), explained_memory():
         raise MemoryError
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("writer", "place"), [("PIL.Image.Image.save", "sheet.png"), ("pathlib.Path.write_text", "out.report.json")]
+)
+def test_a_disk_that_fills_up_after_the_video_costs_neither_it_nor_older_files(
+    files: dict,
+    tmp_path: Path,
+    writer: str,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / place).write_bytes(b"old")
+    before = contents(tmp_path)
+    monkeypatch.setattr(writer, full_disk)
+    assert generate(files, "--sheet", tmp_path / "sheet.png") == 2
+    said = capsys.readouterr().err
+    assert f"Cannot write {tmp_path / place}: " in said and said.count("\n") == 1
+    after = contents(tmp_path)
+    assert after.items() >= before.items(), "what was there is as it was"
+    assert files["out"] in after and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("folder", "named"), [(None, "TMPDIR names another"), ("given", "given")])
+def test_a_full_disk_of_temporary_files_is_named(
+    folder: str | None, named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = FrameStore(None if folder is None else tmp_path / folder)
+    monkeypatch.setattr(store._file, "write", full_disk)
+    with pytest.raises(UserError, match=f"Cannot write temporary files to .*{named}.*: the disk is full"):
+        store.append(np.zeros((2, 2, 3), np.uint8))

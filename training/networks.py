@@ -17,6 +17,7 @@ from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, owned_folder
+from anycharv_core.jobs.precision import DTYPES
 from anycharv_core.systems import write_folder
 from training.config import Config, Export, Lora
 from training.lora import FILE, add_lora, lora_state_dict, merge_lora, write_lora
@@ -24,7 +25,6 @@ from training.start.initialise import initialise
 
 WEIGHTS = "weights.safetensors"  # what a phase trained, float32; a phase that has it is done
 MODEL = "model"  # what Pipeline.from_pretrained reads: MODEL.safetensors or the folder MODEL
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 DENOISER = "denoising_unet"
 

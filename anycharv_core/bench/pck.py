@@ -10,10 +10,10 @@ from ..media.pose import MIN_SCORE, body_points
 ALPHA = 0.1
 
 
-def pck(real: np.ndarray, generated: np.ndarray, alpha: float = ALPHA) -> tuple[int, int]:
+def pck(real: np.ndarray, generated: np.ndarray) -> tuple[int, int]:
     """Counts one frame's body points.
 
-    A point seen (score > 0.3) in `real` is right if its namesake is seen in `generated`, at most `alpha` times
+    A point seen (score > 0.3) in `real` is right if its namesake is seen in `generated`, at most `ALPHA` times
     the longer side of the box around the real person's seen points away. People are paired so that most points
     are right. Both are the people [n, POINTS, 3] of a frame of `pose.Poses`, on one canvas.
 
@@ -26,7 +26,7 @@ def pck(real: np.ndarray, generated: np.ndarray, alpha: float = ALPHA) -> tuple[
     for row, (points, known) in enumerate(zip(wanted, seen, strict=True)):
         if not known.any():
             continue
-        reach = alpha * np.ptp(points[known, :2], axis=0).max()
+        reach = ALPHA * np.ptp(points[known, :2], axis=0).max()
         for column, other in enumerate(found):
             near = np.linalg.norm(points[:, :2] - other[:, :2], axis=1) <= reach
             right[row, column] = (near & known & (other[:, 2] > MIN_SCORE)).sum()

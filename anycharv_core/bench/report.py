@@ -19,10 +19,10 @@ Values = Sequence[float] | str
 """A metric's value for every clip (NaN where a clip has none), or why it was not measured."""
 
 
-def summarise(values: Values, seed: int = 0) -> dict[str, Any]:
+def summarise(values: Values) -> dict[str, Any]:
     """The mean over clips and its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
 
-    Clips are drawn with replacement by a generator of `seed`, so equal values give equal intervals, and methods
+    Clips are drawn with replacement by a generator of one seed, so equal values give equal intervals, and methods
     scored on the same clips are resampled alike.
 
     Returns:
@@ -34,7 +34,7 @@ def summarise(values: Values, seed: int = 0) -> dict[str, Any]:
     known = np.array([value for value in values if not math.isnan(value)], np.float64)
     if not known.size:
         return {NOT_MEASURED: "no clip has a value"}
-    drawn = np.random.default_rng(seed).integers(len(known), size=(DRAWS, len(known)))
+    drawn = np.random.default_rng(0).integers(len(known), size=(DRAWS, len(known)))
     tail = (1 - CONFIDENCE) / 2
     # A quantile that is one of the means: between two infinite ones nothing can be interpolated.
     low, high = np.quantile(known[drawn].mean(axis=1), (tail, 1 - tail), method="inverted_cdf")

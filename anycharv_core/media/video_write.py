@@ -224,16 +224,18 @@ class VideoWriter:
             self._container.mux(packet)
 
 
+_MASK_RATE = Fraction(25)  # where masks come without times
+
+
 def write_masks(
     path: Path | str,
     masks: Iterable[np.ndarray],
     timestamps: Sequence[int] | None = None,
     time_base: Fraction | None = None,
-    rate: Fraction = Fraction(25),
 ) -> None:
     """Write masks, uint8 [H, W], without loss: FFV1 if `path` ends in .mkv, else a folder of PNGs.
 
-    `timestamps` in units of `time_base` seconds, or else `rate` in frames per second, time the .mkv,
+    `timestamps` in units of `time_base` seconds, or else 25 frames per second, time the .mkv,
     which keeps them to the millisecond. An old file of that name, or a folder that this function
     wrote, is replaced once all is written, and is left as it was if anything goes wrong.
 
@@ -242,7 +244,7 @@ def write_masks(
     """
     target = Path(path)
     if target.suffix.lower() == ".mkv":
-        _write_mkv(target, masks, timestamps, time_base, rate)
+        _write_mkv(target, masks, timestamps, time_base)
     elif target.suffix and not target.is_dir():
         raise UserError(f"{path} is neither a .mkv file nor a folder; give one of these for the masks.")
     else:
@@ -254,9 +256,9 @@ def _write_mkv(
     masks: Iterable[np.ndarray],
     timestamps: Sequence[int] | None,
     time_base: Fraction | None,
-    rate: Fraction,
 ) -> None:
     times: Iterable[int] = itertools.count()
+    rate = _MASK_RATE
     tick = 1 / rate
     if timestamps is not None:
         if time_base is None:

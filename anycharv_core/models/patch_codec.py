@@ -68,7 +68,7 @@ class PatchCodec(nn.Module):
 
         Each component is divided by the square root of its deviation: halfway between equal variances,
         which would make noise of detail, and equal pixel errors, which would drown it. The mean square
-        of the latents is 1. The refinement is trained by training/decoder.py.
+        of the latents is 1. The refinement is trained by the task "decoder", see training/codec.py.
         """
         side = self.analysis.stride[0]
         patches = F.unfold(pixels, side, stride=side).movedim(1, 2).flatten(0, 1).double()

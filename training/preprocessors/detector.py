@@ -41,9 +41,9 @@ class Detector(nn.Module):
     Channels: logit of the object score, then centre x, y and log width, height as the contract has them.
     """
 
-    def __init__(self, width: int = 16):
+    def __init__(self) -> None:
         super().__init__()
-        a, b, c = width, 2 * width, 9 * width // 4
+        a, b, c = 16, 32, 36
         self.fine = nn.Sequential(conv(3, a, 2), conv(a, b, 2), conv(b, b))
         self.middle = nn.Sequential(conv(b, c, 2), conv(c, c))
         self.coarse = nn.Sequential(conv(c, c, 2), conv(c, c), conv(c, c))

@@ -50,9 +50,9 @@ class Residual(nn.Module):
 class PoseNet(nn.Module):
     """Crops [B,3,96,72] (the input averaged over 4 x 4 pixels) -> logits of heat [B,17,48,36] and score [B,17]."""
 
-    def __init__(self, width: int = 24):
+    def __init__(self) -> None:
         super().__init__()
-        a, b, c, d = width, width + 8, 2 * width + 8, 3 * width + 8
+        a, b, c, d = 24, 32, 56, 80
         self.fine = nn.Sequential(conv(3, a), conv(a, b, 2), Residual(b))
         self.middle = nn.Sequential(conv(b, c, 2), Residual(c))
         self.coarse = nn.Sequential(conv(c, d, 2), Residual(d), Residual(d))
