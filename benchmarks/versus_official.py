@@ -19,7 +19,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ MOTION = {
     "temporal_position_encoding_max_len": 32,
 }
 # Channels of the UNets, of the VAE, of the image embedding, and the image encoder's settings.
-SIZES = {
+SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, dict[str, Any]]] = {
     "sd15": (
         (320, 640, 1280, 1280),
         (128, 256, 512, 512),
@@ -111,16 +111,15 @@ class Release:
             patch = 14 if size == "sd15" else 32
             settings = CLIPVisionConfig(image_size=224, patch_size=patch, projection_dim=embedding, **clip)
             self.image_encoder = CLIPVisionModelWithProjection(settings)
-        self.modules: tuple[nn.Module, ...] = (
-            *(self.vae, self.image_encoder, self.reference, self.unet, self.guider),
-        )
+        self.modules: list[Any] = [self.vae, self.image_encoder, self.reference, self.unet, self.guider]
         _fill(self.modules)
         for module in self.modules:
             module.to(device, dtype).requires_grad_(False).eval()
         temporal = importlib.import_module(models + "motion_module").VersatileAttention
         for module in (*self.reference.modules(), *self.unet.modules()):
             if isinstance(module, Attention):
-                module.set_processor(AttnProcessor() if isinstance(module, temporal) else AttnProcessor2_0())
+                processor: Any = AttnProcessor() if isinstance(module, temporal) else AttnProcessor2_0()
+                module.set_processor(processor)
         scheduler = DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -141,11 +140,16 @@ class Release:
             scheduler=scheduler,
         )
 
-    def __call__(self, pictures: dict[str, np.ndarray], steps: int) -> Result:
+    def __call__(self, pictures: dict[str, Any], steps: int) -> Result:
         lists = [[Image.fromarray(frame) for frame in pictures[name]] for name in ("scene", "mask", "pose")]
         height, width = pictures["reference"].shape[:2]
         kept, decode = [], self.pipe.decode_latents
-        self.pipe.decode_latents = lambda latents: (kept.append(latents), decode(latents))[1]
+
+        def keep(latents: Tensor) -> Any:
+            kept.append(latents)
+            return decode(latents)
+
+        self.pipe.decode_latents = keep
         try:
             video = self.pipe(
                 *(Image.fromarray(pictures["reference"]), *lists, width, height, len(lists[0]), steps, GUIDANCE),
@@ -166,7 +170,7 @@ class Release:
         return kept[0][0].transpose(0, 1).float().cpu(), (frames * 255).byte().cpu().numpy()
 
 
-def ours_with(release: Release) -> Callable[[dict[str, np.ndarray], int], Result]:
+def ours_with(release: Release) -> Callable[[dict[str, Any], int], Result]:
     """This project's pipeline with the release's weights, which stay where they are."""
     widths, _, embedding, _ = SIZES[release.size]
     shape: dict[str, Any] = {
@@ -217,7 +221,7 @@ def ours_with(release: Release) -> Callable[[dict[str, np.ndarray], int], Result
         own.requires_grad_(False).eval()
     pipe = Pipeline(TorchBackend(networks))
 
-    def run(pictures: dict[str, np.ndarray], steps: int) -> Result:
+    def run(pictures: dict[str, Any], steps: int) -> Result:
         made = pipe(**pictures, steps=steps, guidance_scale=GUIDANCE, seed=SEED, recipe="official")
         return made.latents, np.asarray(made.frames)
 
@@ -256,7 +260,7 @@ def _uninitialised() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _fill(modules: tuple[nn.Module, ...]) -> None:
+def _fill(modules: Iterable[nn.Module]) -> None:
     """Weights that keep the size of what goes through them."""
     torch.manual_seed(SEED)
     for module in modules:
@@ -267,7 +271,8 @@ def _fill(modules: tuple[nn.Module, ...]) -> None:
                 weight.uniform_(-0.02, 0.02)
 
 
-def pictures_of(size: tuple[int, int], frames: int) -> dict[str, np.ndarray]:
+def pictures_of(size: tuple[int, int], frames: int) -> dict[str, Any]:
+    """Noise, and a box as the mask, as `Pipeline` takes them."""
     width, height = size
     rng = np.random.default_rng(SEED)
     mask = np.zeros((frames, height, width), np.uint8)
@@ -307,7 +312,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore", FutureWarning)  # diffusers', on how the release calls it
     release = Release(args.official, args.networks, args.device, DTYPES[args.dtype])
-    systems = {"official": release, "ours": ours_with(release)}
+    systems: dict[str, Callable[[dict[str, Any], int], Result]] = {"official": release, "ours": ours_with(release)}
     pictures = pictures_of(args.size, args.frames)
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     busy: dict[str, list[float]] = {name: [] for name in systems}
