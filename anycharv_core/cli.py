@@ -14,13 +14,22 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from .errors import UserError
-from .options import to_count, to_crf, to_finite, to_number, to_numbers, to_path, to_rate, to_seed, to_size
-
-if TYPE_CHECKING:
-    pass
+from .options import (
+    add_device,
+    add_lpips,
+    add_render,
+    add_sampling,
+    adders,
+    to_count,
+    to_finite,
+    to_number,
+    to_numbers,
+    to_path,
+    to_rate,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,37 +79,30 @@ def _parser() -> argparse.ArgumentParser:
         ("demo-animate", "embedded-animate", "pictures animated"),
     ):
         demo = subcommands.add_parser(name, help=f"make a video with the model '{model}'; needs no input: {what}")
-        add = demo.add_argument
-        add("--out", type=to_path, default=Path("out", name), metavar="DIR", help="default: %(default)s")
+        add, path = adders(demo)
+        path("--out", "DIR", "default: %(default)s", default=Path("out", name))
         add("--clips", type=to_count, default=4, metavar="N", help="examples to make (default: %(default)s)")
         demo.set_defaults(run=_demo, model=model)
 
     make = subcommands.add_parser("generate", help="replace the masked person in a video with your character")
-    add = make.add_argument
-    add(
+    add, path = adders(make)
+    path(
         "--reference",
-        type=to_path,
+        "PNG",
+        "picture of the character, best cut out; give it once for every person to replace",
         action="append",
         required=True,
-        metavar="PNG",
-        help="picture of the character, best cut out; give it once for every person to replace",
     )
-    add(
+    path(
         "--reference-mask",
-        type=to_path,
+        "PNG",
+        "white where the reference shows the character; once for every reference, or not at all",
         action="append",
-        metavar="PNG",
-        help="white where the reference shows the character; once for every reference, or not at all",
     )
-    add(
-        "--prepared",
-        type=to_path,
-        metavar="DIR",
-        help="what 'anycharv preprocess' wrote: video, mask and pose",
-    )
-    add("--video", type=to_path, metavar="VIDEO", help="the video to put the character into")
-    add("--mask", type=to_path, metavar="MASK", help="video, PNG folder or JSON list of boxes")
-    add("--pose", type=to_path, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    path("--prepared", "DIR", "what 'anycharv preprocess' wrote: video, mask and pose")
+    path("--video", "VIDEO", "the video to put the character into")
+    path("--mask", "MASK", "video, PNG folder or JSON list of boxes")
+    path("--pose", "POSE", "POSE_KEYPOINT JSON or skeleton video")
     add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors file (default: %(default)s)")
     add(
         "--canvas",
@@ -116,40 +118,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="margin of that window around the person, relative to their size (default: %(default)s)",
     )
-    _add_render(make, cfg="3.0")
+    add_render(make, cfg="3.0")
     make.set_defaults(run=_generate)
 
     move = subcommands.add_parser(
         "animate", help="animate the character of a picture, with a model of Animate Anyone"
     )
-    add = move.add_argument
-    add(
-        "--reference",
-        type=to_path,
-        required=True,
-        metavar="PNG",
-        help="picture of the character, with its background",
-    )
-    add("--pose", type=to_path, required=True, metavar="POSE", help="POSE_KEYPOINT JSON or skeleton video")
+    add, path = adders(move)
+    path("--reference", "PNG", "picture of the character, with its background", required=True)
+    path("--pose", "POSE", "POSE_KEYPOINT JSON or skeleton video", required=True)
     add(
         "--model",
         default="embedded-animate",
         metavar="MODEL",
         help="folder with denoising_unet.pth and the other files, or .safetensors file (default: %(default)s)",
     )
-    add("--scene", type=to_path, metavar="FILE", help="video or picture to put the character in front of")
-    add(
+    path("--scene", "FILE", "video or picture to put the character in front of")
+    path(
         "--reference-mask",
-        type=to_path,
-        metavar="PNG",
-        help="white where the reference shows the character; a scene needs it, or transparency, or --mask",
+        "PNG",
+        "white where the reference shows the character; a scene needs it, or transparency, or --mask",
     )
-    add(
-        "--mask",
-        type=to_path,
-        metavar="MASK",
-        help="where the character covers the scene, instead of keying by colour",
-    )
+    path("--mask", "MASK", "where the character covers the scene, instead of keying by colour")
     add("--frames", type=to_number, metavar="N", help="make only the first N frames (default: all poses)")
     add(
         "--fps",
@@ -158,30 +148,19 @@ def _parser() -> argparse.ArgumentParser:
         help="frames per second (default: the scene's or pose video's, else 24)",
     )
     add("--rescale", action="store_true", help="give the skeleton the character's proportions, size and place")
-    add(
-        "--reference-pose",
-        type=to_path,
-        metavar="POSE",
-        help="the character's POSE_KEYPOINT, to rescale to; implies --rescale",
-    )
+    path("--reference-pose", "POSE", "the character's POSE_KEYPOINT, to rescale to; implies --rescale")
     add(
         "--pose-model",
         metavar="DIR",
         help="without --reference-pose, what finds it: DWPose's folder or 'embedded'",
     )
-    _add_render(move, cfg="3.5")
+    add_render(move, cfg="3.5")
     move.set_defaults(run=_animate)
 
     ready = subcommands.add_parser("preprocess", help="pose, mask and box of the people you choose in a video")
-    add = ready.add_argument
-    add("video", type=to_path, metavar="VIDEO", help="any video")
-    add(
-        "--out",
-        type=to_path,
-        required=True,
-        metavar="DIR",
-        help="folder for pose.json, mask.mkv, box.mkv and more",
-    )
+    add, path = adders(ready)
+    path("video", "VIDEO", "any video")
+    path("--out", "DIR", "folder for pose.json, mask.mkv, box.mkv and more", required=True)
     add(
         "--people",
         metavar="N,N",
@@ -194,30 +173,24 @@ def _parser() -> argparse.ArgumentParser:
         help="choose the person at this pixel of frame F, counted from 0",
     )
     add("--box", type=to_numbers(5), metavar="F,X0,Y0,X1,Y1", help="choose the person in this box of frame F")
-    add("--like", type=to_path, metavar="PNG", help="choose the person who looks most like this picture")
+    path("--like", "PNG", "choose the person who looks most like this picture")
     add("--pose-model", metavar="DIR", help="folder of DWPose's ONNX files, or 'embedded' (default: ComfyUI's)")
-    add(
-        "--poses",
-        type=to_path,
-        metavar="POSE",
-        help="POSE_KEYPOINT JSON made elsewhere, instead of running DWPose",
-    )
+    path("--poses", "POSE", "POSE_KEYPOINT JSON made elsewhere, instead of running DWPose")
     add("--segmenter", metavar="DIR", help="SAM 2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
-    add("--masks", type=to_path, metavar="MASK", help="masks made elsewhere, instead of running SAM 2")
+    path("--masks", "MASK", "masks made elsewhere, instead of running SAM 2")
     add("--smooth", action="store_true", help="steady the skeleton over time")
-    add(
+    path(
         "--retarget",
-        type=to_path,
+        "PNG",
+        "give the skeleton the proportions of this character; give it once for every person chosen",
         action="append",
         default=[],
-        metavar="PNG",
-        help="give the skeleton the proportions of this character; give it once for every person chosen",
     )
-    _add_device(ready, "cpu", "cuda")
+    add_device(ready, "cpu", "cuda")
     ready.set_defaults(run=_preprocess)
 
     bench = subcommands.add_parser("bench", help="score a model, or any system's frames, where the truth is exact")
-    add = bench.add_argument
+    add, path = adders(bench)
     add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps or animations of the puppet world")
     way = bench.add_mutually_exclusive_group()
     way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
@@ -235,66 +208,34 @@ def _parser() -> argparse.ArgumentParser:
     add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")
     add("--frames", type=to_count, default=8, metavar="N", help="frames of each task (default: %(default)s)")
     add("--size", type=to_count, metavar="N", help="width and height in pixels (default: 64)")
-    _add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone", dtype="fp32")
-    add(
-        "--lpips-weights",
-        type=to_path,
-        metavar="FILE",
-        help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS",
-    )
-    add(
+    add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone", dtype="fp32")
+    add_lpips(bench)
+    path(
         "--out",
-        type=to_path,
+        "DIR",
+        "folder for puppets.json, puppets.md and sheet.png (default: %(default)s)",
         default=Path("out/bench"),
-        metavar="DIR",
-        help="folder for puppets.json, puppets.md and sheet.png (default: %(default)s)",
     )
     bench.set_defaults(run=_bench)
 
     compare = subcommands.add_parser("evaluate", help="score generated videos against real ones")
-    add = compare.add_argument
-    add("real", type=to_path, metavar="REAL_DIR", help="videos, or folders of PNGs")
-    add(
-        "generated",
-        type=to_path,
-        metavar="GENERATED_DIR",
-        help="as many, with the same names, lengths and sizes",
-    )
-    add(
-        "--masks",
-        type=to_path,
-        metavar="DIR",
-        help="masks of what was replaced in each video, for background, seam and drift",
-    )
-    add("--references", type=to_path, metavar="DIR", help="the reference picture of each video, for CLIP-I")
-    add(
-        "--real-poses",
-        type=to_path,
-        metavar="DIR",
-        help="POSE_KEYPOINT JSON of each real video, for the pose PCK",
-    )
-    add("--generated-poses", type=to_path, metavar="DIR", help="the same for each generated video")
+    add, path = adders(compare)
+    path("real", "REAL_DIR", "videos, or folders of PNGs")
+    path("generated", "GENERATED_DIR", "as many, with the same names, lengths and sizes")
+    path("--masks", "DIR", "masks of what was replaced in each video, for background, seam and drift")
+    path("--references", "DIR", "the reference picture of each video, for CLIP-I")
+    path("--real-poses", "DIR", "POSE_KEYPOINT JSON of each real video, for the pose PCK")
+    path("--generated-poses", "DIR", "the same for each generated video")
     add("--pose-model", metavar="DIR", help="DWPose's folder or 'embedded', to find the poses of both instead")
-    add(
-        "--lpips-weights",
-        type=to_path,
-        metavar="FILE",
-        help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS",
-    )
-    add("--clip-model", type=to_path, metavar="DIR", help="folder of transformers' CLIP, for CLIP-I")
-    add(
-        "--fvd-model",
-        type=to_path,
-        metavar="PATH",
-        help="I3D as TorchScript, or a folder of VideoMAE, for FVD",
-    )
-    _add_device(compare, "cpu", "cuda")
-    add(
+    add_lpips(compare)
+    path("--clip-model", "DIR", "folder of transformers' CLIP, for CLIP-I")
+    path("--fvd-model", "PATH", "I3D as TorchScript, or a folder of VideoMAE, for FVD")
+    add_device(compare, "cpu", "cuda")
+    path(
         "--out",
-        type=to_path,
+        "DIR",
+        "folder for evaluate.json and evaluate.md (default: %(default)s)",
         default=Path("out/evaluate"),
-        metavar="DIR",
-        help="folder for evaluate.json and evaluate.md (default: %(default)s)",
     )
     compare.set_defaults(run=_evaluate)
 
@@ -311,92 +252,29 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     convert = subcommands.add_parser("convert", help="turn a model folder into a single file, or back")
-    add = convert.add_argument
+    add, path = adders(convert)
     add("source", metavar="SRC", help="model folder, .safetensors file or 'embedded'")
-    add("target", type=to_path, metavar="DST", help="a file name ending in .safetensors, or a folder")
+    path("target", "DST", "a file name ending in .safetensors, or a folder")
     add(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),
         help="number format of the weights (default: each keeps its own)",
     )
-    add("--vae", type=to_path, metavar="DIR", help="VAE to include instead of the model's own")
-    add(
-        "--image-encoder",
-        type=to_path,
-        metavar="DIR",
-        help="CLIP image encoder to include instead of the model's own",
-    )
+    path("--vae", "DIR", "VAE to include instead of the model's own")
+    path("--image-encoder", "DIR", "CLIP image encoder to include instead of the model's own")
     add("--force", action="store_true", help="replace DST if it exists")
     convert.set_defaults(run=_convert)
 
     get = subcommands.add_parser(
         "download", help="fetch weights from the Hugging Face hub, or say how to get them"
     )
-    add = get.add_argument
+    add, path = adders(get)
     add("what", nargs="*", choices=NAMES, default="all", metavar="WHAT", help=f"any of {', '.join(NAMES)}")
-    add("--to", type=to_path, metavar="DIR", help="models folder (default: ComfyUI's, where one is found)")
+    path("--to", "DIR", "models folder (default: ComfyUI's, where one is found)")
     add("--dry-run", action="store_true", help="fetch nothing, list files, sizes, places and licences")
     add("--offline", action="store_true", help="use no network, list which file to put where")
     get.set_defaults(run=_download)
     return parser
-
-
-def _add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
-    """The options of a `RenderJob`; cfg: the guidance scale of a model that names none."""
-    _add_sampling(parser, cfg, dtype="auto")
-    add = parser.add_argument
-    add("--size", type=to_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
-    add(
-        "--recipe",
-        default="default",
-        metavar="NAME",
-        help="'default', or 'official', which works exactly as the release",
-    )
-    add("--sheet", type=to_path, metavar="PNG", help="also draw a contact sheet")
-    add("--fresh", action="store_true", help="start over where a stopped run of the same command left off")
-    add(
-        "--out",
-        type=to_path,
-        required=True,
-        metavar="PATH",
-        help="the finished video, or folder of PNGs; a report goes beside it",
-    )
-    add(
-        "--format",
-        choices=("h264", "ffv1", "png"),
-        default="h264",
-        help="H.264 in .mp4; lossless: FFV1 in .mkv, or a folder of PNGs (default: %(default)s)",
-    )
-    add("--crf", type=to_crf, metavar="N", help="quality of H.264, 0 (best) to 51 (default: 17)")
-
-
-def _add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None:
-    """What a model is run with; cfg: as for `_add_render`; dtype: the default."""
-    add = parser.add_argument
-    add("--vae", type=to_path, metavar="DIR", help="VAE to use instead of the model's own")
-    add(
-        "--image-encoder", type=to_path, metavar="DIR", help="CLIP image encoder to use instead of the model's own"
-    )
-    add("--steps", type=to_count, metavar="N", help="denoising steps (default: the model's, else 30)")
-    add(
-        "--cfg",
-        dest="guidance_scale",
-        type=to_finite,
-        metavar="X",
-        help=f"guidance scale (default: the model's, else {cfg})",
-    )
-    add("--seed", type=to_seed, default=42, metavar="N", help="default: %(default)s")
-    _add_device(parser, "cpu", "cuda", "mps")
-    add(
-        "--dtype",
-        choices=("auto", "fp32", "fp16", "bf16"),
-        default=dtype,
-        help="default: %(default)s; auto: bf16 if the device has it and the model tolerates it, else fp32",
-    )
-
-
-def _add_device(parser: argparse.ArgumentParser, *names: str) -> None:
-    parser.add_argument("--device", choices=names, help="default: cuda if there is one, else cpu")
 
 
 def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:

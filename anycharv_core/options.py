@@ -1,4 +1,8 @@
-"""What the values of the command line's options may be: each function reads one, or says what is wrong with it."""
+"""What the command line's options are made of.
+
+Each function `to_...` reads a value, or says what is wrong with it; each `add_...` gives a parser the options that
+several commands share.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def to_path(text: str) -> Path:
@@ -78,3 +83,67 @@ def to_finite(text: str) -> float:
     if not 0 <= value < 1000:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1000")
     return value
+
+
+def adders(parser: argparse.ArgumentParser) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """What adds an argument to the parser, and what adds one that is a path."""
+
+    def path(name: str, metavar: str, help: str, **settings: Any) -> None:
+        parser.add_argument(name, type=to_path, metavar=metavar, help=help, **settings)
+
+    return parser.add_argument, path
+
+
+def add_lpips(parser: argparse.ArgumentParser) -> None:
+    _, path = adders(parser)
+    path("--lpips-weights", "FILE", "torchvision's alexnet-owt-7be5be79.pth, for LPIPS")
+
+
+def add_render(parser: argparse.ArgumentParser, cfg: str) -> None:
+    """The options of a `RenderJob`; cfg: the guidance scale of a model that names none."""
+    add_sampling(parser, cfg, dtype="auto")
+    add, path = adders(parser)
+    add("--size", type=to_size, metavar="WxH", help="pixels the networks work at (default: the model's)")
+    add(
+        "--recipe",
+        default="default",
+        metavar="NAME",
+        help="'default', or 'official', which works exactly as the release",
+    )
+    path("--sheet", "PNG", "also draw a contact sheet")
+    add("--fresh", action="store_true", help="start over where a stopped run of the same command left off")
+    path("--out", "PATH", "the finished video, or folder of PNGs; a report goes beside it", required=True)
+    add(
+        "--format",
+        choices=("h264", "ffv1", "png"),
+        default="h264",
+        help="H.264 in .mp4; lossless: FFV1 in .mkv, or a folder of PNGs (default: %(default)s)",
+    )
+    add("--crf", type=to_crf, metavar="N", help="quality of H.264, 0 (best) to 51 (default: 17)")
+
+
+def add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None:
+    """What a model is run with; cfg: as for `add_render`; dtype: the default."""
+    add, path = adders(parser)
+    path("--vae", "DIR", "VAE to use instead of the model's own")
+    path("--image-encoder", "DIR", "CLIP image encoder to use instead of the model's own")
+    add("--steps", type=to_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add(
+        "--cfg",
+        dest="guidance_scale",
+        type=to_finite,
+        metavar="X",
+        help=f"guidance scale (default: the model's, else {cfg})",
+    )
+    add("--seed", type=to_seed, default=42, metavar="N", help="default: %(default)s")
+    add_device(parser, "cpu", "cuda", "mps")
+    add(
+        "--dtype",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default=dtype,
+        help="default: %(default)s; auto: bf16 if the device has it and the model tolerates it, else fp32",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, *names: str) -> None:
+    parser.add_argument("--device", choices=names, help="default: cuda if there is one, else cpu")
