@@ -17,11 +17,12 @@ from tiny_alexnet import alexnet
 
 from anycharv_core import UserError
 from anycharv_core.bench.clip_score import load_clip
-from anycharv_core.bench.clips import clip_frames, named_clips
+from anycharv_core.bench.compare import METRICS
 from anycharv_core.bench.fvd import frechet_distance, load_features
 from anycharv_core.bench.pck import pck
+from anycharv_core.bench.videos import named_videos, video_frames
 from anycharv_core.cli import main
-from anycharv_core.jobs.evaluate import METRICS, EvaluateJob, evaluate
+from anycharv_core.jobs.evaluate import EvaluateJob, evaluate
 from anycharv_core.media.pose import parse_poses
 from anycharv_core.media.video_write import VideoWriter, write_masks
 
@@ -70,7 +71,7 @@ def test_equal_clips_are_equal_and_nothing_wraps_around(job: EvaluateJob) -> Non
     assert same["PSNR"] == math.inf and same["SSIM"] == pytest.approx(1)
     # A quarter of the values is 245 apart, and the square is 60025; in uint8 arithmetic it is 121.
     assert dark["PSNR"] == pytest.approx(10 * math.log10(255**2 / (60025 / 4)))
-    real, made = (np.stack(list(clip_frames(folder / "dark"))) for folder in (job.real, job.generated))
+    real, made = (np.stack(list(video_frames(folder / "dark"))) for folder in (job.real, job.generated))
     wrapped = float(((made - real) ** 2).mean())
     assert 10 * math.log10(255**2 / wrapped) > dark["PSNR"] + 10
     assert 0 < dark["SSIM"] < 0.9
@@ -311,7 +312,7 @@ def test_clips_are_videos_or_folders_and_every_one_has_a_partner(job: EvaluateJo
         for frame in random_clip(5):
             video.write(frame)
     (job.real / "new.report.json").write_text("{}")
-    assert sorted(named_clips(job.real)) == ["dark", "new", "same"]
+    assert sorted(named_videos(job.real)) == ["dark", "new", "same"]
     command = ["evaluate", str(job.real), str(job.generated), "--out", str(job.out)]
     assert main(command) == 2
     assert f"'new' is in {job.real} and not in {job.generated}" in capsys.readouterr().err

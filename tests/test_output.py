@@ -14,7 +14,7 @@ from cli_files import run as run
 from clip_files import write_yuv
 from tiny_animate import make
 
-from anycharv_core.bench.clips import clip_frames, named_clips
+from anycharv_core.bench.videos import named_videos, video_frames
 from anycharv_core.errors import UserError
 from anycharv_core.inference.finish import paste_weights
 from anycharv_core.inference.pipeline import Pipeline
@@ -86,8 +86,8 @@ def test_what_was_written_is_scored(files: Files, tiny_model: Path, tmp_path: Pa
     for folder, kind, name in (("real", "ffv1", "a.mkv"), ("made", "png", "a")):
         (tmp_path / folder).mkdir()
         assert run(*command(files, tiny_model, tmp_path / folder / name, format=kind)) == (0, "")
-        assert list(named_clips(tmp_path / folder)) == ["a"]
-    assert len(list(clip_frames(tmp_path / "made" / "a"))) == FRAMES
+        assert list(named_videos(tmp_path / folder)) == ["a"]
+    assert len(list(video_frames(tmp_path / "made" / "a"))) == FRAMES
     assert run("evaluate", tmp_path / "real", tmp_path / "made", "--out", tmp_path / "scores") == (0, "")
     scores = json.loads((tmp_path / "scores" / "evaluate.json").read_text())
     assert scores["pairs"]["a"]["PSNR"] in ("inf", float("inf"))

@@ -31,9 +31,9 @@ from ..media.pose import write_poses
 from ..media.video_read import VIDEOS
 from ..media.video_write import VideoWriter, write_masks
 from ..puppets.task import Swap
-from .clips import clip_frames, partner
 from .puppets import Method, Progress
 from .tasks import ANIMATION, BOLD_SWAP, SWAP, Setup, Task, tasks
+from .videos import partner, video_frames
 
 RATE = Fraction(12)
 _INDEX, _MADE = "bench.json", "frames"
@@ -105,7 +105,7 @@ def of_folder(folder: Path) -> Method:
                 "tasks again."
             )
         place = partner(folder / task.name, _MADE, VIDEOS)
-        frames = np.stack(list(clip_frames(place)))
+        frames = np.stack(list(video_frames(place)))
         expected = task.given.pose.shape
         if frames.shape != expected:
             raise UserError(

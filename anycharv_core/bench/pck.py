@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ..media.pose import MIN_SCORE, body_points
+from ..media.pose import MIN_SCORE, Poses, body_points
 
 ALPHA = 0.1
 
@@ -32,3 +34,15 @@ def pck(real: np.ndarray, generated: np.ndarray) -> tuple[int, int]:
             right[row, column] = (near & known & (other[:, 2] > MIN_SCORE)).sum()
     total = int(sum(known.sum() for known in seen))
     return int(right[linear_sum_assignment(-right)].sum()), total
+
+
+def pck_of_video(real: Poses, generated: Poses) -> float:
+    """The share of the points seen in the real poses that are right, of as many frames; NaN where none is seen.
+
+    The generated poses are brought to the canvas of the real ones.
+    """
+    right, total = 0, 0
+    for ours, theirs in zip(real.people, generated.scaled(*real.size).people, strict=True):
+        counted = pck(ours, theirs)
+        right, total = right + counted[0], total + counted[1]
+    return right / total if total else math.nan

@@ -12,7 +12,7 @@ from ..media.frames import checked
 from ..media.video_read import VIDEOS, numbered_pngs, read_frames
 
 
-def clip_frames(path: Path) -> Iterator[np.ndarray]:
+def video_frames(path: Path) -> Iterator[np.ndarray]:
     """Frames uint8 [H, W, 3] of a video, or of a folder's PNGs in the order of the numbers in their names.
 
     Raises UserError for what cannot be read, and for PNGs of several sizes.
@@ -26,7 +26,7 @@ def clip_frames(path: Path) -> Iterator[np.ndarray]:
     yield from checked(f"video {path}", (next(read_frames(picture)) for picture in pictures), 3)
 
 
-def named_clips(folder: Path) -> dict[str, Path]:
+def named_videos(folder: Path) -> dict[str, Path]:
     """The videos of a folder by name without suffix: its video files, and its folders that hold PNGs.
 
     Raises UserError for no folder, no video, or two of one name.
@@ -47,7 +47,7 @@ def named_clips(folder: Path) -> dict[str, Path]:
 
 def pairs(real: Path, generated: Path) -> dict[str, tuple[Path, Path]]:
     """The videos of two folders by their common names. Raises UserError where one has no partner."""
-    ours, theirs = named_clips(real), named_clips(generated)
+    ours, theirs = named_videos(real), named_videos(generated)
     for name in sorted(ours.keys() ^ theirs.keys()):
         folder, other = (real, generated) if name in ours else (generated, real)
         raise UserError(
