@@ -79,7 +79,7 @@ def test_what_was_shown_comes_back_to_where_it_was(pipe: Pipeline, monkeypatch: 
 
     monkeypatch.setattr(pipe.backend, "encode", seeing)
     # The last picture encoded is the reference.
-    monkeypatch.setattr(pipe.backend, "decode", lambda latents, rounded: np.stack(shown[:FRAMES]))
+    monkeypatch.setattr(pipe.backend, "decode", lambda latents, rounded, deep: np.stack(shown[:FRAMES]))
     out = pipe(**given, steps=1, size=(64, 64), canvas="person")
     assert np.abs(out.frames.astype(int) - given["scene"]).max() <= 2
 

@@ -319,7 +319,7 @@ def test_missing_and_torn_shards_are_named(tmp_path: Path) -> None:
     whole = shard.read_bytes()
     offset, size = clips.clips[0].members["mp4"]
     shard.write_bytes(whole[:offset] + bytes(size) + whole[offset + size :])
-    with pytest.raises(UserError, match=r"000000\.tar is damaged in b_000000\.mp4: bring it back"):
+    with pytest.raises(UserError, match=r"000000\.tar is damaged in b_000000\.mp4: restore it from a copy"):
         clips[0, 0]
     shard.write_bytes(whole[:-20000])
     with pytest.raises(UserError, match=r"000000\.tar is cut short.*prepare_dataset again"):
