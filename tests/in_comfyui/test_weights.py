@@ -22,7 +22,7 @@ def test_half_precision_is_near_full() -> None:
     for dtype in ("fp32", "fp16", "bf16"):
         parts = load(dtype=dtype)
         made[dtype] = sampled(parts[0], conditioned(*parts))
-        expected = core("anycharv_core.jobs.run").DTYPES[dtype]
+        expected = core("anycharv_core.jobs.precision").DTYPES[dtype]
         assert parts[0].model.diffusion_model.conv_in.weight.dtype == expected
         differences[dtype] = float((made[dtype] - made["fp32"]).abs().mean() / made["fp32"].abs().mean())
     assert differences["fp16"] < 1e-2 and differences["bf16"] < 5e-2, differences
