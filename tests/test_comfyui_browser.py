@@ -150,7 +150,7 @@ def test_help_panel_shows_our_pages(page: dict[str, Any]) -> None:
         source = (REPO / f"web/docs/{node}.md").read_text(encoding="utf-8")
         headings = [line[3:] for line in source.splitlines() if line.startswith("## ")]
         assert [heading for heading in headings if heading not in shown["text"]] == [], node
-        assert shown["tables"] == 2, node
+        assert shown["tables"] == sum(line.startswith("|---") for line in source.splitlines()) >= 2, node
         assert source.split("\n\n")[0].split()[:5] == shown["text"].split()[:5], node
     assert ours(page["help_errors"]) == []
 
