@@ -13,6 +13,7 @@ release falls back to beside it.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import statistics
 import sys
@@ -208,7 +209,7 @@ def ours_with(release: Release) -> Callable[[dict[str, Any], int], Result]:
             DenoisingUNet(UNetConfig.from_dict(moving)),
             ReferenceNet(UNetConfig.from_dict(shape)),
             PoseGuider(PoseGuiderConfig.from_dict(guider)),
-            release.vae,
+            copy.deepcopy(release.vae),  # whose layout the backend may change
             release.image_encoder,
         )
     pairs = (
