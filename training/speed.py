@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that tensors leave: on many machines fresh pages cost more than the
     arithmetic on them, and every step would ask for gigabytes. Does nothing where the C library is not glibc."""
+    if sys.platform != "linux":
+        return
     mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
