@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_files import Files, Run, command
+from cli_files import Files, Run, command, refused
 from cli_files import files as files
 from cli_files import run as run
 
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.errors import UserError
-from anycharv_core.jobs import precision
+from anycharv_core.jobs import precision, work
 from anycharv_core.jobs.precision import HOLDS, precision_for
 
 
@@ -101,3 +101,37 @@ def test_the_command_line_leaves_it_open_and_the_report_says_why(
         assert run(*command(files, tiny_model, tmp_path / "a.mp4", dtype=None, steps=1))[0] == 0
         settings = json.loads((tmp_path / "a.report.json").read_text())["settings"]
         assert settings["dtype"] == name and f"{value} dB" in settings["dtype_because"]
+
+
+def test_the_official_recipe_stays_in_float32(
+    files: Files, tiny_model: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = measured(monkeypatch, 60.0)
+    made = []
+    for dtype in (None, "fp32"):
+        words = command(
+            files, tiny_model, tmp_path / "a.mp4", dtype=dtype, recipe="official", pose=files.skeletons
+        )
+        assert run(*words)[0] == 0
+        made.append((tmp_path / "a.mp4").read_bytes())
+    assert made[0] == made[1] and not tried
+
+
+def test_a_stopped_run_goes_on_in_the_format_that_was_chosen(
+    files: Files, tiny_model: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, 60.0)
+    flush = work.flushed
+
+    def interrupted(path: Path) -> None:
+        flush(path)
+        if path.suffix == work.SUFFIX:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "flushed", interrupted)
+    assert run(*command(files, tiny_model, tmp_path / "a.mp4", dtype=None))[0] == 130
+    monkeypatch.setattr(work, "flushed", flush)
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    refused(run(*command(files, tiny_model, tmp_path / "a.mp4", dtype=None)), "unfinished video of another dtype;")
+    assert run(*command(files, tiny_model, tmp_path / "a.mp4", dtype="bf16"))[0] == 0
+    assert json.loads((tmp_path / "a.report.json").read_text())["resumed_steps"] == 1

@@ -110,8 +110,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
     started, phases = time.perf_counter(), Phases()
     with phases("check"):
         given = _read(job)
-        state = stack.enter_context(job.work(device))
-    pipe, recipe, precision = job.load("animate", device, phases, partial(_check, job, given))
+    pipe, recipe, precision, state = job.load("animate", device, phases, partial(_check, job, given), stack)
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
     poses = FrameStore(pipe.folder) if job.sheet else None

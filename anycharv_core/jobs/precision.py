@@ -37,14 +37,24 @@ class Precision:
         return DTYPES[self.name]
 
 
-def precision_for(dtype: str, model: str, vae: Path | None, image_encoder: Path | None, device: str) -> Precision:
+def precision_for(
+    dtype: str,
+    model: str,
+    vae: Path | None,
+    image_encoder: Path | None,
+    device: str,
+    recorded: bool = False,
+) -> Precision:
     """The number format of that name; for "auto" bfloat16 where the device has it and the model tolerates it.
 
-    That is tried once for every model and device, on a video of two small frames, and remembered in
-    `cache.cache_folder`. Raises UserError for a model that cannot be read.
+    recorded: whether the recipe is, which "auto" keeps in float32. What a model tolerates is tried once for every
+    model and device, on a video of two small frames, and remembered in `cache.cache_folder`. Raises UserError for
+    a model that cannot be read.
     """
     if dtype != AUTO:
         return Precision(dtype)
+    if recorded:
+        return Precision("fp32", "the recipe's outputs are recorded ones, of float32")
     if not has_bf16(device):
         return Precision("fp32", f"{device} here has no instructions for bfloat16")
     kept = _remembered(model, vae, image_encoder, device)

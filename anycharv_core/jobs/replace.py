@@ -140,8 +140,8 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         video = Video(job.video)
         check_transfer(video.path, video.colours)
         opened = [open_replacement(files, video) for files in job.people]
-        state = stack.enter_context(job.work(device))
-    pipe, recipe, precision = job.load("generate", device, phases, partial(_check, job, video, opened))
+    check = partial(_check, job, video, opened)
+    pipe, recipe, precision, state = job.load("generate", device, phases, check, stack)
     steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
     check_steps(steps)
     with phases("encode"):

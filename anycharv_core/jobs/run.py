@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import cycle
@@ -111,18 +111,19 @@ class RenderJob:
             self.out, *size, codec=self.format, crf=CRF if self.crf is None else self.crf, **announced
         )
 
-    def work(self, device: str) -> AbstractContextManager[Work]:
-        """What is kept of the job while it runs, see `work`; device: the one it runs on."""
-        return work(self.out, identity(self, UNDECIDING, device=device, versions=versions()), self.fresh)
-
     def load(
-        self, command: str, device: str, phases: Phases, check: Callable[[System, Recipe], None]
-    ) -> tuple[Pipeline, Recipe, Precision]:
-        """The pipeline of the job's model, which must be one for `command`, the job's recipe for it, and the
-        number format that it computes in.
+        self,
+        command: str,
+        device: str,
+        phases: Phases,
+        check: Callable[[System, Recipe], None],
+        stack: ExitStack,
+    ) -> tuple[Pipeline, Recipe, Precision, Work]:
+        """The pipeline of the job's model, which must be one for `command`, the job's recipe for it, the number
+        format that it computes in, and what is kept of the job until `stack` is left, see `work`.
 
-        check: is called as soon as these two are known, before the weights are read where only one system has
-        the command. Raises UserError as it does, and for a model or recipe that is none.
+        check: is called as soon as the first two are known, before the weights are read where only one system has
+        the command. Raises UserError as it and `work` do, and for a model or recipe that is none.
         """
         systems = [system for system in SYSTEMS.values() if system.command == command]
         if not any(self.recipe in system.recipes for system in systems):
@@ -130,14 +131,19 @@ class RenderJob:
         if len(systems) == 1:
             check(systems[0], systems[0].recipe(self.recipe))
         with phases("load"):
-            precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device)
+            recorded = any(
+                system.recipes[self.recipe].recorded for system in systems if self.recipe in system.recipes
+            )
+            precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device, recorded)
+            decides = identity(self, UNDECIDING, dtype=precision.name, device=device, versions=versions())
+            state = stack.enter_context(work(self.out, decides, self.fresh))
             pipe = Pipeline.from_pretrained(self.model, self.vae, self.image_encoder, device, precision.dtype)
         pipe.folder = Path(os.path.realpath(self.out)).parent
         pipe.system.check_command(command, self.model)
         recipe = pipe.system.recipe(self.recipe)
         if len(systems) > 1:
             check(pipe.system, recipe)
-        return pipe, recipe, precision
+        return pipe, recipe, precision, state
 
     def settings(
         self, steps: int, guidance_scale: float, size: Size | None, precision: Precision

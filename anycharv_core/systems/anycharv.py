@@ -31,6 +31,7 @@ RECIPES = {
         paste_back=False,
         keeps_aspect=False,
         round=False,
+        recorded=True,
     ),
     "default": Recipe(
         canvas=canvas_of_scene,
@@ -48,6 +49,7 @@ RECIPES = {
         paste_back=True,
         keeps_aspect=True,
         round=True,
+        recorded=False,
     ),
 }
 

@@ -32,7 +32,8 @@ class Recipe:
     bank_dtype: what the ReferenceNet's tokens are rounded to, None = not at all; composites: whether a scene, if
     given, shows around the character in the output; paste_back: whether the output is the scene outside the mask,
     which then must be of the scene's size; keeps_aspect: whether pictures keep their proportions or, as in the
-    releases, are squashed; round: whether pixels are rounded or, as in the releases, truncated.
+    releases, are squashed; round: whether pixels are rounded or, as in the releases, truncated; recorded: whether
+    outputs are to be the recorded ones, which are float32's.
     """
 
     canvas: Callable[[Size | None, Size, Size | None, int], Canvas]
@@ -48,6 +49,7 @@ class Recipe:
     paste_back: bool
     keeps_aspect: bool
     round: bool
+    recorded: bool
 
 
 def canvas_of_pose(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
