@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
+from anycharv_core.models import DenoisingUNet, PoseGuider, ReferenceNet
 from anycharv_core.models.guidance import guide, is_guided
 from anycharv_core.models.schedule import NoiseSchedule
-from anycharv_core.models.unet import DenoisingUNet, PoseGuider, ReferenceNet, UNet
+from anycharv_core.models.unet import UNet
 from anycharv_core.models.windows import Windows
 from training import objective
 from training.config import Objective, Phase

@@ -1,12 +1,16 @@
-"""The networks: denoising UNet, ReferenceNet, pose guider."""
+"""The networks: denoising UNet, ReferenceNet, pose guider, object guider."""
 
-from .config import MotionConfig, PoseGuiderConfig, UNetConfig
+from .config import BlendingConfig, MotionConfig, ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
+from .guiders import ObjectGuider, PoseGuider
 from .patch_codec import PatchCodec
-from .unet import DenoisingUNet, PoseGuider, ReferenceNet
+from .unet import DenoisingUNet, ReferenceNet
 
 __all__ = [
+    "BlendingConfig",
     "DenoisingUNet",
     "MotionConfig",
+    "ObjectGuider",
+    "ObjectGuiderConfig",
     "PatchCodec",
     "PoseGuider",
     "PoseGuiderConfig",

@@ -25,6 +25,12 @@ FIXED_SETTINGS = {
 }
 
 
+# The same of spatial blending: one gate for all channels, of a 3 x 3 convolution.
+FIXED_BLENDING = {"channels": 1, "kernel": 3}
+ALL_BLOCKS, MID_UP = REFERENCE_BLOCKS = ("all", "mid_up")
+HEAD_WIDTH = 32  # channels of one head of the depth modulation, and its normalisation's groups
+
+
 @dataclass(frozen=True)
 class MotionConfig:
     """Temporal transformer: `attentions` self-attention layers in each of `blocks` blocks."""
@@ -39,8 +45,19 @@ class MotionConfig:
 
 
 @dataclass(frozen=True)
+class BlendingConfig:
+    """Spatial blending of objects. bias: what the gates start with, before the sigmoid: 0 lets half of an object's
+    features in, -2 an eighth."""
+
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
 class UNetConfig:
-    """Shape of a denoising UNet or a ReferenceNet (`motion` is None for the latter)."""
+    """Shape of a denoising UNet or a ReferenceNet (`motion` and `object_blending` are None for the latter).
+
+    reference_blocks: the spatial blocks that read the reference, "all" or those of the middle and the way up.
+    """
 
     in_channels: int
     out_channels: int
@@ -57,6 +74,8 @@ class UNetConfig:
     use_linear_projection: bool = False
     motion: MotionConfig | None = None
     joint_norm: bool = False  # resnets normalise all frames of a window together, not each on its own
+    reference_blocks: str = "all"
+    object_blending: BlendingConfig | None = None
 
     @classmethod
     def from_dict(cls, config: Any, name: str = "config.json") -> UNetConfig:
@@ -87,6 +106,8 @@ class UNetConfig:
             use_linear_projection=given.flag("use_linear_projection", False),
             motion=_motion(given) if given.flag("use_motion_module", False) else None,
             joint_norm=not given.flag("use_inflated_groupnorm", True),
+            reference_blocks=given.choice("reference_blocks", REFERENCE_BLOCKS, "all"),
+            object_blending=_blending(given) if given.has("object_blending") else None,
         )
         given.check_divides("block_out_channels", channels, (2, groups, *({32} if made.motion else ())))
         for width, count in zip(channels, made.heads, strict=True):
@@ -96,11 +117,15 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class PoseGuiderConfig:
-    """Pose guider: RGB skeletons in, `embedding_channels` features at latent resolution out."""
+    """Pose guider: RGB skeletons in, `embedding_channels` features at latent resolution out.
+
+    depth_modulation: whether it also reads structured depth (Animate Anyone 2, section 3.4).
+    """
 
     embedding_channels: int
     conditioning_channels: int = 3
     block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
+    depth_modulation: bool = False
 
     @classmethod
     def from_dict(cls, config: Any, name: str = "config.json") -> PoseGuiderConfig:
@@ -111,11 +136,33 @@ class PoseGuiderConfig:
         given = Fields(config, name)
         if not given.has("conditioning_embedding_channels"):
             raise UserError(f"{name} has no 'conditioning_embedding_channels': it is not a pose guider.")
-        return cls(
+        made = cls(
             embedding_channels=given.whole("conditioning_embedding_channels"),
             conditioning_channels=given.whole("conditioning_channels", 3),
             block_out_channels=given.wholes("block_out_channels", default=cls.block_out_channels),
+            depth_modulation=given.flag("depth_modulation", False),
         )
+        if made.depth_modulation:
+            given.check_divides("block_out_channels", made.block_out_channels[-1:], (HEAD_WIDTH,))
+        return made
+
+
+@dataclass(frozen=True)
+class ObjectGuiderConfig:
+    """Object guider (Animate Anyone 2, section 3.3): latents of `latent_channels` in, a feature of the width of
+    every level of the denoising UNet out."""
+
+    latent_channels: int
+    block_out_channels: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, config: Any, name: str = "config.json") -> ObjectGuiderConfig:
+        """Reads the object guider's config, called `name` in messages.
+
+        Raises UserError where a setting is missing or not of its type.
+        """
+        given = Fields(config, name)
+        return cls(given.whole("latent_channels"), given.wholes("block_out_channels"))
 
 
 def _motion(given: Fields) -> MotionConfig:
@@ -133,3 +180,9 @@ def _motion(given: Fields) -> MotionConfig:
         mid_block=given.flag("motion_module_mid_block", False),
         decoder_only=given.flag("motion_module_decoder_only", False),
     )
+
+
+def _blending(given: Fields) -> BlendingConfig:
+    inner = given.section("object_blending")
+    inner.check_fixed(FIXED_BLENDING)
+    return BlendingConfig(bias=inner.number("bias", BlendingConfig.bias))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import MotionConfig, UNetConfig
+from .config import BlendingConfig, MotionConfig, UNetConfig
 from .hooks import AttentionFunction, Hooks
 
 KeyValue = tuple[Tensor, Tensor]
@@ -34,16 +34,18 @@ class Conditions:
     """What every block of one forward pass on N rows reads.
 
     time [N or 1, 4 C0]; image: per spatial block what its cross-attention adds, [R, C]; `frames` per video; bank:
-    per spatial block the reference's key and value [R, T, C], or None; each of R rows serves N / R consecutive
-    ones; the first `plain_rows` rows ignore the bank; without `motion` frames stay independent; keep_tokens:
-    spatial blocks return their normalised tokens, which a ReferenceNet offers as its bank, but which would fill
-    memory to the end of a denoising UNet's pass; hooks: what else is called at the blocks.
+    per spatial block the reference's key and value [R, T, C], or None where it reads none; each of R rows serves
+    N / R consecutive ones; objects: per level of the UNet their features [N, C, h, w], and which rows have any, 0
+    or 1 [N, 1, 1, 1]; the first `plain_rows` rows ignore the bank; without `motion` frames stay independent;
+    keep_tokens: spatial blocks return their normalised tokens, which a ReferenceNet offers as its bank, but which
+    would fill memory to the end of a denoising UNet's pass; hooks: what else is called at the blocks.
     """
 
     time: Tensor
     image: Sequence[Tensor]
     frames: int = 1
-    bank: Sequence[KeyValue] | None = None
+    bank: Sequence[KeyValue | None] | None = None
+    objects: tuple[Sequence[Tensor], Tensor] | None = None
     plain_rows: int = 0
     motion: bool = True
     keep_tokens: bool = False
@@ -270,6 +272,33 @@ class SpatialTransformer(nn.Module):
         else:
             h = self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=height))
         return h + x, tokens
+
+
+class SpatialBlending(nn.Module):
+    """Blends the features of objects into those of the picture (Animate Anyone 2, equations 3 and 4).
+
+    `level`: of the UNet, 0 being the finest. The gate is one for all channels. A zero convolution before a sigmoid
+    opens it by half: it is the config's bias that decides how much of an untrained guider gets in.
+    """
+
+    def __init__(self, level: int, dim: int, cfg: BlendingConfig, operations: Any, **factory: Any):
+        super().__init__()
+        self.level = level
+        self.conv = operations.Conv2d(2 * dim, 1, 3, padding=1, **factory)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.constant_(self.conv.bias, cfg.bias)
+
+    def alpha(self, x: Tensor, objects: Tensor) -> Tensor:
+        """x, objects [N, C, h, w] -> the objects' share of every pixel, [N, 1, h, w] in 0..1."""
+        return torch.sigmoid(self.conv(torch.cat([x, objects], dim=1)))
+
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+        """x [N, C, h, w] -> the same; rows without an object come back bit for bit."""
+        if cond.objects is None:
+            return x
+        features, holds = cond.objects
+        own = features[self.level]
+        return x + holds * self.alpha(x, own) * (own - x)
 
 
 class PositionalEncoding(nn.Module):

@@ -1,9 +1,8 @@
-"""The two UNets of AnyCharV (paper sections 3.1-3.3) and of Animate Anyone, and the pose guider."""
+"""The two UNets of AnyCharV (paper sections 3.1-3.3), of Animate Anyone and of Animate Anyone 2."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from .config import MotionConfig, PoseGuiderConfig, UNetConfig
+from .config import MID_UP, MotionConfig, UNetConfig
 from .hooks import AttentionFunction, Half, Hooks
 from .layers import (
     Conditions,
@@ -20,6 +19,7 @@ from .layers import (
     KeyValue,
     MotionModule,
     ResnetBlock,
+    SpatialBlending,
     SpatialBlock,
     SpatialTransformer,
     TimestepEmbedding,
@@ -31,7 +31,8 @@ from .layers import (
 
 
 class Stage(nn.Module):
-    """One resolution of the UNet: per layer a resnet, then spatial attention, then motion, or None where absent.
+    """One resolution of the UNet: per layer a resnet, then spatial attention, then the blending of objects, then
+    motion, or None where absent.
 
     With `checkpointing`, training keeps only the inputs of each of these and computes the rest again on the way
     back, one of them at a time. first_block: how many spatial blocks the network has before this stage's.
@@ -53,6 +54,7 @@ class Stage(nn.Module):
         self.resnets = nn.ModuleList([ResnetBlock(i, o, cfg, operations, **factory) for i, o in widths])
         outs = [width for _, width in widths]
         self.attentions = self.motion_modules = None
+        self.blendings: nn.ModuleList | None = None
         if heads is not None:
             blocks = [
                 SpatialTransformer(first_block + index, width, heads, cfg, operations, **factory)
@@ -61,6 +63,15 @@ class Stage(nn.Module):
             self.attentions = nn.ModuleList(blocks)
         if motion is not None:
             self.motion_modules = nn.ModuleList([MotionModule(o, motion, operations, **factory) for o in outs])
+
+    def blend_objects(self, level: int, cfg: UNetConfig, operations: Any, **factory: Any) -> None:
+        """Adds the blendings that the config asks for, one behind every spatial attention."""
+        if cfg.object_blending is not None and self.attentions is not None:
+            width = cfg.block_out_channels[level]
+            blendings = [
+                SpatialBlending(level, width, cfg.object_blending, operations, **factory) for _ in self.attentions
+            ]
+            self.blendings = nn.ModuleList(blendings)
 
     def spatial_transformers(self) -> list[SpatialTransformer]:
         """In the order of the layers; none where the stage has no attention."""
@@ -71,6 +82,8 @@ class Stage(nn.Module):
         x, tokens = self._run(self.resnets[index], x, cond), []
         if self.attentions is not None:
             x, tokens = self._run(self.attentions[index], x, cond)
+        if self.blendings is not None:
+            x = self._run(self.blendings[index], x, cond)
         if self.motion_modules is not None and cond.motion:
             x = self._run(self.motion_modules[index], x, cond)
         return x, tokens
@@ -121,12 +134,13 @@ class UpStage(Stage):
         heads: int | None,
         first_block: int,
         motion: MotionConfig | None,
-        last: bool,
+        level: int,
         operations: Any,
         **factory: Any,
     ):
         super().__init__(cfg, widths, heads, first_block, motion, operations, **factory)
-        up = [] if last else [Upsample(widths[-1][1], operations, **factory)]
+        self.blend_objects(level, cfg, operations, **factory)
+        up = [Upsample(widths[-1][1], operations, **factory)] if level else []
         self.upsamplers = nn.ModuleList(up) if up else None
 
     def forward(self, x: Tensor, cond: Conditions, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -145,7 +159,7 @@ class UpStage(Stage):
 
 
 class MidStage(Stage):
-    """resnet, attention, motion, resnet."""
+    """resnet, attention, blending, motion, resnet."""
 
     def __init__(
         self,
@@ -158,6 +172,7 @@ class MidStage(Stage):
         **factory: Any,
     ):
         super().__init__(cfg, [(dim, dim)], heads, first_block, motion, operations, **factory)
+        self.blend_objects(len(cfg.block_out_channels) - 1, cfg, operations, **factory)
         self.resnets.append(ResnetBlock(dim, dim, cfg, operations, **factory))
 
     def forward(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
@@ -225,7 +240,7 @@ class UNet(nn.Module):
                 pairs.append((c_in + skips.pop(), widths[i]))
                 c_in = widths[i]
             attends = heads[i] if cfg.up_attention[levels[-1] - i] else None
-            self.up_blocks.append(UpStage(cfg, pairs, attends, blocks, at[i], i == 0, operations, **factory))
+            self.up_blocks.append(UpStage(cfg, pairs, attends, blocks, at[i], i, operations, **factory))
             blocks += len(pairs) if attends else 0
 
     def set_checkpointing(self, on: bool) -> None:
@@ -240,6 +255,10 @@ class UNet(nn.Module):
     def spatial_blocks(self) -> list[SpatialBlock]:
         """The transformer blocks by their `index`, the order of the bank."""
         return [attention.block for stage in self.stages() for attention in stage.spatial_transformers()]
+
+    def blendings(self) -> list[SpatialBlending]:
+        """In the order in which they run."""
+        return [cast(SpatialBlending, each) for stage in self.stages() for each in stage.blendings or ()]
 
     def idle_modules(self) -> list[nn.Module]:
         """Modules whose weights no output depends on, so that training gives them no gradient.
@@ -278,9 +297,10 @@ class ReferenceNet(UNet):
     """Encodes the reference picture into the tokens that the denoising UNet attends to (section 3.2)."""
 
     def __init__(self, cfg: UNetConfig, operations: Any = nn, **factory: Any):
-        if cfg.motion is not None:
+        if cfg.motion is not None or cfg.object_blending is not None:
+            what = "motion modules" if cfg.motion is not None else "object blending"
             raise UserError(
-                "The reference_unet config has motion modules: it is a denoising UNet's; give the ReferenceNet's."
+                f"The reference_unet config has {what}: it is a denoising UNet's; give the ReferenceNet's."
             )
         super().__init__(cfg, operations, **factory)
 
@@ -312,7 +332,8 @@ class ReferenceNet(UNet):
 class DenoisingUNet(UNet):
     """Predicts v for noisy latents, given scene, mask, pose and reference (paper eq. 2 and 3).
 
-    Animate Anyone's takes neither scene nor mask, and that of its first configuration predicts the noise.
+    Animate Anyone's takes neither scene nor mask, and that of its first configuration predicts the noise. Animate
+    Anyone 2's reads the reference in the middle and on the way up alone, and objects too.
     """
 
     def __init__(self, cfg: UNetConfig, operations: Any = nn, **factory: Any):
@@ -321,10 +342,18 @@ class DenoisingUNet(UNet):
         self.conv_norm_out = operations.GroupNorm(cfg.norm_num_groups, width, eps=cfg.norm_eps, **factory)
         self.conv_out = operations.Conv2d(width, cfg.out_channels, 3, padding=1, **factory)
 
-    def project_bank(self, tokens: Sequence[Tensor]) -> list[KeyValue]:
-        """ReferenceNet tokens [R, T, C] per block -> keys and values, once for all frames and steps."""
+    def reading_blocks(self) -> list[SpatialBlock]:
+        """The spatial blocks that read the reference."""
         blocks = self.spatial_blocks()
-        return [(b.attn1.to_k(x), b.attn1.to_v(x)) for b, x in zip(blocks, tokens, strict=True)]
+        if self.cfg.reference_blocks != MID_UP:
+            return blocks
+        return blocks[sum(len(stage.spatial_transformers()) for stage in cast(list[Stage], self.down_blocks)) :]
+
+    def project_bank(self, tokens: Sequence[Tensor]) -> list[KeyValue]:
+        """ReferenceNet tokens [R, T, C] per block -> keys and values of those that are read, once for all frames
+        and steps."""
+        blocks = self.reading_blocks()
+        return [(b.attn1.to_k(tokens[b.index]), b.attn1.to_v(tokens[b.index])) for b in blocks]
 
     def forward(
         self,
@@ -338,6 +367,8 @@ class DenoisingUNet(UNet):
         motion: bool = True,
         attention: AttentionFunction = sdpa,
         hooks: Hooks | None = None,
+        objects: Sequence[Tensor] | None = None,
+        holds: Tensor | None = None,
     ) -> Tensor:
         """One denoising call on N = videos x frames rows, video after video.
 
@@ -347,8 +378,9 @@ class DenoisingUNet(UNet):
         ReferenceNet's tokens, or None; of R rows each serves N / R consecutive ones. The first `plain_rows` rows
         ignore the bank, as unconditional rows must; without `motion` the frames are independent of each other, as
         in the frame-wise training phases (A.2). attention: what all spatial and temporal self-attention calls,
-        but for what `hooks`, called at the blocks, put in its place. Returns the prediction [N, 4, h, w]. Raises
-        UserError when `frames` is more than the motion modules have positions for.
+        but for what `hooks`, called at the blocks, put in its place. objects: what the object guider made of each
+        row's object; holds [N, 1, 1, 1]: 1 where the row has one, else 0. Returns the prediction [N, 4, h, w].
+        Raises UserError when `frames` is more than the motion modules have positions for.
         """
         positions = self.cfg.motion.max_len if self.cfg.motion else frames
         if frames > positions:
@@ -361,7 +393,8 @@ class DenoisingUNet(UNet):
             time=time if hooks is None else hooks.time(time),
             image=self.project_image(image_embeds) if isinstance(image_embeds, Tensor) else image_embeds,
             frames=frames if motion else 1,
-            bank=bank,
+            bank=None if bank is None else [*[None] * (len(self.spatial_blocks()) - len(bank)), *bank],
+            objects=None if objects is None or holds is None else (objects, holds),
             plain_rows=plain_rows,
             motion=motion,
             attention=attention,
@@ -370,25 +403,3 @@ class DenoisingUNet(UNet):
         h, _ = self.trunk(self.conv_in(x) + pose, cond)
         h = normalised(h, self.conv_norm_out, cond.frames if self.cfg.joint_norm else 1)
         return self.conv_out(F.silu(h))
-
-
-class PoseGuider(nn.Module):
-    """A few convolutions that bring skeleton pictures to latent resolution (section 3.2)."""
-
-    def __init__(self, cfg: PoseGuiderConfig, operations: Any = nn, **factory: Any):
-        super().__init__()
-        widths = cfg.block_out_channels
-        conv = operations.Conv2d
-        self.conv_in = conv(cfg.conditioning_channels, widths[0], 3, padding=1, **factory)
-        self.blocks = nn.ModuleList()
-        for c_in, c_out in pairwise(widths):
-            self.blocks.append(conv(c_in, c_in, 3, padding=1, **factory))
-            self.blocks.append(conv(c_in, c_out, 3, padding=1, stride=2, **factory))
-        self.conv_out = conv(widths[-1], cfg.embedding_channels, 3, padding=1, **factory)
-
-    def forward(self, pose: Tensor) -> Tensor:
-        """pose [N, 3, H, W] in 0..1 -> features [N, C0, H / s, W / s], s = 2 per level."""
-        x = F.silu(self.conv_in(pose))
-        for block in self.blocks:
-            x = F.silu(block(x))
-        return self.conv_out(x)
