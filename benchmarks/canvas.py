@@ -73,7 +73,7 @@ def distant_swap(number: int, clips: int, frames: int, size: Size) -> Swap:
     scene = replace(sample_scene(number, "heldout"), occluders=())
     driving, truth = (render(each, motion, scene, size, flow=True) for each in (driver, other))
     picture, alpha = render_reference(other, number, (size[1], size[1]), "heldout")
-    return Swap(np.dstack([picture, alpha]), driving, truth, np.zeros(0), box_masks(driving.mask))
+    return Swap(np.dstack([picture, alpha]), driving, truth, np.zeros(0), box_masks(driving.mask), other)
 
 
 def main() -> None:

@@ -376,10 +376,13 @@ def test_without_other_word_a_model_runs_with_its_systems_guidance(system: Syste
 
     model = Model()
     model.system = system
-    name, _ = _model(PuppetJob(model="made", out=Path("out")), model)
-    assert name == f"made, 30 steps, guidance {guidance}"
+    names = list(_model(PuppetJob(model="made", out=Path("out")), model))
+    assert names == [f"made, 1 step, guidance {guidance}", f"made, 30 steps, guidance {guidance}"]
     model.settings = {"steps": 7, "guidance_scale": 2.0}
-    assert _model(PuppetJob(model="made", out=Path("out")), model)[0] == "made, 7 steps, guidance 2"
+    names = list(_model(PuppetJob(model="made", out=Path("out")), model))
+    assert names == ["made, 1 step, guidance 2", "made, 7 steps, guidance 2"]
+    model.settings["steps"] = 1
+    assert list(_model(PuppetJob(model="made", out=Path("out")), model)) == ["made, 1 step, guidance 2"]
 
 
 def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_path: Path, capsys) -> None:

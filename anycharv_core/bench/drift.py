@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..media.masks import mask_box
-from ..opencv import cv2
 from ..preprocess.tracking import body_looks, looks_distance, mean_looks
+from .metrics import lab
 
 PART = 0.1  # of the frames that show the character: the first and the last of them are compared
 DRIFTS = ("identity drift", "colour drift", "sharpness drift")  # what reports call the fields of a `Drift`
@@ -52,7 +52,7 @@ class DriftScore:
         pictures = made, truth
         self._looks.append(np.stack([body_looks(each, np.array(box), points, inside) for each in pictures]))
         crops = [each[y0:y1, x0:x1] for each in pictures]
-        colours = [_lab(crop)[inside[y0:y1, x0:x1]].mean(axis=0) for crop in crops]
+        colours = [lab(crop)[inside[y0:y1, x0:x1]].mean(axis=0) for crop in crops]
         self._colours.append(colours[0] - colours[1])
         sharp = [_gradients(crop)[inside[y0:y1, x0:x1]].mean() for crop in crops]
         self._gradients.append(math.log2(max(sharp[0], _DARKEST) / max(sharp[1], _DARKEST)))
@@ -81,10 +81,6 @@ def drift(made: np.ndarray, truth: np.ndarray, masks: np.ndarray, points: np.nda
     for index, (one, true, mask) in enumerate(zip(made, truth, masks, strict=True)):
         score.add(one, true, mask, None if points is None else points[index])
     return score.result()
-
-
-def _lab(picture: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
 
 
 def _gradients(picture: np.ndarray) -> np.ndarray:

@@ -61,6 +61,11 @@ def warp_error(frames: np.ndarray, flow: np.ndarray, region: np.ndarray) -> floa
     return total / max(count, 1)
 
 
+def lab(picture: np.ndarray) -> np.ndarray:
+    """CIE Lab float32 [H, W, 3] of a picture of levels 0 to 255 [H, W, 3]."""
+    return cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+
+
 def _grey(picture: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float64)
 

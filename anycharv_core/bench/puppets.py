@@ -20,6 +20,7 @@ from ..puppets.task import Swap
 from .drift import DRIFTS, drift
 from .lpips import Lpips
 from .metrics import gradient_energy, psnr, ssim, warp_error
+from .naming import NAMED, PICTURES, wears
 from .report import Values, summarise
 from .seam import SEAMS, seam
 from .tasks import ANIMATION, BOLD_SWAP, KINDS, SWAP, VERSION, Setup, Task, tasks
@@ -42,6 +43,12 @@ METRICS = {
     "colour drift": "how far the mean colour of those pixels moves from the truth's meanwhile, in Lab; 0 is none",
     "sharpness drift": "how often their squared gradients double or halve relative to the truth's meanwhile; 0 is "
     "none",
+    NAMED[0]: "share of clips whose top a linear classifier, fitted to the waves of the torso in "
+    f"{PICTURES} true pictures of the training split, names plain, striped or dotted as it is",
+    **dict.fromkeys(
+        NAMED[1:],
+        "share of frames where that part's median colour is nearest to the right one of the palette",
+    ),
 }
 TRUTH = "truth"
 SHEET_ROWS, SHEET_CELL = 6, 192
@@ -151,6 +158,7 @@ def score(task: Task, made: np.ndarray, lpips: Lpips | str) -> dict[str, float |
         "sharpness": _over(gradient_energy, made, truth, region),
         **seams,
         **drifts,
+        **(wears(task.given.character, clip, made) if task.kind.named and isinstance(task.given, Swap) else {}),
     }
 
 

@@ -50,6 +50,7 @@ class Kind:
     pasted: Callable[..., np.ndarray] | None
     shown: Mapping[str, Callable[..., np.ndarray]]
     canvas: str = FRAME
+    named: bool = False
 
 
 def _swap_masks(swap: Swap) -> dict[str, np.ndarray]:
@@ -78,7 +79,7 @@ _SWAPS = Kind(
 KINDS = {
     SWAP: _SWAPS,
     # So small in their frames that a canvas has to follow them.
-    BOLD_SWAP: replace(_SWAPS, sample=sample_bold_swap, canvas=PERSON),
+    BOLD_SWAP: replace(_SWAPS, sample=sample_bold_swap, canvas=PERSON, named=True),
     ANIMATION: Kind(
         sample=sample_animation,
         baselines=ANIMATION_BASELINES,

@@ -70,8 +70,7 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         methods = references(setup.task)
         if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
-        name, method = _model(job, pipe)
-        methods[name] = method
+        methods |= _model(job, pipe)
     make_folder(job.out)
     report, rows = measure(methods, setup, lpips, progress)
     report["versions"] = versions()
@@ -94,8 +93,12 @@ def publish(out: Path, report: dict[str, Any], rows: list[list[Any]], methods: d
     return table
 
 
-def _model(job: PuppetJob, pipe: Pipeline) -> tuple[str, Method]:
-    steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
-    plural = "" if steps == 1 else "s"
-    name = f"{Path(job.model).stem}, {steps} step{plural}, guidance {guidance:g}"
-    return name, of_model(pipe, steps, guidance, job.seed)
+def _model(job: PuppetJob, pipe: Pipeline) -> dict[str, Method]:
+    """The model as asked for, and in one step: what its further steps are worth."""
+    asked, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
+    return {
+        f"{Path(job.model).stem}, {steps} step{'' if steps == 1 else 's'}, guidance {guidance:g}": of_model(
+            pipe, steps, guidance, job.seed
+        )
+        for steps in sorted({1, asked})
+    }

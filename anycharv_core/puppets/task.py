@@ -12,6 +12,7 @@ from ..media.masks import box_masks, mask_box
 from ..media.pose import Poses
 from ..media.pose_drawing import draw_poses
 from ..opencv import cv2
+from .character import Character
 from .framing import following_camera
 from .render import Clip, render, render_reference, studio
 from .worlds import WORLDS, World
@@ -23,7 +24,8 @@ POSE_SCALE = 4  # skeletons are drawn larger and brought down, which keeps joint
 class Swap:
     """One task: `reference` RGBA uint8 [H, W, 4] into the driving clip; `truth` is the perfect answer.
 
-    pose: uint8 [F, H, W, 3]; box: uint8 [F, H, W], 255 in the padded box of the driving character.
+    pose: uint8 [F, H, W, 3]; box: uint8 [F, H, W], 255 in the padded box of the driving character; character:
+    whom the reference and the truth show.
     """
 
     reference: np.ndarray
@@ -31,6 +33,7 @@ class Swap:
     truth: Clip
     pose: np.ndarray
     box: np.ndarray
+    character: Character
 
     @property
     def region(self) -> np.ndarray:
@@ -81,6 +84,7 @@ def _swap(
         truth=truth,
         pose=pose_pictures(driving.poses(), size),
         box=box_masks(driving.mask),
+        character=other,
     )
 
 
