@@ -207,7 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")
     add("--frames", type=to_count, default=8, metavar="N", help="frames of each task (default: %(default)s)")
-    add("--size", type=to_count, metavar="N", help="width and height in pixels (default: 64)")
+    add(
+        "--size", type=to_count, metavar="N", help="width and height in pixels (default: 64, or 256 for bold-swap)"
+    )
     add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone", dtype="fp32")
     add_lpips(bench)
     path(
@@ -358,7 +360,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     with _progress_bar("tasks", "task") as progress:
         if args.export is not None:
-            setup = Setup(args.clips, args.frames, args.size or Setup.size, args.task or SWAP)
+            setup = Setup.of(args.task or SWAP, args.clips, args.frames, args.size)
             export(args.export, setup, progress)
             return _list([args.export])
         _, table = bench_puppets(PuppetJob(**_fields(args, "suite", "export")), progress)

@@ -6,12 +6,12 @@ from fractions import Fraction
 
 from comfy_api.latest import InputImpl, Types, io
 
-from ..anycharv_core.puppets.task import Animation, Swap, sample_animation, sample_swap
+from ..anycharv_core.puppets.task import Animation, Swap, sample_animation, sample_bold_swap, sample_swap
 from .pictures import image_tensor, mask_tensor
 from .types import CATEGORY, PoseKeypoint
 
 RATE = Fraction(24)
-TASKS = ["swap", "animation"]
+TASKS = ["swap", "animation", "bold swap"]
 
 
 class AnyCharVPuppetClip(io.ComfyNode):
@@ -40,7 +40,8 @@ class AnyCharVPuppetClip(io.ComfyNode):
                     options=TASKS,
                     default=TASKS[0],
                     optional=True,
-                    tooltip="'swap' is for AnyCharV. 'animation' is for Animate Anyone: the reference shows the "
+                    tooltip="'swap' is for AnyCharV; in a 'bold swap' the puppets are bolder, and small, "
+                    "so that a canvas follows them. 'animation' is for Animate Anyone: the reference shows the "
                     "video's own puppet standing in its scene, and the video is the truth.",
                 ),
             ],
@@ -62,7 +63,7 @@ class AnyCharVPuppetClip(io.ComfyNode):
             sample = sample_animation(seed, frames, size)
             shown, cutout = sample.truth, sample.cutout
         else:
-            sample = sample_swap(seed, frames, size)
+            sample = (sample_bold_swap if task == TASKS[2] else sample_swap)(seed, frames, size)
             shown, cutout = sample.driving, sample.reference[..., 3]
         pictures = image_tensor(shown.frames)
         return io.NodeOutput(

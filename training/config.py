@@ -260,12 +260,14 @@ class Init:
 @dataclass(frozen=True)
 class Settings:
     """What the pipeline uses by default with the trained model, and the noise schedule that it is trained with
-    (diffusers' names; AnyCharV's where it is left out)."""
+    (diffusers' names; AnyCharV's where it is left out). world: the puppet world it knows (data.world), in which
+    the demo and the benchmark then show it."""
 
     size: tuple[Side, Side] | None = None
     pose_scale: Annotated[int, Range(1, 16)] | None = None
     steps: Steps | None = None
     guidance_scale: Amount | None = None
+    world: Literal["first", "bold"] | None = None
     noise_scheduler_kwargs: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -59,8 +59,10 @@ Progress = Callable[[int, int], None]
 
 
 def tasks_of(pipe: Pipeline) -> tuple[str, ...]:
-    """The kinds of task that a model can be scored on, the usual one first."""
-    return (SWAP, BOLD_SWAP) if pipe.system.reads_scene else (ANIMATION,)
+    """The kinds of task that a model can be scored on, the usual one first: of the world it was trained in."""
+    if not pipe.system.reads_scene:
+        return (ANIMATION,)
+    return (BOLD_SWAP, SWAP) if pipe.settings.get("world") == "bold" else (SWAP, BOLD_SWAP)
 
 
 def of_model(

@@ -40,7 +40,7 @@ class Kind:
     over, in words and as masks(task), bool [F, H, W] each; pasted(task): the masks uint8 [F, H, W] by which a
     system pastes, None where nothing is pasted; shown: the frames that a system is given besides the reference,
     uint8 [F, H, W, 3], of which the first tell a task from every other; canvas: through which one a model of ours
-    sees them (`Pipeline.__call__`).
+    sees them (`Pipeline.__call__`); size: pixels a side where none is asked for.
     """
 
     sample: Callable[..., Swap | Animation]
@@ -50,6 +50,7 @@ class Kind:
     pasted: Callable[..., np.ndarray] | None
     shown: Mapping[str, Callable[..., np.ndarray]]
     canvas: str = FRAME
+    size: int = 64
     named: bool = False
 
 
@@ -79,7 +80,7 @@ _SWAPS = Kind(
 KINDS = {
     SWAP: _SWAPS,
     # So small in their frames that a canvas has to follow them.
-    BOLD_SWAP: replace(_SWAPS, sample=sample_bold_swap, canvas=PERSON, named=True),
+    BOLD_SWAP: replace(_SWAPS, sample=sample_bold_swap, canvas=PERSON, size=256, named=True),
     ANIMATION: Kind(
         sample=sample_animation,
         baselines=ANIMATION_BASELINES,
@@ -105,6 +106,12 @@ class Setup:
     frames: int = 8
     size: int = 64
     task: str = SWAP
+
+    @classmethod
+    def of(cls, task: str, clips: int, frames: int, size: int | None) -> Setup:
+        """size: None = the kind's own."""
+        kind = KINDS.get(task)
+        return cls(clips, frames, size or (kind.size if kind else cls.size), task)
 
     def __post_init__(self) -> None:
         if min(self.clips, self.frames) < 1:

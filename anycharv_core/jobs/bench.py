@@ -24,8 +24,8 @@ from .run import versions
 class PuppetJob:
     """What to score. `score`: a folder of tasks that another system has run, in place of `model`.
 
-    None = the model's own setting, or for the size also the embedded model's, 64 pixels a side. task: the
-    kind of `bench.tasks.KINDS`; None = the usual one of the model, or the folder's own.
+    None = the model's own setting, for the size that of the kind of task. task: the kind of
+    `bench.tasks.KINDS`; None = the usual one of the model, or the folder's own.
     """
 
     out: Path
@@ -66,7 +66,7 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
             raise UserError(
                 f"{job.model} can't be scored on the task '{job.task}'; use --task {' or '.join(possible)}."
             )
-        setup = Setup(job.clips, job.frames, job.size or Setup.size, job.task or possible[0])
+        setup = Setup.of(job.task or possible[0], job.clips, job.frames, job.size)
         methods = references(setup.task)
         if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)

@@ -22,7 +22,7 @@ from ..media.video_write import VideoWriter
 
 FRAMES = 24
 RATE = Fraction(12)
-ZOOM = 4
+SHOWN = 256  # pixels a side of a picture in the video and on the sheet
 
 
 def run(
@@ -38,12 +38,11 @@ def run(
     started = time.perf_counter()
     pipe = Pipeline.from_pretrained(model)
     settings = pipe.settings
-    setup = Setup(clips, FRAMES, settings["size"][0], tasks_of(pipe)[0])
+    setup = Setup.of(tasks_of(pipe)[0], clips, FRAMES, None)
     method = of_model(pipe, settings["steps"], settings["guidance_scale"])
     rows, scores = [], []
     titles = ["reference", *setup.kind.shown, "result", "truth"]
-    side = ZOOM * setup.size
-    with VideoWriter(out / "result.mp4", len(titles) * side, side, rate=RATE) as video:
+    with VideoWriter(out / "result.mp4", len(titles) * SHOWN, SHOWN, rate=RATE) as video:
         for task in tasks(setup, flow=False):
             made = method(task)
             scores.append(_scores(task, made))
@@ -75,7 +74,7 @@ def _side_by_side(task: Task, made: np.ndarray) -> Iterator[list[np.ndarray]]:
     given = task.given
     shown = [frames(given) for frames in task.kind.shown.values()]
     for row in zip(*shown, made, given.truth.frames, strict=True):
-        yield [upscale(picture, ZOOM) for picture in (given.reference[..., :3], *row)]
+        yield [upscale(picture, SHOWN // picture.shape[0]) for picture in (given.reference[..., :3], *row)]
 
 
 def _scores(task: Task, made: np.ndarray) -> dict[str, float]:
