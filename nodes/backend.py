@@ -22,8 +22,8 @@ from ..anycharv_core.models.windows import Windows
 from ..anycharv_core.systems.recipes import Recipe
 from .model import VIDEO, VideoConditions, check_model
 from .pictures import image_tensor
-from .sampling import run_sampler
-from .windows import HANDLER
+from .sampling import run_sampler, sample_windows, scene_rows
+from .windows import HANDLER, OwnWindows
 
 
 class ComfyBackend:
@@ -80,25 +80,32 @@ class ComfyBackend:
         windows: Windows,
         progress: Progress | None = None,
     ) -> None:
-        noise = latents.whole()
-        positive, negative = conditionings(video, tuple(noise.shape), tokens, image_embed)
-        own = None if HANDLER in self.model.model_options else windows
-        sampled = run_sampler(self.model, positive, negative, noise, steps, guidance_scale, own)
-        latents.fill([self.model.model.process_latent_in(sampled)])
+        handler = self.model.model_options.get(HANDLER)
+        if isinstance(handler, OwnWindows):
+            windows = handler.make(len(latents))
+        elif handler is not None:
+            noise = latents.whole()
+            conditions = conditionings(video, range(len(noise)), latents.shape, tokens, image_embed)
+            sampled = run_sampler(self.model, *conditions, noise, steps, guidance_scale, None)
+            latents.fill([self.model.model.process_latent_in(sampled)])
+            return
+        first, *_ = windows.indices
+        conditions = conditionings(video, first, latents.shape, tokens, image_embed)
+        sample_windows(self.model, *conditions, video, latents, steps, guidance_scale, windows, progress)
 
 
 def conditionings(
-    video: EncodedVideo, shape: tuple[int, ...], tokens: Sequence[Tensor], image_embed: Tensor
+    video: EncodedVideo,
+    frames: Sequence[int],
+    shape: tuple[int, ...],
+    tokens: Sequence[Tensor],
+    image_embed: Tensor,
 ) -> tuple[list[Any], list[Any]]:
-    """Positive and negative CONDITIONING of the video, whose latents have this shape, with the ReferenceNet's
-    tokens and the image_embed [1, D]."""
-    scene = None
-    if video.scene is not None and video.mask is not None:
-        both = [store.take(range(len(store))) for store in (video.scene, video.mask)]
-        scene = torch.from_numpy(np.concatenate(both, axis=1)).to(comfy.model_management.intermediate_device())
-    options = {VIDEO: VideoConditions(shape, scene, video.poses, tokens)}
+    """Positive and negative CONDITIONING of these frames of the video, whose latents have this shape, with the
+    ReferenceNet's tokens and the image_embed [1, D]."""
+    conditions = VideoConditions((len(frames), *shape[1:]), scene_rows(video, frames), video.poses, tokens)
     token = image_embed[:, None].float()
-    return [[token, options]], [[torch.zeros_like(token), options]]
+    return [[token, {VIDEO: conditions}]], [[torch.zeros_like(token), {VIDEO: conditions}]]
 
 
 def node_size(pipe: Pipeline, recipe: Recipe, shown: Size, asked: Size) -> Size | None:

@@ -3,21 +3,28 @@ ComfyUI's own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import comfy.conds
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import latent_preview
+import numpy as np
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..anycharv_core.inference.encode import EncodedVideo
+from ..anycharv_core.inference.latents import Latents
+from ..anycharv_core.inference.sampling import Progress, sample_video
 from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from ..anycharv_core.models.windows import Windows
-from .model import check_model
+from .model import FrameNumbers, check_model
+from .preview import Previewer
 from .types import CATEGORY, cfg_input, recipe_input, seed_input, steps_input
 from .windows import HANDLER, with_windows
 
@@ -106,6 +113,88 @@ def run_sampler(
     ).to(comfy.model_management.intermediate_device())
 
 
+def sample_windows(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    video: EncodedVideo,
+    latents: Latents,
+    steps: int,
+    cfg: float,
+    windows: Windows,
+    progress: Progress | None = None,
+) -> None:
+    """Takes latents from the step that they are at to those of the finished video, as `sample_video` does: ComfyUI
+    sees one window after the other, so that no more than a window is in memory.
+
+    positive, negative: the CONDITIONING of the first window, whose frames the others' take the place of.
+    """
+    model = model.clone()
+    model.model_options.pop(HANDLER, None)  # the windows are `windows`
+    schedule = model.model.schedule
+    sigmas = model.get_model_object("model_sampling").sigmas.cpu()
+    timesteps = [t for t, _ in ddim_timesteps(steps, schedule)]
+    previewer = Previewer(model)
+
+    def run(guider: Any, extra: dict[str, Any]) -> None:
+        device = guider.model_patcher.load_device
+        whole = guider.conds
+
+        def predict(x: Tensor, t: int, frames: Sequence[int]) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            conditions = window_conditions(video, frames)
+            guider.conds = {
+                name: [cond | {"model_conds": cond["model_conds"] | conditions} for cond in conds]
+                for name, conds in whole.items()
+            }
+            sigma = sigmas[t].to(device)
+            x = x * (1 + sigma**2).sqrt()
+            clean = guider(x, sigma.expand(len(x)), **extra)
+            previewer.look(clean)
+            return _prediction(x, clean, sigma, schedule)
+
+        def report(done: int, total: int) -> None:
+            previewer.report(done, total)
+            if progress is not None:
+                progress(done, total)
+
+        sample_video(predict, latents, steps, windows, schedule, device, report)
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg if is_guided(cfg) else 1.0)
+    shown = torch.zeros(len(windows.indices[0]), *latents.shape[1:])
+    guider.sample(shown, shown, _Running(run), torch.cat([sigmas[timesteps], torch.zeros(1)]), seed=0)
+
+
+def scene_rows(video: EncodedVideo, frames: Sequence[int]) -> Tensor | None:
+    """Latents and mask of the scene in these frames behind each other, or None where the model takes neither."""
+    if video.scene is None or video.mask is None:
+        return None
+    rows = np.concatenate([store.take(frames) for store in (video.scene, video.mask)], axis=1)
+    return torch.from_numpy(rows).to(comfy.model_management.intermediate_device())
+
+
+def window_conditions(video: EncodedVideo, frames: Sequence[int]) -> dict[str, Any]:
+    """What the conditions of a window have of their own."""
+    scene = scene_rows(video, frames)
+    placed = {} if scene is None else {"c_concat": comfy.conds.CONDNoiseShape(scene)}
+    return placed | {"frame_numbers": FrameNumbers(torch.tensor(frames))}
+
+
+class _Running(comfy.samplers.Sampler):
+    """A sampler that lets `run` do it, with the guider and what its calls need besides."""
+
+    def __init__(self, run: Callable[[Any, dict[str, Any]], None]):
+        self._run = run
+
+    def sample(
+        self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any
+    ) -> Tensor:
+        self._run(model_wrap, extra_args)
+        return noise
+
+
 class _FromNoise(comfy.samplers.KSAMPLER):
     """Starts from noise of variance 1 + sigma^2, as the releases do, even where timesteps begin below 999."""
 
@@ -131,10 +220,18 @@ def _ddim(
     x = x / (1 + sigmas[0] ** 2).sqrt()
     for i, (t, t_prev) in enumerate(ddim_timesteps(len(sigmas) - 1, schedule)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        sigma, scale = sigmas[i], (1 + sigmas[i] ** 2).sqrt()
-        clean = model(x * scale, sigma.expand(len(x)), **extra_args)
+        sigma, noisy = sigmas[i], x * (1 + sigmas[i] ** 2).sqrt()
+        clean = model(noisy, sigma.expand(len(x)), **extra_args)
         clean = torch.where(coverage > 0, clean, 0.0)
-        prediction = (x * scale - clean if schedule.epsilon else x - clean * scale) / sigma
+        prediction = _prediction(noisy, clean, sigma, schedule)
         x = ddim_step(prediction * coverage, x, t, t_prev, schedule)
         callback({"i": i, "denoised": clean, "x": x, "sigma": sigma, "sigma_hat": sigma})
     return x
+
+
+def _prediction(noisy: Tensor, clean: Tensor, sigma: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """What the network predicted where `noisy`, clean + sigma * noise, is `clean` in the end."""
+    if schedule.epsilon:
+        return (noisy - clean) / sigma
+    scale = (1 + sigma**2).sqrt()
+    return (noisy / scale - clean * scale) / sigma

@@ -85,23 +85,30 @@ class AnyCharVLongVideo(io.ComfyNode):
         return io.NodeOutput(with_windows(model, make, length))
 
 
+class OwnWindows(comfy.context_windows.IndexListContextHandler):
+    """ComfyUI's context windows with those that `make` gives for so many frames."""
+
+    def __init__(self, make: Callable[[int], Windows], length: int):
+        def schedule(frames: int, *_: Any) -> list[list[int]]:
+            return [list(index) for index in make(frames).indices]
+
+        def weights(_: int, *, full_length: int, idxs: list[int], **__: Any) -> list[float]:
+            windows = make(full_length)
+            return list(windows.weights[windows.indices.index(tuple(idxs))])
+
+        super().__init__(
+            comfy.context_windows.ContextSchedule("anycharv", schedule),
+            comfy.context_windows.ContextFuseMethod("anycharv", weights),
+            context_length=length,
+            # The extra leading frame that causal models need would overrun the positional encoding.
+            causal_window_fix=False,
+        )
+        self.make = make
+
+
 def with_windows(model: Any, make: Callable[[int], Windows], length: int) -> Any:
     """A clone of MODEL that samples videos longer than `length` frames in the windows of make(frames)."""
-
-    def schedule(frames: int, *_: Any) -> list[list[int]]:
-        return [list(index) for index in make(frames).indices]
-
-    def weights(_: int, *, full_length: int, idxs: list[int], **__: Any) -> list[float]:
-        windows = make(full_length)
-        return list(windows.weights[windows.indices.index(tuple(idxs))])
-
     model = model.clone()
-    model.model_options[HANDLER] = comfy.context_windows.IndexListContextHandler(
-        comfy.context_windows.ContextSchedule("anycharv", schedule),
-        comfy.context_windows.ContextFuseMethod("anycharv", weights),
-        context_length=length,
-        # The extra leading frame that causal models need would overrun the positional encoding.
-        causal_window_fix=False,
-    )
+    model.model_options[HANDLER] = OwnWindows(make, length)
     comfy.context_windows.create_prepare_sampling_wrapper(model)
     return model
