@@ -14,8 +14,8 @@ from ..anycharv_core.media.colour import eight_bits
 
 
 class Previewer:
-    """The progress of sampling, with a picture of where it is going: of the newest window's first frame, as ComfyUI
-    draws latents.
+    """The progress of sampling, with a picture of where it is going: of the newest window's first frame, by
+    ComfyUI's previewer of latents.
 
     It is drawn where ComfyUI's previews are off, too, as they are at first: a run may take hours.
     """
