@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import reprlib
 import stat
@@ -114,7 +115,8 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     """The content of an ordinary file of at most `most` bytes. Raises UserError as `check_file` does."""
     with open_file(path) as file:
         try:
-            content = file.read(most + 1)
+            # Python makes room for all that is asked for, before it knows how little there is.
+            content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
         except OSError as error:
             raise unreadable(path, error) from error
     if len(content) > most:

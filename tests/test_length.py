@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
+import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from anycharv_core import Pipeline
 from anycharv_core.errors import UserError
@@ -17,8 +21,12 @@ from anycharv_core.inference import features
 from anycharv_core.inference.features import FrameFeatures
 from anycharv_core.inference.latents import Latents
 from anycharv_core.inference.sampling import sample, sample_video
+from anycharv_core.jobs.inputs import Replacement
+from anycharv_core.jobs.replace import ReplaceJob, generate
 from anycharv_core.media import frames
 from anycharv_core.media.frames import FrameStore
+from anycharv_core.media.pose import POINTS, Poses, write_poses
+from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from anycharv_core.models.windows import Windows, closed_loop_windows, linear_windows
 from anycharv_core.systems.recipes import frame_noise
@@ -42,6 +50,43 @@ def test_what_lies_in_files_is_bit_equal_to_what_lies_in_memory(
         made.append(pipe(scene[0], scene, mask, scene, steps=3, guidance_scale=2.0, recipe=recipe))
     assert torch.equal(made[0].latents, made[1].latents) and np.array_equal(made[0].frames, made[1].frames)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_frame_more_takes_less_than_two_kilobytes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that lives while a video is denoised, with every point of a skeleton known."""
+    monkeypatch.setattr(frames, "MEMORY", 1)
+    rng = np.random.default_rng(0)
+    boxes, pose, video, reference = (tmp_path / name for name in ("b.json", "p.json", "v.mp4", "r.png"))
+    Image.fromarray(rng.integers(256, size=(30, 20, 3), dtype=np.uint8)).save(reference)
+    held = []
+    for number, count in enumerate((2, 30, 90)):  # the first for what is loaded once
+        with VideoWriter(video, WIDTH, HEIGHT, rate=Fraction(25)) as writer:
+            for _ in range(count):
+                writer.write(rng.integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8))
+        boxes.write_text(str([[4, 4, 28, 20]] * count))
+        points = np.full((count, 1, POINTS, 3), 0.2)
+        write_poses(pose, Poses(WIDTH, HEIGHT, list(points)))
+        del points
+        job = ReplaceJob(
+            video=video,
+            people=(Replacement(reference, boxes, pose),),
+            out=tmp_path / "out.mp4",
+            model=str(tiny_model),
+            steps=1,
+            canvas="frame",
+        )
+        if number:
+            tracemalloc.start()
+        generate(job, lambda done, total: held.append(_traced()) if done == total else None)
+        tracemalloc.stop()
+    assert (held[2] - held[1]) / 60 < 2000
+
+
+def _traced() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
 
 
 def test_a_store_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

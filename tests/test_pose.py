@@ -382,3 +382,16 @@ def test_points_flung_far_away_by_scaling_are_drawn():
     poses = parse_poses({"canvas_width": 8, "canvas_height": 8, "people": [person]})
     (picture,) = draw_poses(poses.scaled(16000, 8))
     assert picture.shape == (8, 16000, 3)
+
+
+def test_poses_of_a_file_lie_in_a_file(tmp_path, monkeypatch):
+    frames = [make_frame(seed, people=seed % 3) for seed in range(12)]
+    write_frames(tmp_path / "poses.json", frames)
+    monkeypatch.setattr("anycharv_core.media.frames.MEMORY", 1)
+    read, parsed = read_poses(tmp_path / "poses.json"), parse_poses(frames)
+    for one, other in ((read, parsed), (read.scaled(99, 70), parsed.scaled(99, 70))):
+        assert len(one) == 12 and [len(people) for people in one.people] == [0, 1, 2] * 4
+        for ours, theirs in zip(one.people, other.people, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(IndexError):
+        read.people[12]

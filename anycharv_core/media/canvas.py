@@ -147,12 +147,13 @@ class CanvasPath:
         if self.windows is None:
             return poses.scaled(*size)
         stretch = np.divide(size, self.canvas.padded)
-        placed = []
-        for frame, people in enumerate(poses.scaled(*self.canvas.source).people):
+
+        def placed(frame: int, people: np.ndarray) -> np.ndarray:
             points = people.copy()
             points[..., :2] = self.at(frame).to_canvas(people[..., :2]) * stretch
-            placed.append(points)
-        return Poses(*size, placed)
+            return points
+
+        return poses.scaled(*self.canvas.source).changed(placed, size)
 
 
 def choose_path(

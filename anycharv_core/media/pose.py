@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import atomic_path
 from ..foreign import read_json
+from .frames import FrameStore
 from .imaging import Size
 
 # A point with a score of at most this counts as unseen.
@@ -59,8 +62,8 @@ class Poses:
         people: for each frame float64 [people, POINTS, 3]: x, y in pixels of the canvas, and the score (seen if
             it exceeds MIN_SCORE), in the order of PARTS. BODY is OpenPose's 18 points; FACE 68 points, or 70 with
             the pupils; FEET left big toe, small toe and heel, then right; BOX the corners of the detector's box,
-            exclusive at the lower right. Points that were not given are NaN. 3.3 kB a person; instances share
-            these arrays, and nobody writes to them.
+            exclusive at the lower right. Points that were not given are NaN. 3.3 kB a person, which `read_poses`
+            keeps in a file where they are many; instances share these arrays, and nobody writes to them.
     """
 
     width: int
@@ -102,7 +105,11 @@ class Poses:
         if (width, height) == self.size:
             return self
         factors = np.array([width / self.width, height / self.height, 1.0])
-        return Poses(width, height, [people * factors for people in self.people])
+        return self.changed(partial(_scaled, factors), (width, height))
+
+    def changed(self, change: Callable[[int, np.ndarray], np.ndarray], size: Size) -> Poses:
+        """The poses that change(frame, its people) makes each time they are asked for. size: of their canvas."""
+        return Poses(*size, _Changed(self.people, change))
 
     def keypoints(self) -> Iterator[dict[str, Any]]:
         """Each frame as POSE_KEYPOINT: `canvas_width`, `canvas_height`, and `people` with a flat list
@@ -123,6 +130,44 @@ class Poses:
     def unpack(cls, arrays: Mapping[str, np.ndarray]) -> Poses:
         width, height = arrays["canvas"].tolist()
         return cls(width, height, np.split(arrays["points"], np.cumsum(arrays["counts"])[:-1]))
+
+
+class _Changed(Sequence[np.ndarray]):
+    """The people of every frame, made of others when they are asked for."""
+
+    def __init__(self, people: Sequence[np.ndarray], change: Callable[[int, np.ndarray], np.ndarray]) -> None:
+        self._people, self._change = people, change
+
+    def __len__(self) -> int:
+        return len(self._people)
+
+    def __getitem__(self, place: Any) -> Any:
+        frame = range(len(self))[place]
+        return self._change(frame, self._people[frame])
+
+
+class _Stored(Sequence[np.ndarray]):
+    """The people of every frame, in a file where they are many."""
+
+    def __init__(self) -> None:
+        self._persons, self._ends = FrameStore(), array("q", [0])
+
+    def append(self, people: np.ndarray) -> None:
+        for person in people:
+            self._persons.append(person)
+        self._ends.append(len(self._persons))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place: Any) -> Any:
+        frame = range(len(self))[place]
+        persons = range(self._ends[frame], self._ends[frame + 1])
+        return self._persons.take(persons) if persons else np.empty((0, POINTS, 3))
+
+
+def _scaled(factors: np.ndarray, frame: int, people: np.ndarray) -> np.ndarray:
+    return people * factors
 
 
 def pack_person(parts: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -181,7 +226,11 @@ def parse_poses(content: Any, canvas: Size | None = None, name: str = "The poses
             as above; or canvases of different proportions.
     """
     frames = content if isinstance(content, list) else [content]
-    return _joined(((f"{name}, frame {index}", frame) for index, frame in enumerate(frames)), canvas, name)
+    return _joined(_named(frames, name), canvas, name, [])
+
+
+def _named(frames: list[Any], name: str) -> Iterator[tuple[str, Any]]:
+    return ((f"{name}, frame {index}", frame) for index, frame in enumerate(frames))
 
 
 def read_poses(path: str | Path, canvas: Size | None = None) -> Poses:
@@ -198,8 +247,11 @@ def read_poses(path: str | Path, canvas: Size | None = None) -> Poses:
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*_keypoints.json"))
-        return _joined(((str(file), read_json(file)) for file in files), canvas, str(path))
-    return parse_poses(read_json(path), canvas, str(path))
+        return _joined(((str(file), read_json(file)) for file in files), canvas, str(path), _Stored())
+    content = read_json(path)
+    return _joined(
+        _named(content if isinstance(content, list) else [content], str(path)), canvas, str(path), _Stored()
+    )
 
 
 def write_poses(path: str | Path, poses: Poses) -> None:
@@ -215,10 +267,11 @@ def write_poses(path: str | Path, poses: Poses) -> None:
         file.write("]")
 
 
-def _joined(named: Iterable[tuple[str, Any]], canvas: Size | None, source: str) -> Poses:
-    """Named POSE_KEYPOINT frames on the canvas of the first."""
+def _joined(
+    named: Iterable[tuple[str, Any]], canvas: Size | None, source: str, people: list[np.ndarray] | _Stored
+) -> Poses:
+    """Named POSE_KEYPOINT frames on the canvas of the first. people: empty, to keep them in."""
     first: Poses | None = None
-    people: list[np.ndarray] = []
     for name, content in named:
         try:
             frame = _parsed(content, canvas)
@@ -230,7 +283,7 @@ def _joined(named: Iterable[tuple[str, Any]], canvas: Size | None, source: str) 
                 f"{name}: its canvas is {frame.width}x{frame.height} and the first frame's is "
                 f"{first.width}x{first.height}; all frames of a video need the same proportions."
             )
-        people += frame.scaled(*first.size).people
+        people.append(frame.scaled(*first.size).people[0])
     if first is None:
         raise UserError(f"{source} holds no pose frames (a JSON list of frames, or *_keypoints.json in a folder).")
     return replace(first, people=people)
