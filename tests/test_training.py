@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import needs
@@ -21,7 +22,7 @@ from training_runs import own_precision as own_precision
 from waiting import PATIENCE
 
 from anycharv_core import Pipeline
-from training import checkpoints, objective
+from training import checkpoints, objective, speed
 from training.config import Objective, Phase, parse, read_config
 from training.ema import Ema
 from training.loop import rate
@@ -35,6 +36,17 @@ def test_accumulation_is_a_bigger_batch(tmp_path: Path) -> None:
     for one, other in zip(log(whole), log(portions), strict=True):
         for key in ("loss", "character", "norm"):
             assert other[key] == pytest.approx(one[key], rel=1e-4), (one["step"], key)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("frames", (3, 4, 8, 8, 3)), ("latents", (3, 4, 16, 2, 2))])
+def test_every_frame_is_an_image_a_second_encoded_or_not(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10))
+    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    meter = speed.Meter(torch.device("cpu"))
+    meter.count({"position": torch.arange(3), name: torch.zeros(shape)})
+    assert meter.read()["images_per_second"] == 12
 
 
 def test_what_it_leaves(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ class Meter:
         self._waited += time.monotonic() - began
 
     def count(self, batch: dict[str, Tensor]) -> None:
-        """Counts the frames of a batch [B, F, ...], or its rows where it has none."""
-        rows = batch.get("frames", batch["position"])
+        """Counts the frames of a batch [B, F, ...], encoded or not, or its rows where it has none."""
+        rows = batch.get("frames", batch.get("latents", batch["position"]))
         self._images += rows.shape[0] * (rows.shape[1] if rows.ndim > 2 else 1)
 
     def read(self) -> dict[str, Any]:
