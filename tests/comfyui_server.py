@@ -26,6 +26,7 @@ REPO = Path(__file__).parents[1]
 PACK = "ComfyUI-AnyCharV"
 HOST = "127.0.0.1"
 MUTED, BYPASSED = 2, 4
+INTO_SUBGRAPH, OUT_OF_SUBGRAPH = -10, -20  # the ids of a subgraph's own ends
 FRONTEND_ONLY = ("MarkdownNote", "Note", "Reroute")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 UPLOADS = ("image_upload", "video_upload", "audio_upload")
@@ -275,11 +276,44 @@ def without_canvas(workflow: dict[str, Any]) -> dict[str, Any]:
     return workflow | {"nodes": nodes, "links": [link for link in workflow["links"] if link[0] not in wires]}
 
 
+def unpacked(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with the nodes of its subgraphs (none within another) in place of the subgraphs' own nodes.
+
+    A widget of a subgraph that nothing is wired into has the value that it has within.
+    """
+    subgraphs = {one["id"]: one for one in workflow.get("definitions", {}).get("subgraphs", [])}
+    nodes, links, left = [], {link[0]: link for link in workflow["links"]}, {}
+    for host in workflow["nodes"]:
+        if (inner := subgraphs.get(host["type"])) is None:
+            nodes.append(host)
+            continue
+        entered = {}
+        for link in inner["links"]:
+            key, origin, target = (f"{host['id']}:{link[end]}" for end in ("id", "origin_id", "target_id"))
+            if link["target_id"] == OUT_OF_SUBGRAPH:
+                left[host["id"], link["target_slot"]] = origin, link["origin_slot"]
+            elif link["origin_id"] == INTO_SUBGRAPH:
+                entered[key] = host["inputs"][link["origin_slot"]]["link"]
+            else:
+                links[key] = [key, origin, link["origin_slot"], target, link["target_slot"], link["type"]]
+        for node in inner["nodes"]:
+            inputs = [
+                entry | {"link": entered.get(key, key) if entry["link"] is not None else None}
+                for entry in node["inputs"]
+                for key in [f"{host['id']}:{entry['link']}"]
+            ]
+            nodes.append(node | {"id": f"{host['id']}:{node['id']}", "inputs": inputs})
+    for key, (link_id, origin, slot, *rest) in links.items():
+        links[key] = [link_id, *left.get((origin, slot), (origin, slot)), *rest]
+    return workflow | {"nodes": nodes, "links": list(links.values())}
+
+
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """A saved workflow as the API prompt that ComfyUI's page would queue.
 
     Raises ValueError where widget values are missing or left over.
     """
+    workflow = unpacked(workflow)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
 

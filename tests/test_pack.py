@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 REPO = Path(__file__).parents[1]
-SHIPPED = ("anycharv_core", "nodes", "web", "locales", "workflows")
+SHIPPED = ("anycharv_core", "nodes", "web", "locales", "workflows", "subgraphs")
 SHIPPED_FILES = ("__init__.py", "requirements.txt", "pyproject.toml", "README.md", "LICENSE")
 LEFT_OUT = ("tests", "training", "benchmarks", ".ci", "docs")
 SOURCES = [
