@@ -10,11 +10,12 @@ import numpy as np
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..anycharv_core.errors import UserError
 from ..anycharv_core.media.frames import batched
 from ..anycharv_core.media.pose import Poses
 from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.preprocess.dwpose import DWPose
-from ..anycharv_core.preprocess.find import BATCH, find_people
+from ..anycharv_core.preprocess.find import BATCH, Poser, find_people
 from ..anycharv_core.preprocess.models import DETECTOR, EMBEDDED, WHOLE_BODY, pose_files
 from ..anycharv_core.preprocess.smoothing import smooth_poses
 from .pictures import frame_progress, image_tensor, rgb_frames
@@ -41,10 +42,41 @@ def pose_folders() -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda entry: (entry[0] != PAIR, entry[0])))
 
 
+def pose_model_names() -> list[str]:
+    """What a node offers: the released pair comes first even where it is missing, so that nobody gets the embedded
+    one without having chosen it."""
+    return [*(pose_folders() or [PAIR]), EMBEDDED]
+
+
+def missing_pose_model(model: str) -> str | None:
+    """What to do where there is no `model`, or None where there is."""
+    if model == EMBEDDED or model in pose_folders():
+        return None
+    return (
+        f"models/{MODELS} holds no DWPose files for '{model}': run 'anycharv download pose' and press R, or "
+        f"choose '{EMBEDDED}', which knows puppets only."
+    )
+
+
+def pose_model_files(model: str) -> tuple[Path, Path]:
+    """Its detector and its pose network. Raises UserError where they are missing."""
+    if missing := missing_pose_model(model):
+        raise UserError(missing)
+    return pose_files(EMBEDDED if model == EMBEDDED else str(pose_folders()[model]))
+
+
+def open_poser(files: tuple[Path, Path]) -> Poser:
+    """Opened for one run alone: ComfyUI neither sees nor can free what onnxruntime holds."""
+    device = comfy.model_management.get_torch_device()
+    if device.type == "cuda":
+        comfy.model_management.free_memory(_ONNX_MEMORY, device)
+    return DWPose(*files, str(device)).poses
+
+
 class AnyCharVDWPose(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = [*pose_folders(), EMBEDDED]
+        names = pose_model_names()
         return io.Schema(
             node_id="AnyCharVDWPose",
             display_name="AnyCharV DWPose",
@@ -93,23 +125,13 @@ class AnyCharVDWPose(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str) -> bool | str:
-        if model == EMBEDDED or model in pose_folders():
-            return True
-        return (
-            f"models/{MODELS} holds no DWPose files for '{model}': run 'anycharv download pose' and press R, or "
-            f"choose '{EMBEDDED}', which knows puppets only."
-        )
+        return missing_pose_model(model) or True
 
     @classmethod
     def execute(cls, images: Tensor, model: str, smoothing: float, fps: float) -> io.NodeOutput:
-        detector, whole_body = pose_files(EMBEDDED if model == EMBEDDED else str(pose_folders()[model]))
         frames = rgb_frames(images, "images")
-        device = comfy.model_management.get_torch_device()
-        if device.type == "cuda":
-            comfy.model_management.free_memory(_ONNX_MEMORY, device)
+        poser = open_poser(pose_model_files(model))
         progress = frame_progress(len(images))
-        # Opened for this run alone: ComfyUI neither sees nor can free what onnxruntime holds.
-        poser = DWPose(detector, whole_body, str(device)).poses
         if smoothing:
             findings = find_people(frames, poser, progress)
             tracks = [track.people for track in findings.tracks]

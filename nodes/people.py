@@ -28,7 +28,7 @@ def _frame() -> io.Int.Input:
     )
 
 
-def _ways() -> list[io.DynamicCombo.Option]:
+def ways_to_choose() -> list[io.DynamicCombo.Option]:
     return [
         io.DynamicCombo.Option(
             "number",
@@ -89,7 +89,7 @@ class AnyCharVFindPeople(io.ComfyNode):
                 ),
                 io.DynamicCombo.Input(
                     "choose",
-                    options=_ways(),
+                    options=ways_to_choose(),
                     tooltip="Say who is meant by a number on the contact sheet, a point on the person, a box "
                     "around them, or a picture of them.",
                 ),
@@ -125,7 +125,7 @@ class AnyCharVFindPeople(io.ComfyNode):
                 "There is nobody in the keypoints: look at the skeletons of AnyCharV DWPose; its "
                 "embedded model knows only puppets."
             )
-        numbers = _chosen(tracks, choose)
+        numbers = chosen(tracks, choose["choose"], choose)
         pictures = {i: image_uint8(images[i : i + 1], "images")[0, ..., :3] for i in sheet_frames(tracks)}
         sheet = contact_sheet(tracks, pictures)
         poses = findings.poses.only(*(tracks[number].people for number in numbers))
@@ -140,16 +140,19 @@ class AnyCharVFindPeople(io.ComfyNode):
         )
 
 
-def _chosen(tracks: list[Track], choose: dict[str, Any]) -> list[int]:
-    way = choose["choose"]
+def chosen(tracks: list[Track], way: str, given: dict[str, Any]) -> list[int]:
+    """The people meant, as indices of `tracks`; way, given: an option of `ways_to_choose` and its inputs' values.
+
+    Raises UserError where nobody is meant.
+    """
     if way == "number":
-        return by_number(tracks, choose["people"])
+        return by_number(tracks, given["people"])
     if way == "click":
-        return [by_click(tracks, choose["frame"], choose["x"], choose["y"])]
+        return [by_click(tracks, given["frame"], given["x"], given["y"])]
     if way == "box":
-        x0, y0 = choose["left"], choose["top"]
-        return [by_box(tracks, choose["frame"], (x0, y0, x0 + choose["width"], y0 + choose["height"]))]
-    return [by_likeness(tracks, image_uint8(choose["picture"][:1], "picture")[0])[0]]
+        x0, y0 = given["left"], given["top"]
+        return [by_box(tracks, given["frame"], (x0, y0, x0 + given["width"], y0 + given["height"]))]
+    return [by_likeness(tracks, image_uint8(given["picture"][:1], "picture")[0])[0]]
 
 
 def _as_dict(box: Any, label: str) -> dict[str, Any]:

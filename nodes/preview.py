@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.utils
@@ -11,6 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..anycharv_core.media.colour import eight_bits
+from ..anycharv_core.media.imaging import resize
+from ..anycharv_core.media.masks import Box
+
+SHOWN_EVERY = 8  # frames between pictures of what is being read and written
+_TINT = np.array([255, 0, 128])
 
 
 class Previewer:
@@ -42,3 +48,33 @@ class Previewer:
 def frame_preview(frame: np.ndarray) -> tuple[str, Image.Image, int]:
     """A finished frame [H, W, 3] as ComfyUI's progress bars show it."""
     return "JPEG", Image.fromarray(eight_bits(frame)), latent_preview.MAX_PREVIEW_RESOLUTION
+
+
+def marked(frame: np.ndarray, mask: np.ndarray, skeleton: np.ndarray) -> np.ndarray:
+    """A frame uint8 [H, W, 3] with its mask uint8 [H, W] tinted, and a skeleton of any size, on black, over it."""
+    shown = np.where(mask[..., None] >= 128, (frame + _TINT) // 2, frame).astype(np.uint8)
+    lines = resize(skeleton, (frame.shape[1], frame.shape[0]))
+    return np.where(lines.any(axis=-1, keepdims=True), lines, shown)
+
+
+class Overlay:
+    """Shows frames with the people to be replaced in them, as they are encoded.
+
+    boxes: of every person in every frame; frames: how many there are.
+    """
+
+    def __init__(self, boxes: Sequence[Sequence[Box | None]], frames: int):
+        self._boxes, self._bar = list(zip(*boxes, strict=True)), comfy.utils.ProgressBar(frames)
+        self._done = 0
+
+    def __call__(self, frame: np.ndarray, skeletons: Sequence[np.ndarray]) -> None:
+        preview = None
+        if self._done % SHOWN_EVERY == 0:
+            mask = np.zeros(frame.shape[:2], np.uint8)
+            for x0, y0, x1, y1 in filter(None, self._boxes[self._done]):
+                mask[y0:y1, x0:x1] = 255
+            for skeleton in skeletons:
+                frame = marked(frame, mask, skeleton)
+            preview = frame_preview(frame)
+        self._done += 1
+        self._bar.update_absolute(self._done, preview=preview)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from fractions import Fraction
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.utils
 import folder_paths
@@ -19,19 +17,27 @@ from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.encode import Person
+from ..anycharv_core.inference.people import put_in_turn
+from ..anycharv_core.inference.phases import Phases
 from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.inference.skeletons import PictureSkeletons, PointSkeletons, Skeletons
 from ..anycharv_core.media.camera import CONTEXT
-from ..anycharv_core.media.canvas import AUTO
-from ..anycharv_core.media.colour import check_transfer
-from ..anycharv_core.media.frames import Reopened
+from ..anycharv_core.media.canvas import AUTO, CanvasPath
+from ..anycharv_core.media.frames import Reopened, Source, eight_bit
 from ..anycharv_core.media.imaging import Size
-from ..anycharv_core.media.masks import boxes_to_masks
-from ..anycharv_core.media.pose import Poses
-from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
+from ..anycharv_core.media.masks import boxes_to_masks, mask_box
+from ..anycharv_core.media.video_read import VideoInfo
 from ..anycharv_core.media.video_write import CRF, WORST_CRF, VideoWriter
+from ..anycharv_core.preprocess.person import poses_inside
+from ..anycharv_core.preprocess.shots import find_cuts
+from ..anycharv_core.systems.recipes import Recipe
 from .backend import ComfyBackend, node_size
 from .pictures import frame_boxes, image_uint8, mask_fitter, masks_uint8, reference_mask_uint8, rgb_frames
 from .pose import parsed_poses
+from .prepare import choose, cut_out, find, model_inputs, who_input
+from .preview import SHOWN_EVERY, Overlay, frame_preview
+from .resume import unfinished
 from .types import (
     CATEGORY,
     PoseKeypoint,
@@ -44,6 +50,9 @@ from .types import (
     size_inputs,
     steps_input,
 )
+from .video import OpenedVideo, opened
+
+NETWORKS = ("model", "reference_net", "vae", "clip_vision")
 
 
 class AnyCharVReplaceCharacter(io.ComfyNode):
@@ -54,8 +63,10 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             display_name="AnyCharV Replace Character",
             category=CATEGORY,
             description="Puts the character into the video and keeps its size, frame times and audio. Frames "
-            "stream from file to file, so the length of the video is not limited by memory.",
+            "stream from file to file, so the length of the video is not limited by memory. Without mask and "
+            "pose it finds, follows and cuts out the person itself.",
             search_aliases=["character swap", "replace person"],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader, with or without LoRAs."),
                 ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
@@ -66,13 +77,16 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 io.MultiType.Input(
                     "mask",
                     [io.Mask, io.BoundingBox, io.BoundingBoxes],
+                    optional=True,
                     tooltip="White where the person is replaced, one per frame of the video or one for all; or "
-                    "boxes. Frames without white pass through untouched.",
+                    "boxes. Frames without white pass through untouched. Found where none is wired in.",
                 ),
                 io.MultiType.Input(
                     "pose",
                     [io.Image, PoseKeypoint],
-                    tooltip="Skeletons, drawn or as keypoints (which take no memory), one per frame.",
+                    optional=True,
+                    tooltip="Skeletons, drawn or as keypoints (which take no memory), one per frame. Found where "
+                    "none are wired in.",
                 ),
                 io.Mask.Input("reference_mask", optional=True, tooltip="White on the character of the reference."),
                 steps_input(),
@@ -90,9 +104,46 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 ),
                 canvas_input(AUTO),
                 context_input(),
+                who_input(),
+                io.Autogrow.Input(
+                    "characters",
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Image.Input("picture", tooltip="One picture of another character."),
+                        prefix="character",
+                        min=0,
+                        max=9,
+                    ),
+                    optional=True,
+                    tooltip="More characters, each for another person of the video, who are then found: the next "
+                    "most prominent ones, or those of the numbers in who.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    optional=True,
+                    tooltip="Only the first frames of the video, for a trial; 0 takes all.",
+                ),
+                *model_inputs(),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Go on after the last finished step where a run of the same inputs was interrupted; "
+                    "off starts over.",
+                ),
             ],
             outputs=[io.Video.Output()],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, pose_model: str = "", segmenter: str = "", who: Any = None, characters: Any = None
+    ) -> bool:
+        """A model that is missing is only a mistake where it is needed. ComfyUI gives what grows in any case."""
+        return True
 
     @classmethod
     def execute(
@@ -103,18 +154,24 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         clip_vision: Any,
         video: Any,
         reference: Tensor,
-        mask: Any,
-        pose: Any,
         steps: int,
         cfg: float,
         seed: int,
         width: int,
         height: int,
         recipe: str,
+        mask: Any = None,
+        pose: Any = None,
         reference_mask: Tensor | None = None,
         crf: int = CRF,
         canvas: str = AUTO,
         context: float = CONTEXT,
+        who: dict[str, Any] | None = None,
+        characters: dict[str, Tensor] | None = None,
+        frames: int = 0,
+        pose_model: str = "",
+        segmenter: str = "",
+        resume: bool = True,
     ) -> io.NodeOutput:
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,12 +182,40 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 "This node replaces a person of a video, but the model is one of Animate Anyone, which animates a "
                 "picture: use AnyCharV Conditioning and AnyCharV Sampler, without a scene."
             )
-        picture = image_uint8(reference[:1], "reference")[0]
-        alpha = reference_mask_uint8(reference_mask, picture, "reference_mask")
-        with _opened(video) as (info, scene, sound):
-            size = node_size(pipe, chosen, (info.width, info.height), (width, height))
-            given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
-            plan = pipe.plan(chosen, (info.width, info.height), _pose_size(given), size)
+        pictures = [image_uint8(reference[:1], "reference")[0]]
+        pictures += [image_uint8(each[:1], name)[0] for name, each in (characters or {}).items()]
+        alphas = [reference_mask_uint8(reference_mask, pictures[0], "reference_mask")] + [None] * len(pictures[1:])
+        phases = Phases()
+        with opened(video, frames) as source:
+            info, full = source.info, (source.info.width, source.info.height)
+            given = _first(mask, frames), _first(pose, frames)
+            people = _people(source, *given, who, len(pictures), pose_model, segmenter)
+            size = node_size(pipe, chosen, full, (width, height))
+            plan = pipe.plan(chosen, full, people[0].skeletons.size, size, size)
+            references = [pipe.refer(chosen, *each) for each in zip(pictures, alphas, strict=True)]
+            scene = Source("video", source.frames, 3, deep=True)
+            shown = eight_bit(scene)
+            cuts = cache(lambda: find_cuts(shown))
+            followed = pipe.can_follow(chosen, canvas)
+            boxes = [[mask_box(region) for region in each.masks] for each in people]
+            for each in people:
+                _check_size(chosen, each.masks, full)
+            if not all(map(any, boxes)):
+                raise UserError("The mask is empty in every frame; mark the person to replace with white.")
+            streams = []
+            for each, places in zip(people, boxes, strict=True):
+                path = CanvasPath(plan.canvas)
+                if followed:
+                    path = pipe.follow(plan, canvas, context, places, cuts)
+                drawn = Source("pose", each.skeletons.drawn(plan.drawn_at(path), path), 3)
+                streams.append(Person(Source("mask", each.masks, None), drawn, path))
+            content = (
+                *source.content,
+                *(each.content for each in people),
+                *(item.tobytes() for item in (*pictures, *alphas) if item is not None),
+                (steps, cfg, seed, width, height, recipe, canvas, context),
+            )
+            encoded = pipe.encode(chosen, shown, streams, Overlay(boxes, info.frames))
             target = folder / f"anycharv_{secrets.token_hex(8)}.mp4"
             writer = VideoWriter(
                 target,
@@ -138,101 +223,98 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 info.timestamps,
                 info.time_base,
                 info.rate,
-                audio_from=sound,
+                audio_from=source.sound,
                 crf=crf,
                 sample_aspect=info.sample_aspect,
                 colours=info.colours,
                 depth=info.depth,
             )
-            with writer:
-                out = pipe(
-                    picture,
+            with unfinished(cls.hidden, NETWORKS, content, resume, folder) as begin, writer:
+                finished, _ = put_in_turn(
+                    pipe,
+                    chosen,
                     scene,
-                    _masks(mask, info),
-                    _poses(given, info),
-                    steps=steps,
-                    guidance_scale=cfg,
-                    seed=seed,
-                    size=size,
-                    recipe=recipe,
-                    reference_mask=alpha,
-                    canvas=canvas,
-                    context=context,
+                    encoded,
+                    references,
+                    [each.mask for each in streams],
+                    begin,
+                    steps,
+                    cfg,
+                    seed,
+                    phases,
+                    deep=info.depth > 8,
                 )
                 bar = comfy.utils.ProgressBar(info.frames)
-                for frame in out.frames:
+                for index, frame in enumerate(finished):
                     writer.write(frame)
-                    bar.update(1)
+                    preview = None if index % SHOWN_EVERY else frame_preview(frame)
+                    bar.update_absolute(index + 1, info.frames, preview)
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 
-class _Opened(NamedTuple):
-    """A VIDEO's frames uint8 or uint16 [H, W, 3], what they are, and a file with their sound, or None."""
+@dataclass(frozen=True)
+class _Replaced:
+    """Somebody to replace: masks uint8 [H, W] of every frame, which can be read again, skeletons, and what tells
+    them from others, see `content_key`."""
 
-    info: VideoInfo
-    frames: Iterable[np.ndarray]
-    sound: str | None
-
-
-@contextmanager
-def _opened(video: Any) -> Iterator[_Opened]:
-    """The VIDEO's own frames, not encoded on the way: of its file, of what it is trimmed to, or in memory."""
-    with tempfile.TemporaryDirectory(prefix="anycharv_") as folder:
-        saved = str(Path(folder) / "sound.mp4")
-        if isinstance(video, InputImpl.VideoFromComponents):
-            parts = video.get_components()
-            if parts.audio:
-                video.save_to(saved)
-            info = _info_of_pictures(parts.images, Fraction(parts.frame_rate))
-            yield _Opened(info, rgb_frames(parts.images, "video"), saved if parts.audio else None)
-            return
-        source = video.get_stream_source()
-        if not isinstance(source, str):
-            copy = Path(folder) / "source"
-            copy.write_bytes(source.getvalue())
-            source = str(copy)
-        info = probe(source)
-        check_transfer(source, info.colours)
-        start, duration = video.get_active_trim_window()
-        if (start, duration) == (0.0, 0.0):
-            frames = Reopened(partial(read_frames, source, deep=True))
-            yield _Opened(info, frames, source if info.has_audio else None)
-            return
-        part, info = _trimmed(info, start, duration)
-        if info.has_audio:
-            video.save_to(saved)
-        frames = Reopened(partial(read_frames, source, part.start, part.stop, deep=True))
-        yield _Opened(info, frames, saved if info.has_audio else None)
+    masks: Iterable[np.ndarray]
+    skeletons: Skeletons
+    content: object
 
 
-def _info_of_pictures(images: Tensor, rate: Fraction) -> VideoInfo:
-    count, height, width, _ = images.shape
-    return VideoInfo(
-        width=width,
-        height=height,
-        frames=count,
-        time_base=1 / rate,
-        timestamps=tuple(range(count)),
-        rate=rate,
-        rotation=0,
-        has_audio=False,
-        sample_aspect=Fraction(1),
-    )
+def _people(
+    video: OpenedVideo, mask: Any, pose: Any, who: Any, count: int, pose_model: str, segmenter: str
+) -> list[_Replaced]:
+    """Who is replaced: by what is wired in, and what is not is found. count: how many.
 
-
-def _trimmed(info: VideoInfo, start: float, duration: float) -> tuple[range, VideoInfo]:
-    """Which frames ComfyUI shows of a video trimmed to `duration` seconds (0 = all) from `start` on, and what they
-    are by themselves, with times from the start of the trim."""
-    first = int(start / info.time_base)
-    end = int((start + duration) / info.time_base) if duration else info.timestamps[-1] + 1
-    chosen = [index for index, time in enumerate(info.timestamps) if first <= time < end]
-    if not chosen:
+    Raises UserError where what is given does not fit the video, or nobody can be found.
+    """
+    info = video.info
+    if count > 1 and not (mask is None and pose is None):
         raise UserError(
-            f"The video is trimmed to {duration} seconds from {start} on, where it has no frames; trim less."
+            f"There are pictures of {count} characters, but mask and pose are those of one person: leave both "
+            "unwired, so that everybody is found, or the further pictures."
         )
-    part = range(chosen[0], chosen[-1] + 1)
-    times = tuple(time - first for time in info.timestamps[part.start : part.stop])
-    return part, replace(info, frames=len(part), timestamps=times)
+    masks = None if mask is None else _masks(mask, info)
+    given = None if pose is None else _poses(pose, info)
+    if masks is not None and given is not None:
+        return [_Replaced(masks, given, (_digest(masks), _digest_of(pose)))]
+    points = given.poses if isinstance(given, PointSkeletons) else None
+    found = find(video, pose_model, points)
+    if masks is not None:
+        poses = PointSkeletons(poses_inside(found.findings.poses, masks))
+        return [_Replaced(masks, poses, (_digest(masks), found.key))]
+    people = [cut_out(video, found, index, segmenter) for index in choose(found, who, count)]
+    if given is not None and points is None:  # pictures
+        return [_Replaced(each.boxes, given, (each.folder.name, _digest_of(pose))) for each in people]
+    return [_Replaced(each.boxes, PointSkeletons(each.poses), each.folder.name) for each in people]
+
+
+def _first(given: Any, count: int) -> Any:
+    """What is given for the first `count` frames, 0 = all; what is given once is for all."""
+    several = isinstance(given, (list, Tensor)) and len(given) > 1
+    return given[:count] if several and count else given
+
+
+def _digest(frames: Iterable[np.ndarray]) -> bytes:
+    digest = sha256()
+    for frame in frames:
+        digest.update(frame.tobytes())
+    return digest.digest()
+
+
+def _digest_of(pose: Any) -> bytes:
+    return _digest(rgb_frames(pose, "pose") if isinstance(pose, Tensor) else parsed_poses(pose).people)
+
+
+def _check_size(recipe: Recipe, masks: Iterable[np.ndarray], size: Size) -> None:
+    """Raises UserError where masks are pasted by, but are of another size than the video."""
+    found = Source("mask", masks, None).size
+    if recipe.composites and found != size:
+        raise UserError(
+            f"The mask is {found[0]}x{found[1]} but the video is {size[0]}x{size[1]}; give masks of the video's "
+            "proportions."
+        )
 
 
 def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
@@ -248,12 +330,12 @@ def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
     return Reopened(lambda: (fit(masks_uint8(mask[i : i + 1], "mask")[0]) for i in range(info.frames)))
 
 
-def _poses(pose: Tensor | Poses, info: VideoInfo) -> Iterable[np.ndarray] | Poses:
-    if len(pose) != info.frames:
-        raise UserError(f"The video has {info.frames} frames but pose has {len(pose)}; give as many of both.")
-    return rgb_frames(pose, "pose") if isinstance(pose, Tensor) else pose
-
-
-def _pose_size(pose: Tensor | Poses) -> Size:
-    """(width, height) in pixels that the skeletons were made for."""
-    return image_uint8(pose[:1], "pose").shape[2:0:-1] if isinstance(pose, Tensor) else pose.size
+def _poses(pose: Any, info: VideoInfo) -> Skeletons:
+    given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
+    if isinstance(given, Tensor):
+        image_uint8(given[:1], "pose")
+    if len(given) != info.frames:
+        raise UserError(f"The video has {info.frames} frames but pose has {len(given)}; give as many of both.")
+    if isinstance(given, Tensor):
+        return PictureSkeletons(Source("pose", rgb_frames(given, "pose"), 3))
+    return PointSkeletons(given)

@@ -21,6 +21,7 @@ from .pictures import frame_boxes, frame_progress, rgb_frames
 from .types import CATEGORY
 
 MODELS = "sam2"
+RELEASED = "sam2-hiera-large"  # as 'anycharv download sam2' names it
 
 
 def segmenter_folders() -> dict[str, Path]:
@@ -32,10 +33,40 @@ def segmenter_folders() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def segmenter_names() -> list[str]:
+    """What a node offers: the one that can be fetched comes first even where it is missing, so that nobody gets
+    the embedded one without having chosen it."""
+    return [*(segmenter_folders() or [RELEASED]), EMBEDDED]
+
+
+def missing_segmenter(model: str) -> str | None:
+    """What to do where there is no `model`, or None where there is."""
+    if model == EMBEDDED or model in segmenter_folders():
+        return None
+    return (
+        f"models/{MODELS} holds no SAM 2 video model '{model}': run 'anycharv download sam2' and press R, or "
+        f"choose '{EMBEDDED}', which knows puppets only."
+    )
+
+
+def segmenter_folder(model: str) -> str:
+    """Where it lies. Raises UserError where it is missing."""
+    if missing := missing_segmenter(model):
+        raise UserError(missing)
+    return segmenter_name(EMBEDDED if model == EMBEDDED else str(segmenter_folders()[model]))
+
+
+def open_segmenter(folder: str) -> ComfySegmenter:
+    """On the device where it works."""
+    segmenter = ComfySegmenter(folder)
+    comfy.model_management.load_models_gpu([segmenter.patcher])
+    return segmenter
+
+
 class AnyCharVSegment(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = [*segmenter_folders(), EMBEDDED]
+        names = segmenter_names()
         return io.Schema(
             node_id="AnyCharVSegment",
             display_name="AnyCharV Segment",
@@ -64,21 +95,15 @@ class AnyCharVSegment(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str) -> bool | str:
-        if model == EMBEDDED or model in segmenter_folders():
-            return True
-        return (
-            f"models/{MODELS} holds no SAM 2 video model '{model}': run 'anycharv download sam2' and press R, or "
-            f"choose '{EMBEDDED}', which knows puppets only."
-        )
+        return missing_segmenter(model) or True
 
     @classmethod
     def execute(cls, images: Tensor, boxes: Any, model: str) -> io.NodeOutput:
-        folder = EMBEDDED if model == EMBEDDED else str(segmenter_folders()[model])
+        folder = segmenter_folder(model)
         frames = rgb_frames(images, "images")
         people = boxes_by_person(boxes, len(images))
         cuts = find_cuts(frames)
-        segmenter = ComfySegmenter(segmenter_name(folder))
-        comfy.model_management.load_models_gpu([segmenter.patcher])
+        segmenter = open_segmenter(folder)
         masks = torch.zeros(images.shape[:3])
         progress = frame_progress(len(images) * len(people))
         for number, person in enumerate(people):

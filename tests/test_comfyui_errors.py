@@ -144,7 +144,8 @@ def foreign_vae(name: str) -> Prompt:
     return plus(small(n5={"vae": ["vae", 0]}), vae=("VAELoader", {"vae_name": name}))
 
 
-def replace(**inputs: list[Any]) -> Prompt:
+def replace(*absent: str, **inputs: Any) -> Prompt:
+    """The whole job in one node, without the inputs that are `absent`."""
     given = {
         "model": ["1", 0],
         "reference_net": ["1", 1],
@@ -161,6 +162,7 @@ def replace(**inputs: list[Any]) -> Prompt:
         "height": 0,
         "recipe": "default",
     }
+    given = {name: value for name, value in given.items() if name not in absent}
     prompt = no_frames()
     del prompt["8"]
     return plus(
@@ -265,6 +267,73 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
         lambda: replace(reference=["parts", 0]),
         "whole",
         "reference has no frames",
+    ),
+    "whole job, mask of other proportions": (
+        lambda: plus(replace(mask=["solid", 0]), solid=("SolidMask", {"value": 1.0, "width": 48, "height": 40})),
+        "whole",
+        "The mask is 48x40 but the video is 64x64",
+    ),
+    "whole job, empty mask": (
+        lambda: plus(replace(mask=["solid", 0]), solid=("SolidMask", {"value": 0.0, "width": 64, "height": 64})),
+        "whole",
+        "The mask is empty in every frame",
+    ),
+    "whole job, no pose model": (
+        lambda: replace("pose", pose_model="dwpose-of-another"),
+        "whole",
+        "no DWPose files for 'dwpose-of-another': run 'anycharv download pose'",
+    ),
+    "whole job, no segmenter": (
+        lambda: replace("mask", segmenter="absent"),
+        "whole",
+        "no SAM 2 video model 'absent': run 'anycharv download sam2'",
+    ),
+    "whole job, nobody to be seen": (
+        lambda: plus(
+            replace("mask", "pose", video=["black", 0], pose_model="embedded", segmenter="embedded"),
+            dark=("EmptyImage", {"width": 64, "height": 64, "batch_size": 3, "color": 0}),
+            black=("CreateVideo", {"images": ["dark", 0], "fps": 24.0}),
+        ),
+        "whole",
+        "Nobody was found in the video",
+    ),
+    "whole job, beside everybody": (
+        lambda: replace("mask", segmenter="embedded", **{"who": "click", "who.frame": 0, "who.x": 0, "who.y": 0}),
+        "whole",
+        "Nobody is at 0, 0 in frame 0",
+    ),
+    "whole job, no such number": (
+        lambda: replace("mask", segmenter="embedded", **{"who": "number", "who.people": "2"}),
+        "whole",
+        "There is 1 person in the video, not 2",
+    ),
+    "whole job, more characters than people": (
+        lambda: replace(
+            "mask", "pose", segmenter="embedded", pose_model="embedded", **{"characters.character0": ["2", 4]}
+        ),
+        "whole",
+        "There is 1 person in the video, not 1, 2",
+    ),
+    "whole job, more characters than are chosen": (
+        lambda: replace(
+            "mask",
+            "pose",
+            segmenter="embedded",
+            pose_model="embedded",
+            **{"who": "number", "who.people": "1", "characters.character0": ["2", 4]},
+        ),
+        "whole",
+        "who chooses 1 of the people but there are pictures of 2 characters",
+    ),
+    "whole job, more characters than masks": (
+        lambda: replace(**{"characters.character0": ["2", 4]}),
+        "whole",
+        "mask and pose are those of one person",
+    ),
+    "whole job, trial that is longer than the mask": (
+        lambda: replace(mask=["other", 2], frames=OTHER + 1),
+        "whole",
+        f"video has {OTHER + 1} frames but mask has {OTHER}",
     ),
 }
 

@@ -144,7 +144,7 @@ def test_a_second_run_decodes_and_finds_nothing_anew(stage, tmp_path, monkeypatc
 
     monkeypatch.setattr(find, "find_people", refuse)
     monkeypatch.setattr(find, "probe", refuse)
-    monkeypatch.setattr("anycharv_core.jobs.preprocess.write_person", refuse)
+    monkeypatch.setattr("anycharv_core.preprocess.person.write_person", refuse)
     assert prepare(stage, tmp_path / "second", "--people", "1") == 0
     for name in ("pose.json", "mask.mkv", "box.mkv", "people.png"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

@@ -18,15 +18,14 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import check_owned, owned_folder, write_error
-from ..foreign import read_json
 from ..media.imaging import Size
-from ..media.pose import Poses, person_in_mask, write_poses
+from ..media.pose import Poses, write_poses
 from ..media.video_read import read_frames
-from ..preprocess.cache import cached, content_key, weights_key
+from ..preprocess.cache import weights_key
 from ..preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
 from ..preprocess.find import SHEET, FoundPeople, find_in_video
 from ..preprocess.models import segmenter_name
-from ..preprocess.person import BOXES, MASKS, pose_extent, write_person
+from ..preprocess.person import BOXES, MASKS, cached_person, pose_extent, poses_inside
 from ..preprocess.retarget import retarget
 from ..preprocess.segment import Segmenter
 from ..preprocess.smoothing import smooth_poses
@@ -37,8 +36,6 @@ from .reference_pose import reference_pose
 
 Progress = Callable[[str, int, int], None]
 """(phase, frames done, frames in all)"""
-
-_COUNTS = "counts.json"
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ def _prepare(
     boxes: list[Any] = [None] * count
     if number is None:
         assert job.masks is not None
-        poses = _inside(findings.poses, mask_frames(job.masks, found.size))
+        poses = poses_inside(findings.poses, mask_frames(job.masks, found.size))
     else:
         track = findings.tracks[number - 1]
         poses, boxes = findings.poses.only(track.people), chosen_boxes(track)
@@ -187,20 +184,17 @@ def _prepare(
         # A taller character leaves the box of the person whose place it takes.
         extents = [pose_extent(people) for people in poses.people]
     segmenter = "" if job.masks else segmenter_name(job.segmenter)
-    key = content_key(found.key, *_sources(job.masks or Path(segmenter)), segmenter or None, boxes, extents)
 
-    def make(folder: Path) -> None:
+    def masks() -> Iterable[np.ndarray]:
         if job.masks:
-            masks: Iterable[np.ndarray] = _sized(mask_frames(job.masks, found.size), found.size, job.masks)
+            given: Iterable[np.ndarray] = _sized(mask_frames(job.masks, found.size), found.size, job.masks)
         else:
-            masks = Segmenter(segmenter, job.device).masks(read_frames(job.video), boxes, findings.cuts)
-        if progress:
-            masks = _counted(masks, lambda done: progress("masks", done, count))
-        counts = write_person(folder, masks, boxes, extents, findings.cuts, found.timestamps, found.time_base)
-        (folder / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+            given = Segmenter(segmenter, job.device).masks(read_frames(job.video), boxes, findings.cuts)
+        return _counted(given, lambda done: progress("masks", done, count)) if progress else given
 
-    folder = cached("mask", key, make)
-    return _Person(number, poses, folder, read_json(folder / _COUNTS))
+    sources = *_sources(job.masks or Path(segmenter)), segmenter or None
+    folder, counts = cached_person(found, sources, boxes, extents, masks)
+    return _Person(number, poses, folder, counts)
 
 
 def _sources(path: Path) -> tuple[object, ...]:
@@ -220,14 +214,6 @@ def _described(number: int, track: Track) -> dict[str, Any]:
         "last_frame": int(seen[-1]),
         "mean_size": [round(float(width)), round(float(height))],
     }
-
-
-def _inside(poses: Poses, masks: Iterable[np.ndarray]) -> Poses:
-    """In every frame only the person in the mask."""
-    found = [person_in_mask(poses, frame, mask) for frame, mask in zip(range(len(poses)), masks, strict=False)]
-    if len(found) < len(poses):
-        raise UserError(f"There are {len(found)} masks but the video has {len(poses)} frames; give one for each.")
-    return poses.only(np.array(found))
 
 
 def _sized(masks: Iterable[np.ndarray], size: Size, path: Path) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,13 +19,13 @@ import numpy as np
 from ..device import pick_device
 from ..errors import UserError
 from ..inference.encode import Person
-from ..inference.finish import Finish, PasteBack, whole
+from ..inference.people import put_in_turn
 from ..inference.phases import Phases
 from ..inference.pipeline import check_steps
 from ..media.camera import CONTEXT
 from ..media.canvas import AUTO, CanvasPath
 from ..media.colour import check_transfer
-from ..media.frames import FrameStore, Reopened, Source, eight_bit
+from ..media.frames import FrameStore, Reopened, Source
 from ..media.imaging import resize
 from ..media.masks import mask_box
 from ..media.video_read import Video
@@ -176,24 +176,22 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
     )
     chosen = sheet_frames(info.frames) if job.sheet else ()
     output = []
-    pasted = []
     with writer:
-        frames: Iterable[np.ndarray] = Reopened(lambda: video.frames(deep=True))
-        for number, (one, reference) in enumerate(zip(encoded, references, strict=True)):
-            if number:
-                before = Source("video", frames, 3, replayed=True, deep=True)
-                with phases("encode"):
-                    one = pipe.encode_again(one, eight_bit(before))
-                frames = before
-            made = pipe.prepared(recipe, reference, one)
-            share = progress and _share(progress, number, len(encoded))
-            latents = state.latents(number, made.shape, pipe.noise(made, job.seed))
-            pipe.sample(made, latents, steps, guidance, phases, share)
-            finish: Finish = whole
-            if recipe.paste_back:
-                finish = PasteBack(frames, opened[number].mask)
-                pasted.append(finish)
-            frames = pipe.decode(made, latents, finish, phases, deep=info.depth > 8)
+        frames, pasted = put_in_turn(
+            pipe,
+            recipe,
+            Reopened(lambda: video.frames(deep=True)),
+            encoded,
+            references,
+            [each.mask for each in opened],
+            state.latents,
+            steps,
+            guidance,
+            job.seed,
+            phases,
+            progress,
+            deep=info.depth > 8,
+        )
         with phases("write"):
             for index, frame in enumerate(frames):
                 writer.write(frame)
@@ -231,8 +229,3 @@ def _check(
     elif len(job.people) > 1:
         raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
     recipe.canvas(video.size, opened[0].skeletons.size, job.size, 1)
-
-
-def _share(progress: Progress, number: int, people: int) -> Progress:
-    """The progress of person `number` of `people` as progress of the whole job."""
-    return lambda done, total: progress(number * total + done, people * total)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from ..errors import UserError
 from ..foreign import read_json
-from ..media.frames import batched
+from ..media.frames import Reopened, batched
 from ..media.imaging import Size
 from ..media.pose import Poses, read_poses
 from ..media.video_read import VideoInfo, probe, read_frames
@@ -118,19 +119,40 @@ def find_in_video(
     files: tuple[Path, ...] = () if poses else pose_files(pose_model)
     key = content_key(video, *map(weights_key, files), *filter(None, [poses]))
 
+    def poser(info: VideoInfo) -> Poser:
+        return _poses_of(poses, info) if poses else DWPose(files[0], files[1], device).poses
+
+    frames = Reopened(partial(read_frames, video))
+    nobody = f"Nobody was found in {video}; give poses made elsewhere (--poses)."
+    return find_in_frames(key, frames, partial(probe, video), poser, nobody, progress)
+
+
+def find_in_frames(
+    key: str,
+    frames: Iterable[np.ndarray],
+    measure: Callable[[], VideoInfo],
+    poser: Callable[[VideoInfo], Poser],
+    nobody: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> FoundPeople:
+    """As `find_in_video`, in frames uint8 [H, W, 3] that can be read again.
+
+    key: of their content and of what finds poses; measure, poser: are only called where the cache has nothing;
+    nobody: the sentence where there is nobody in them.
+    """
+
     def make(folder: Path) -> None:
-        info = probe(video)
-        poser = _poses_of(poses, info) if poses else DWPose(files[0], files[1], device).poses
+        info = measure()
 
         def count(done: int) -> None:
             if progress:
                 progress(done, info.frames)
 
-        findings = find_people(read_frames(video), poser, count)
+        findings = find_people(frames, poser(info), count)
         if not findings.tracks:
-            raise UserError(f"Nobody was found in {video}; give poses made elsewhere (--poses).")
+            raise UserError(nobody)
         findings.save(folder)
-        _write_sheet(folder / SHEET, video, findings)
+        _write_sheet(folder / SHEET, frames, findings)
         timing = {"rate": float(info.rate), "time_base": str(info.time_base), "timestamps": info.timestamps}
         (folder / "timing.json").write_text(json.dumps(timing), encoding="utf-8")
 
@@ -150,7 +172,7 @@ def _poses_of(path: Path, info: VideoInfo) -> Poser:
     return in_order(poses.scaled(info.width, info.height))
 
 
-def _write_sheet(path: Path, video: Path, findings: Findings) -> None:
+def _write_sheet(path: Path, frames: Iterable[np.ndarray], findings: Findings) -> None:
     wanted = set(sheet_frames(findings.tracks))
-    shown = {index: frame for index, frame in enumerate(read_frames(video)) if index in wanted}
+    shown = {index: frame for index, frame in enumerate(frames) if index in wanted}
     Image.fromarray(contact_sheet(findings.tracks, shown)).save(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -10,13 +11,39 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..foreign import read_json
 from ..media.masks import boxes_to_masks, mask_box, steady_boxes
-from ..media.pose import BOX, MIN_SCORE, PLACES
+from ..media.pose import BOX, MIN_SCORE, PLACES, Poses, person_in_mask
 from ..media.video_write import write_masks
+from .cache import cached, content_key
+from .find import FoundPeople
 
 Box = tuple[float, float, float, float]
 
 MASKS, BOXES = "mask.mkv", "box.mkv"
+_COUNTS = "counts.json"
+
+
+def cached_person(
+    found: FoundPeople,
+    sources: Sequence[object],
+    boxes: Sequence[Box | None],
+    extents: Sequence[Box | None],
+    masks: Callable[[], Iterable[np.ndarray]],
+) -> tuple[Path, dict[str, int]]:
+    """The folder with what `write_person` makes of `masks()`, from the cache or made now, and what it returned.
+
+    sources: what the masks depend on beside the video and `boxes`, see `content_key`. Raises UserError as
+    `write_person` does.
+    """
+
+    def make(folder: Path) -> None:
+        cuts, times = found.findings.cuts, found.timestamps
+        counts = write_person(folder, masks(), boxes, extents, cuts, times, found.time_base)
+        (folder / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+
+    folder = cached("mask", content_key(found.key, *sources, boxes, extents), make)
+    return folder, read_json(folder / _COUNTS)
 
 
 def write_person(
@@ -77,6 +104,14 @@ def write_person(
         "frames": sum(region is not None for region in regions),
         "frames_with_empty_mask": sum(not mask and bool(box) for mask, box in zip(around, boxes, strict=True)),
     }
+
+
+def poses_inside(poses: Poses, masks: Iterable[np.ndarray]) -> Poses:
+    """In every frame only the person in the mask. Raises UserError where there are fewer masks than frames."""
+    found = [person_in_mask(poses, frame, mask) for frame, mask in zip(range(len(poses)), masks, strict=False)]
+    if len(found) < len(poses):
+        raise UserError(f"There are {len(found)} masks but the video has {len(poses)} frames; give one for each.")
+    return poses.only(np.array(found))
 
 
 def pose_extent(people: np.ndarray) -> Box | None:

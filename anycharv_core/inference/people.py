@@ -1,0 +1,64 @@
+"""Several characters put into one video, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ..media.frames import Source, eight_bit
+from ..systems.recipes import Recipe
+from .encode import EncodedVideo
+from .finish import Finish, PasteBack, whole
+from .latents import Latents
+from .phases import Phases
+from .pipeline import Pipeline, Reference
+from .sampling import Progress
+
+Begin = Callable[[int, tuple[int, ...], Iterator[Tensor]], Latents]
+"""(number of the person, shape of the latents, noise) -> the latents to go on from."""
+
+
+def put_in_turn(
+    pipe: Pipeline,
+    recipe: Recipe,
+    frames: Iterable[np.ndarray],
+    encoded: Sequence[EncodedVideo],
+    references: Sequence[Reference],
+    masks: Sequence[Source],
+    begin: Begin,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    phases: Phases,
+    progress: Progress | None = None,
+    deep: bool = False,
+) -> tuple[Iterable[np.ndarray], list[PasteBack]]:
+    """The finished frames, and what pasted every person into them.
+
+    frames: the scene [H, W, 3], which can be read again, uint16 where `deep`; encoded, references, masks: of every
+    person, as `Pipeline.encode` and `refer` give the first two. Each is put into the result of those before.
+    """
+    pasted = []
+    for number, (one, reference) in enumerate(zip(encoded, references, strict=True)):
+        if number:
+            before = Source("video", frames, 3, replayed=True, deep=True)
+            with phases("encode"):
+                one = pipe.encode_again(one, eight_bit(before))
+            frames = before
+        made = pipe.prepared(recipe, reference, one)
+        share = progress and _share(progress, number, len(encoded))
+        latents = begin(number, made.shape, pipe.noise(made, seed))
+        pipe.sample(made, latents, steps, guidance_scale, phases, share)
+        finish: Finish = whole
+        if recipe.paste_back:
+            finish = PasteBack(frames, masks[number])
+            pasted.append(finish)
+        frames = pipe.decode(made, latents, finish, phases, deep=deep)
+    return frames, pasted
+
+
+def _share(progress: Progress, number: int, people: int) -> Progress:
+    """The progress of person `number` of `people` as progress of the whole job."""
+    return lambda done, total: progress(number * total + done, people * total)

@@ -1,0 +1,143 @@
+"""A VIDEO as the engine reads it: frame by frame, as it is, with what is to be known of it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import numpy as np
+from comfy_api.latest import InputImpl, Types
+from torch import Tensor
+
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.media.colour import check_transfer
+from ..anycharv_core.media.frames import Reopened
+from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
+from .pictures import rgb_frames
+
+
+@dataclass(frozen=True)
+class OpenedVideo:
+    """A VIDEO whose frames are read from where they are, and can be read again; reading ends where the user
+    interrupts.
+
+    frames: uint8 or uint16 [H, W, 3]; plain: the same as uint8; sound: a file with its sound, or None; content:
+    what tells it from any other video, for `content_key`.
+    """
+
+    info: VideoInfo
+    frames: Iterable[np.ndarray]
+    plain: Iterable[np.ndarray]
+    sound: str | None
+    content: tuple[object, ...]
+
+
+@contextmanager
+def opened(video: Any, first: int = 0) -> Iterator[OpenedVideo]:
+    """The VIDEO's own frames, not encoded on the way: of its file, of what it is trimmed to, or in memory.
+
+    first: only so many of its frames, 0 = all. Raises UserError where it cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="anycharv_") as folder:
+        saved = Path(folder) / "sound.mp4"
+        if isinstance(video, InputImpl.VideoFromComponents):
+            yield _in_memory(video, first, saved)
+            return
+        source = video.get_stream_source()
+        if not isinstance(source, str):
+            copy = Path(folder) / "source"
+            copy.write_bytes(source.getvalue())
+            source = str(copy)
+        yield _in_file(video, source, first, saved)
+
+
+def _in_memory(video: Any, first: int, saved: Path) -> OpenedVideo:
+    parts = video.get_components()
+    rate = Fraction(parts.frame_rate)
+    images, audio = parts.images[: first or None], parts.audio
+    if audio:
+        if len(images) < len(parts.images):
+            samples = round(len(images) / rate * audio["sample_rate"])
+            audio = audio | {"waveform": audio["waveform"][..., :samples]}
+        Components = Types.VideoComponents
+        InputImpl.VideoFromComponents(Components(images=images, audio=audio, frame_rate=rate)).save_to(str(saved))
+    frames = _interruptible(rgb_frames(images, "video"))
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(frame.tobytes())
+    info = _info_of_pictures(images, rate)
+    return OpenedVideo(info, frames, frames, str(saved) if audio else None, (digest.digest(), images.shape))
+
+
+def _in_file(video: Any, source: str, first: int, saved: Path) -> OpenedVideo:
+    info = probe(source)
+    check_transfer(source, info.colours)
+    start, duration = video.get_active_trim_window()
+    trimmed = (start, duration) != (0.0, 0.0)
+    part = range(info.frames)
+    if trimmed:
+        part, info = _trimmed(info, start, duration)
+    shortened = 0 < first < len(part)
+    if shortened:
+        end = info.timestamps[first] * info.time_base
+        video = video.as_trimmed(0, float(end), strict_duration=False)
+        part = part[:first]
+        info = replace(info, frames=first, timestamps=info.timestamps[:first])
+    if not (trimmed or shortened):
+        deep, plain = partial(read_frames, source, deep=True), partial(read_frames, source)
+        sound, content = source, (Path(source),)
+    else:
+        if info.has_audio:
+            video.save_to(str(saved))
+        bounds = part.start, part.stop
+        deep, plain = partial(read_frames, source, *bounds, deep=True), partial(read_frames, source, *bounds)
+        sound, content = str(saved), (Path(source), *bounds)
+    streams = _interruptible(Reopened(deep)), _interruptible(Reopened(plain))
+    return OpenedVideo(info, *streams, sound if info.has_audio else None, content)
+
+
+def _interruptible(frames: Iterable[np.ndarray]) -> Reopened:
+    def read() -> Iterator[np.ndarray]:
+        for frame in frames:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            yield frame
+
+    return Reopened(read)
+
+
+def _info_of_pictures(images: Tensor, rate: Fraction) -> VideoInfo:
+    count, height, width, _ = images.shape
+    return VideoInfo(
+        width=width,
+        height=height,
+        frames=count,
+        time_base=1 / rate,
+        timestamps=tuple(range(count)),
+        rate=rate,
+        rotation=0,
+        has_audio=False,
+        sample_aspect=Fraction(1),
+    )
+
+
+def _trimmed(info: VideoInfo, start: float, duration: float) -> tuple[range, VideoInfo]:
+    """Which frames ComfyUI shows of a video trimmed to `duration` seconds (0 = all) from `start` on, and what they
+    are by themselves, with times from the start of the trim."""
+    first = int(start / info.time_base)
+    end = int((start + duration) / info.time_base) if duration else info.timestamps[-1] + 1
+    chosen = [index for index, time in enumerate(info.timestamps) if first <= time < end]
+    if not chosen:
+        raise UserError(
+            f"The video is trimmed to {duration} seconds from {start} on, where it has no frames; trim less."
+        )
+    part = range(chosen[0], chosen[-1] + 1)
+    times = tuple(time - first for time in info.timestamps[part.start : part.stop])
+    return part, replace(info, frames=len(part), timestamps=times)
