@@ -202,14 +202,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--task",
-        choices=("swap", "bold-swap", "animation"),
+        choices=("swap", "bold-swap", "animation", "bold-animation"),
         help="kind of tasks (default: the model's; for --export, swap); with --score, the folder's own",
     )
     add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")
     add("--frames", type=to_count, default=8, metavar="N", help="frames of each task (default: %(default)s)")
-    add(
-        "--size", type=to_count, metavar="N", help="width and height in pixels (default: 64, or 256 for bold-swap)"
-    )
+    add("--size", type=to_count, metavar="N", help="width and height in pixels (default: the task's own)")
     add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone", dtype="fp32")
     add_lpips(bench)
     path(

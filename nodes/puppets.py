@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 from comfy_api.latest import InputImpl, Types, io
 
-from ..anycharv_core.puppets.task import Animation, Swap, sample_animation, sample_bold_swap, sample_swap
+from ..anycharv_core.puppets.task import (
+    Animation,
+    Swap,
+    sample_animation,
+    sample_bold_animation,
+    sample_bold_swap,
+    sample_swap,
+)
 from .pictures import image_tensor, mask_tensor
 from .types import CATEGORY, PoseKeypoint
 
 RATE = Fraction(24)
-TASKS = ["swap", "animation", "bold swap"]
+TASKS: dict[str, Callable[[int, int, int], Animation | Swap]] = {
+    "swap": sample_swap,
+    "animation": sample_animation,
+    "bold swap": sample_bold_swap,
+    "bold animation": sample_bold_animation,
+}
+USUAL = "swap"
 
 
 class AnyCharVPuppetClip(io.ComfyNode):
@@ -37,12 +51,12 @@ class AnyCharVPuppetClip(io.ComfyNode):
                 io.Int.Input("size", default=256, min=64, max=1024, step=8, tooltip="Width and height in pixels."),
                 io.Combo.Input(
                     "task",
-                    options=TASKS,
-                    default=TASKS[0],
+                    options=list(TASKS),
+                    default=USUAL,
                     optional=True,
                     tooltip="'swap' is for AnyCharV; in a 'bold swap' the puppets are bolder, and small, "
-                    "so that a canvas follows them. 'animation' is for Animate Anyone: the reference shows the "
-                    "video's own puppet standing in its scene, and the video is the truth.",
+                    "so that a canvas follows them. 'animation' and 'bold animation' are for Animate Anyone: the "
+                    "reference shows the video's own puppet standing in its scene, and the video is the truth.",
                 ),
             ],
             outputs=[
@@ -57,13 +71,11 @@ class AnyCharVPuppetClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed: int, frames: int, size: int, task: str = TASKS[0]) -> io.NodeOutput:
-        sample: Animation | Swap
-        if task == TASKS[1]:
-            sample = sample_animation(seed, frames, size)
+    def execute(cls, seed: int, frames: int, size: int, task: str = USUAL) -> io.NodeOutput:
+        sample = TASKS[task](seed, frames, size)
+        if isinstance(sample, Animation):
             shown, cutout = sample.truth, sample.cutout
         else:
-            sample = (sample_bold_swap if task == TASKS[2] else sample_swap)(seed, frames, size)
             shown, cutout = sample.driving, sample.reference[..., 3]
         pictures = image_tensor(shown.frames)
         return io.NodeOutput(

@@ -91,6 +91,7 @@ def _in_file(video: Any, source: str, first: int, saved: Path) -> OpenedVideo:
         video = video.as_trimmed(0, float(end), strict_duration=False)
         part = part[:first]
         info = replace(info, frames=first, timestamps=info.timestamps[:first])
+    content: tuple[Path | int, ...]
     if not (trimmed or shortened):
         deep, plain = partial(read_frames, source, deep=True), partial(read_frames, source)
         sound, content = source, (Path(source),)

@@ -24,7 +24,7 @@ from anycharv_core.bench.metrics import _grey, _ssim_map, psnr
 from anycharv_core.bench.puppets import measure, of_model, references, score
 from anycharv_core.bench.report import markdown, summarise, write_report
 from anycharv_core.bench.seam import SEAMS
-from anycharv_core.bench.tasks import ANIMATION, BOLD_SWAP, KINDS, SWAP, Setup, tasks
+from anycharv_core.bench.tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, KINDS, SWAP, Setup, tasks
 from anycharv_core.cli import main
 from anycharv_core.jobs.bench import PuppetJob, _model
 from anycharv_core.jobs.inputs import mask_frames, open_skeletons, read_reference
@@ -246,7 +246,7 @@ def test_a_model_of_animate_anyone_is_shown_reference_and_pose_alone() -> None:
             return self
 
     task = next(tasks(setup))
-    assert puppets.tasks_of(Model()) == (ANIMATION,)
+    assert puppets.tasks_of(Model()) == (ANIMATION, BOLD_ANIMATION)
     assert np.array_equal(of_model(Model(), 2, 1.5)(task)[0], task.given.reference)
     pose = shown.pop("pose")
     assert (len(pose), pose.size) == (3, (48, 48)) and shown.pop("reference").shape == (48, 48, 3)

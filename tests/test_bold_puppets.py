@@ -17,6 +17,7 @@ from anycharv_core.puppets.bold import (
 )
 from anycharv_core.puppets.character import BOLD_PATTERNS
 from anycharv_core.puppets.render import bounds, frame_camera, window_camera
+from anycharv_core.puppets.task import sample_bold_animation
 from training.config import Data
 from training.data.puppets import PuppetClips
 
@@ -116,3 +117,25 @@ def test_the_trainer_sees_puppets_through_a_canvas_that_follows_them() -> None:
         again = PuppetClips(data, 2)[index, 0]
         assert all((sample[name] == again[name]).all() for name in sample)
     assert 0.6 < np.median(heights) < 0.95
+
+
+def test_an_animation_fills_the_frame_before_its_own_scene_at_rest() -> None:
+    heights = []
+    for seed in range(8):
+        task = sample_bold_animation(seed, 3, 80)
+        heights.append(np.flatnonzero((task.truth.mask > 0).any(axis=(0, 2))).size / 80)
+        outside = ~task.region
+        still = np.where(outside.all(axis=0)[..., None], task.truth.frames, 0)
+        # But for shadows on the ground, which move with the character.
+        same = np.abs(still.astype(int) - np.where(outside.all(axis=0)[..., None], task.reference, 0)) <= 2
+        assert same.mean() > 0.9
+        assert task.reference[: 80 // 4].std(axis=(0, 1)).max() > 5
+    assert 0.6 < np.median(heights) < 0.95
+
+
+def test_the_trainer_animates_in_the_same_world() -> None:
+    data = Data(size=(80, 80), world="bold", reference="frame", clips=8)
+    samples = [PuppetClips(data, 2)[index, 0] for index in range(8)]
+    heights = [np.flatnonzero((s["character"].numpy() > 0).any(axis=(0, 2))).size / 80 for s in samples]
+    assert 0.6 < np.median(heights) < 0.95
+    assert min(s["reference"].float().std() for s in samples) > 10

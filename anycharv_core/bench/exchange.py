@@ -32,7 +32,7 @@ from ..media.video_read import VIDEOS
 from ..media.video_write import VideoWriter, write_masks
 from ..puppets.task import Swap
 from .puppets import Method, Progress
-from .tasks import ANIMATION, BOLD_SWAP, SWAP, Setup, Task, tasks
+from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, SWAP, Setup, Task, tasks
 from .videos import partner, video_frames
 
 RATE = Fraction(12)
@@ -44,15 +44,17 @@ video. `driving/` holds its exact frames, `driving.mp4` the same as H.264; `mask
 `boxes.json` is a padded box, [x0, y0, x1, y1] in pixels, for every frame; `poses.json` is POSE_KEYPOINT,
 `skeletons/` its drawings.
 """
-_ASKED = {
-    SWAP: _SWAP,
-    BOLD_SWAP: _SWAP,
-    ANIMATION: """# PuppetBench tasks
+_ANIMATION = """# PuppetBench tasks
 
 For every folder here make the character of `reference.png` move as `poses.json` says (POSE_KEYPOINT, drawn in
 `skeletons/`). It goes where the skeleton is, at the skeleton's size; the scene stays as it is, and also fills the
 place where the character stood. `reference_mask.png` is white on the character.
-""",
+"""
+_ASKED = {
+    SWAP: _SWAP,
+    BOLD_SWAP: _SWAP,
+    ANIMATION: _ANIMATION,
+    BOLD_ANIMATION: _ANIMATION,
 }
 _WANTED = """
 Write `frames/000000.png`, `frames/000001.png` and so on beside them, of the skeletons' size, one for every

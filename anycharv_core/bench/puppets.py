@@ -23,7 +23,7 @@ from .metrics import gradient_energy, psnr, ssim, warp_error
 from .naming import NAMED, PICTURES, wears
 from .report import Values, summarise
 from .seam import SEAMS, seam
-from .tasks import ANIMATION, BOLD_SWAP, KINDS, SWAP, VERSION, Setup, Task, tasks
+from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, KINDS, SWAP, VERSION, Setup, Task, tasks
 
 METRICS = {
     "PSNR": "dB over the region named before it; higher is better, and 148.13 at most, where every pixel is equal",
@@ -60,9 +60,8 @@ Progress = Callable[[int, int], None]
 
 def tasks_of(pipe: Pipeline) -> tuple[str, ...]:
     """The kinds of task that a model can be scored on, the usual one first: of the world it was trained in."""
-    if not pipe.system.reads_scene:
-        return (ANIMATION,)
-    return (BOLD_SWAP, SWAP) if pipe.settings.get("world") == "bold" else (SWAP, BOLD_SWAP)
+    kinds = (SWAP, BOLD_SWAP) if pipe.system.reads_scene else (ANIMATION, BOLD_ANIMATION)
+    return kinds[::-1] if pipe.settings.get("world") == "bold" else kinds
 
 
 def of_model(

@@ -23,12 +23,13 @@ from ..puppets.task import (
     Animation,
     Swap,
     sample_animation,
+    sample_bold_animation,
     sample_bold_swap,
     sample_swap,
 )
 
 SMALLEST = 32  # pixels a side
-SWAP, BOLD_SWAP, ANIMATION = "swap", "bold-swap", "animation"
+SWAP, BOLD_SWAP, ANIMATION, BOLD_ANIMATION = "swap", "bold-swap", "animation", "bold-animation"
 VERSION = 2  # of PuppetBench: 2 has bold swaps; the tasks of 1 are what they were
 
 
@@ -77,23 +78,26 @@ _SWAPS = Kind(
     shown={"driving": lambda swap: swap.driving.frames, "pose": lambda swap: swap.pose},
 )
 
+_ANIMATIONS = Kind(
+    sample=sample_animation,
+    baselines=ANIMATION_BASELINES,
+    regions={
+        "character": "every pixel of the true character, or of the one in the reference, whose place must be "
+        "filled with the scene",
+        "background": "everything else, which but for the character's shadow is the reference's own",
+        "frame": "every pixel",
+    },
+    masks=_animation_masks,
+    pasted=None,
+    shown={"pose": lambda animation: animation.pose},
+)
+
 KINDS = {
     SWAP: _SWAPS,
     # So small in their frames that a canvas has to follow them.
     BOLD_SWAP: replace(_SWAPS, sample=sample_bold_swap, canvas=PERSON, size=256, named=True),
-    ANIMATION: Kind(
-        sample=sample_animation,
-        baselines=ANIMATION_BASELINES,
-        regions={
-            "character": "every pixel of the true character, or of the one in the reference, whose place must be "
-            "filled with the scene",
-            "background": "everything else, which but for the character's shadow is the reference's own",
-            "frame": "every pixel",
-        },
-        masks=_animation_masks,
-        pasted=None,
-        shown={"pose": lambda animation: animation.pose},
-    ),
+    ANIMATION: _ANIMATIONS,
+    BOLD_ANIMATION: replace(_ANIMATIONS, sample=sample_bold_animation, size=80),
 }
 
 

@@ -48,7 +48,8 @@ PROPORTIONS: dict[str, Range] = {
 }
 HAIR_STYLES = ("short", "spiky", "bob", "long", "ponytail", "afro", "bald")
 BACKDROPS = ("hills", "stage", "beach", "room")
-HEIGHTS = (0.24, 0.40)  # of the frame: how tall a performer is
+HEIGHTS: Range = (0.24, 0.40)  # of the frame: how tall a performer is
+CLOSE: Range = (0.66, 0.80)  # the same where no canvas follows them
 GRAIN = 0.4  # of the first world's
 
 
@@ -103,11 +104,13 @@ def sample_bold_scene(seed: int, split: str = "train") -> Scene:
     )
 
 
-def sample_bold_motion(seed: int, frames: int, proportions: Proportions, split: str = "train") -> Motion:
-    """Motion number `seed` of `split` by a performer `HEIGHTS` of the frame tall; raises as `sample_motion`."""
+def sample_bold_motion(
+    seed: int, frames: int, proportions: Proportions, split: str = "train", heights: Range = HEIGHTS
+) -> Motion:
+    """Motion number `seed` of `split` by a performer `heights` of the frame tall; raises as `sample_motion`."""
     rng = generator(split, "framing", seed)
     motion = sample_motion(seed, frames, proportions, split)
-    factor = np.float32(rng.uniform(*HEIGHTS) / motion.scale.mean())
+    factor = np.float32(rng.uniform(*heights) / motion.scale.mean())
     lift = np.array((0, rng.uniform(0.0, 0.08)), np.float32)
     ground = motion.ground * (factor**0.5, 1) - lift
 
@@ -121,3 +124,8 @@ def sample_bold_motion(seed: int, frames: int, proportions: Proportions, split: 
         scale=factor * motion.scale,
         ground=ground.astype(np.float32),
     )
+
+
+def sample_close_motion(seed: int, frames: int, proportions: Proportions, split: str = "train") -> Motion:
+    """The same motion by a performer who fills the frame."""
+    return sample_bold_motion(seed, frames, proportions, split, CLOSE)

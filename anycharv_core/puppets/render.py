@@ -161,16 +161,16 @@ def render_reference(
     tall = rng.uniform(0.66, 0.70) if held_up else rng.uniform(0.82, 0.90)
     tall *= min(1.0, 1.5 * size[0] / size[1])
     motion = standing_motion(rng, character.proportions, tall, character.side if held_up else None)
-    clip = render(character, motion, backdrop or _still(build_scene(rng)), size)
+    clip = render(character, motion, backdrop or still(build_scene(rng)), size)
     return clip.frames[0], clip.mask[0]
 
 
 def studio(scene: Scene) -> Scene:
     """The colours of the scene alone, as a plain wall, before a camera at rest."""
-    return replace(_still(scene), shapes=(), grain=np.zeros_like(scene.grain))
+    return replace(still(scene), shapes=(), grain=np.zeros_like(scene.grain))
 
 
-def _still(scene: Scene) -> Scene:
+def still(scene: Scene) -> Scene:
     """The scene with a camera at rest, and nothing in it that moves or hides the character."""
     camera = ((1.0, 0.0, 0.0),) * 2
     return replace(scene, camera=camera, shake=(0.0, 1.0, 0.0), movers=(), occluders=())

@@ -14,7 +14,7 @@ from ..media.pose_drawing import draw_poses
 from ..opencv import cv2
 from .character import Character
 from .framing import following_camera
-from .render import Clip, render, render_reference, studio
+from .render import Clip, render, render_reference
 from .worlds import WORLDS, World
 
 POSE_SCALE = 4  # skeletons are drawn larger and brought down, which keeps joints to a fraction of a pixel
@@ -90,7 +90,8 @@ def _swap(
 
 @dataclass(frozen=True)
 class Animation:
-    """One task of Animate Anyone: `reference` uint8 [H, W, 3], a character standing before a plain wall, moves.
+    """One task of Animate Anyone: `reference` uint8 [H, W, 3], a character standing before a wall or in a scene at
+    rest, moves.
 
     truth: the perfect answer, its camera at rest; pose: uint8 [F, H, W, 3]; cutout: uint8 [H, W], the character
     in the reference.
@@ -113,11 +114,22 @@ class Animation:
 
 
 def sample_animation(seed: int, frames: int, size: int, split: str = "heldout", flow: bool = False) -> Animation:
-    """Animation number `seed` (>= 0) of `split`: `frames` frames of `size` x `size` pixels."""
-    world = WORLDS["first"]
+    """Animation number `seed` (>= 0) of `split` in the first world, before a plain wall: `frames` frames of
+    `size` x `size` pixels."""
+    return _animation(WORLDS["first"], seed, frames, size, split, flow)
+
+
+def sample_bold_animation(
+    seed: int, frames: int, size: int, split: str = "heldout", flow: bool = False
+) -> Animation:
+    """The same in the bold world, where the character stands in a scene."""
+    return _animation(WORLDS["bold"], seed, frames, size, split, flow)
+
+
+def _animation(world: World, seed: int, frames: int, size: int, split: str, flow: bool) -> Animation:
     character = world.character(2 * seed + 1, split)
-    scene = studio(world.scene(seed, split))
-    motion = world.motion(seed, frames, character.proportions, split)
+    scene = world.stage(world.scene(seed, split))
+    motion = world.close(seed, frames, character.proportions, split)
     truth = render(character, motion, scene, (size, size), flow)
     rgb, alpha = render_reference(character, seed, (size, size), split, scene)
     return Animation(rgb, alpha, truth, pose_pictures(truth.poses(), (size, size)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anycharv_core.puppets import Character, Motion, Scene, render, render_reference, studio
+from anycharv_core.puppets import Character, Motion, Scene, render, render_reference
 from anycharv_core.puppets.framing import following_camera
 from anycharv_core.puppets.task import POSE_SCALE
 from anycharv_core.puppets.worlds import WORLDS
@@ -42,7 +42,8 @@ class PuppetClips(Dataset):
         reference_seed = int(rng.integers(2**31))
         scattered = self.frames <= SCATTERED
         length = MOTION_FRAMES if scattered else self.frames
-        motion = self.world.motion(motion_seed, length, character.proportions, self.data.split)
+        perform = self.world.close if self._whole else self.world.motion
+        motion = perform(motion_seed, length, character.proportions, self.data.split)
         chosen = rng.choice(MOTION_FRAMES, self.frames, replace=False) if scattered else np.arange(length)
         camera = None
         if self.data.context is not None:
@@ -71,7 +72,7 @@ class PuppetClips(Dataset):
         split = self.data.split
         seeds = np.random.default_rng([self.data.seed, 0, index, 1]).integers(2**31, size=3).tolist()
         scene = self.world.scene(seeds[2], split)
-        return self.world.character(seeds[0], split), seeds[1], studio(scene) if self._whole else scene
+        return self.world.character(seeds[0], split), seeds[1], self.world.stage(scene) if self._whole else scene
 
     def _reference(self, character: Character, scene: Scene, seed: int) -> np.ndarray:
         backdrop = scene if self._whole else None
