@@ -30,6 +30,7 @@ class AnyCharVComposite(io.ComfyNode):
             description="Pastes the generated frames into the original ones. Outside the padded, feathered "
             "mask every value is the original's own, bit for bit. For Animate Anyone, the reference can take the "
             "mask's place.",
+            search_aliases=["paste back", "uncrop", "blend", "feather", "合成", "贴回", "羽化"],
             inputs=[
                 io.Image.Input("generated", tooltip="Decoded frames, of the size AnyCharV Conditioning chose."),
                 io.Image.Input("original", tooltip="The frames of the driving video."),

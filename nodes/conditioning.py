@@ -41,6 +41,7 @@ class AnyCharVConditioning(io.ComfyNode):
             category=CATEGORY,
             description="Brings scene, mask and pose to one size and length and encodes them with the reference. "
             "Its LATENT holds one frame per picture, 4D, so that core VAE nodes take it.",
+            search_aliases=["character replacement", "pose to video", "animate anyone", "条件", "角色替换"],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader, with or without LoRAs."),
                 ReferenceType.Input("reference", tooltip="From AnyCharV Reference Encode."),

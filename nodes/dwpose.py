@@ -83,7 +83,16 @@ class AnyCharVDWPose(io.ComfyNode):
             category=CATEGORY,
             description="Finds everybody in a video and reads their body, feet, hands and face by DWPose, whose "
             "skeletons AnyCharV was trained on.",
-            search_aliases=["pose estimation", "openpose", "skeleton", "keypoints", "yolox"],
+            search_aliases=[
+                "pose estimation",
+                "openpose",
+                "skeleton",
+                "keypoints",
+                "yolox",
+                "姿态检测",
+                "骨骼",
+                "关键点",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the video, or one picture."),
                 io.Combo.Input(

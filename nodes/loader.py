@@ -70,7 +70,16 @@ class AnyCharVLoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads a checkpoint of AnyCharV or Animate Anyone as a native MODEL with its "
             "ReferenceNet, and its VAE and CLIP vision encoder where the checkpoint has them.",
-            search_aliases=["character replacement", "animate anyone", "moore", "anychar"],
+            search_aliases=[
+                "load anycharv",
+                "character replacement",
+                "animate anyone",
+                "moore",
+                "anychar",
+                "checkpoint",
+                "加载模型",
+                "角色替换",
+            ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",

@@ -25,7 +25,14 @@ class AnyCharVBoxMask(io.ComfyNode):
             category=CATEGORY,
             description="Turns a tracker's mask or bounding boxes into the coarse box mask AnyCharV expects: "
             "the box hides the old outline, so that the new character can have another shape.",
-            search_aliases=["bounding box mask", "coarse mask"],
+            search_aliases=[
+                "bounding box mask",
+                "coarse mask",
+                "grow mask",
+                "方框遮罩",
+                "边界框",
+                "扩展遮罩",
+            ],
             inputs=[
                 io.MultiType.Input(
                     "region",
@@ -59,6 +66,7 @@ class AnyCharVBoxMask(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
+                    advanced=True,
                     tooltip="Smallest width and height of a box in pixels; smaller ones grow around their middle.",
                 ),
                 io.Combo.Input(
@@ -92,7 +100,14 @@ class AnyCharVMaskAugment(io.ComfyNode):
             category=CATEGORY,
             description="Gives a fine mask the irregular border of the first training stage, or makes it of "
             "blocks, so that its outline does not betray the old character.",
-            search_aliases=["shape-agnostic mask", "block mask", "dilate mask"],
+            search_aliases=[
+                "shape-agnostic mask",
+                "block mask",
+                "dilate mask",
+                "遮罩增强",
+                "块状遮罩",
+                "膨胀遮罩",
+            ],
             inputs=[
                 io.Mask.Input("mask", tooltip="Fine mask, white on the person, one per frame."),
                 io.Float.Input(

@@ -79,7 +79,16 @@ class AnyCharVFindPeople(io.ComfyNode):
             category=CATEGORY,
             description="Follows everybody through the video, also behind others and across cuts, shows them "
             "numbered on a contact sheet, and gives the poses and boxes of those you choose.",
-            search_aliases=["person tracking", "choose person", "select person", "re-identification"],
+            search_aliases=[
+                "person tracking",
+                "choose person",
+                "select person",
+                "multiple people",
+                "re-identification",
+                "人物跟踪",
+                "选择人物",
+                "多人",
+            ],
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the video."),

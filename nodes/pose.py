@@ -30,7 +30,14 @@ class AnyCharVPoseDraw(io.ComfyNode):
             category=CATEGORY,
             description="Draws POSE_KEYPOINT, from DWPose or SDPose, exactly as AnyCharV's training data was "
             "drawn. Frames without hands, face or anybody are fine.",
-            search_aliases=["dwpose", "openpose", "skeleton"],
+            search_aliases=[
+                "dwpose",
+                "openpose",
+                "skeleton",
+                "draw keypoints",
+                "绘制姿态",
+                "骨骼图",
+            ],
             inputs=[
                 PoseKeypoint.Input("keypoints", tooltip="One entry per frame, in pixels of its canvas."),
                 io.Mask.Input(
@@ -80,7 +87,16 @@ class AnyCharVPoseRetarget(io.ComfyNode):
             description="Gives a person's skeletons the proportions of the character: the same motion, height and "
             "footing, with the character's limbs, shoulders and head. For Animate Anyone it can also bring them "
             "to where the character stands.",
-            search_aliases=["proportions", "body shape", "bone length", "rescale"],
+            search_aliases=[
+                "proportions",
+                "body shape",
+                "bone length",
+                "rescale",
+                "pose alignment",
+                "姿态对齐",
+                "身材比例",
+                "骨骼长度",
+            ],
             inputs=[
                 PoseKeypoint.Input("keypoints", tooltip="One person, from AnyCharV Find People."),
                 PoseKeypoint.Input(

@@ -37,7 +37,13 @@ class AnyCharVPuppetClip(io.ComfyNode):
             category=CATEGORY,
             description="Renders a video of a puppet, its mask and keypoints, the picture of another puppet, "
             "and the truth: the same video with the other puppet in it. The embedded models know this world.",
-            search_aliases=["example", "test clip"],
+            search_aliases=[
+                "example",
+                "test clip",
+                "demo video",
+                "示例",
+                "测试视频",
+            ],
             inputs=[
                 io.Int.Input(
                     "seed",

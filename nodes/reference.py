@@ -35,6 +35,7 @@ class AnyCharVReferenceEncode(io.ComfyNode):
             category=CATEGORY,
             description="Takes the picture of the character that is to appear in the video, and the networks that "
             "read it once AnyCharV Conditioning knows how.",
+            search_aliases=["reference image", "ip adapter", "character picture", "参考图", "角色图片"],
             inputs=[
                 ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
                 io.Vae.Input("vae", tooltip="The VAE the model works with (SD1.5's for official weights)."),

@@ -65,7 +65,20 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             description="Puts the character into the video and keeps its size, frame times and audio. Frames "
             "stream from file to file, so the length of the video is not limited by memory. Without mask and "
             "pose it finds, follows and cuts out the person itself.",
-            search_aliases=["character swap", "replace person"],
+            search_aliases=[
+                "character swap",
+                "character replacement",
+                "replace person",
+                "body swap",
+                "face swap video",
+                "wan animate",
+                "scail",
+                "角色替换",
+                "人物替换",
+                "视频换人",
+                "视频换脸",
+            ],
+            essentials_category="Video Tools",
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader, with or without LoRAs."),
@@ -100,6 +113,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     min=0,
                     max=WORST_CRF,
                     optional=True,
+                    advanced=True,
                     tooltip="Quality of the H.264 video: 0 is best, 17 shows no difference, 51 is worst.",
                 ),
                 canvas_input(AUTO),

@@ -38,6 +38,7 @@ class AnyCharVSampler(io.ComfyNode):
             category=CATEGORY,
             description="Samples with the paper's settings: DDIM on the checkpoint's own noise schedule and "
             "timesteps. Videos longer than 24 frames get overlapping windows, unless the model brings its own.",
+            search_aliases=["ksampler", "ddim", "denoise", "采样器"],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader; LoRAs and context windows are honoured."),
                 io.Conditioning.Input("positive", tooltip="From AnyCharV Conditioning."),

@@ -73,7 +73,16 @@ class AnyCharVSegment(io.ComfyNode):
             category=CATEGORY,
             description="Cuts the chosen person out of every frame with SAM 2, which is given the person's box "
             "and bridges frames where the detector missed them. Cuts in the video are found and respected.",
-            search_aliases=["sam2", "segment anything", "video mask", "matting", "rotoscope"],
+            search_aliases=[
+                "sam2",
+                "segment anything",
+                "video mask",
+                "matting",
+                "rotoscope",
+                "视频分割",
+                "抠像",
+                "人物遮罩",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the video."),
                 io.MultiType.Input(

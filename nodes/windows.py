@@ -27,7 +27,14 @@ class AnyCharVLongVideo(io.ComfyNode):
             category=CATEGORY,
             description="Lets the model sample videos of any length in overlapping windows, whose predictions "
             "are fused at every step; memory is that of one window. Works with every sampler node.",
-            search_aliases=["context windows", "temporal aggregation"],
+            search_aliases=[
+                "context windows",
+                "sliding window",
+                "temporal aggregation",
+                "long video",
+                "长视频",
+                "滑动窗口",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader."),
                 io.Int.Input(
@@ -49,12 +56,14 @@ class AnyCharVLongVideo(io.ComfyNode):
                     "fuse",
                     options=FUSES,
                     default="ramp",
+                    advanced=True,
                     tooltip="'ramp' hands over gradually inside an overlap; 'flat' weighs both the same.",
                 ),
                 io.Combo.Input(
                     "layout",
                     options=LAYOUTS,
                     default="linear",
+                    advanced=True,
                     tooltip="'linear' runs from the first frame to the last; 'looped' wraps around, for videos "
                     "that are played in a loop.",
                 ),

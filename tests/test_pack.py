@@ -249,6 +249,12 @@ def test_every_input_has_a_tooltip(schemas: dict[str, Any]) -> None:
         assert [key for key, part in inputs_of(schema) if not part.tooltip] == [], node
 
 
+def test_every_node_is_found_in_english_and_chinese(schemas: dict[str, Any]) -> None:
+    for node, schema in schemas.items():
+        assert any(alias.isascii() for alias in schema.search_aliases), node
+        assert any(re.search("[\u4e00-\u9fff]", alias) for alias in schema.search_aliases), node
+
+
 def test_there_is_no_english_copy_of_the_schemas() -> None:
     assert not (REPO / "locales/en").exists(), "ComfyUI shows the schemas' own text where there is no locale"
 
@@ -359,6 +365,9 @@ def test_registry_metadata() -> None:
     assert comfy["PublisherId"] and comfy["DisplayName"]
     repository = metadata["urls"]["Repository"]
     assert repository.startswith("https://github.com/")
+    assert all(url.startswith(repository) for url in metadata["urls"].values())
+    # By these the registry says where the pack runs.
+    assert "Operating System :: OS Independent" in metadata["classifiers"]
     # comfy-cli drops a bound that has not three numbers.
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
     # The registry runs no code to find a dynamic version: it reads this file.
