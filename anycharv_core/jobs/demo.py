@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,17 @@ from ..bench.report import make_folder
 from ..bench.tasks import Setup, Task, tasks
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
-from ..media.sheet import sheet, upscale
+from ..media.imaging import resample
+from ..media.masks import mask_box
+from ..media.sheet import sheet
 from ..media.video_write import VideoWriter
 
 FRAMES = 24
 RATE = Fraction(12)
 SHOWN = 256  # pixels a side of a picture in the video and on the sheet
+CLOSE = 0.6  # of the longer side of the characters' box, from its centre to the edge of a close picture
+
+Part = tuple[float, float, float, float]
 
 
 def run(
@@ -46,11 +51,9 @@ def run(
         for task in tasks(setup, flow=False):
             made = method(task)
             scores.append(_scores(task, made))
-            pictures = list(_side_by_side(task, made))
-            for row in pictures:
-                video.write(np.concatenate(row, axis=1))
-            early, late = pictures[FRAMES // 4], pictures[3 * FRAMES // 4]
-            rows.append([*early, *late[1:]])
+            for moment in range(FRAMES):
+                video.write(np.concatenate(_side_by_side(task, made, moment), axis=1))
+            rows.append(_sheet_row(task, made))
             if progress is not None:
                 progress(task.number + 1, clips)
     report = {
@@ -63,18 +66,30 @@ def run(
         },
     }
     with atomic_path(out / "sheet.png") as tmp:
-        sheet(rows, [*titles, *titles[1:]]).save(tmp)
+        sheet(rows, [*titles, *(f"{title}, close" for title in titles[1:])]).save(tmp)
     with atomic_path(out / "report.json") as tmp:
         tmp.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 
-def _side_by_side(task: Task, made: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """The pictures of every frame, as large as they are shown."""
+def _side_by_side(task: Task, made: np.ndarray, moment: int, part: Part | None = None) -> list[np.ndarray]:
+    """The reference, and `part` of all other pictures of a frame, by default all of it, as large as they are
+    shown."""
     given = task.given
-    shown = [frames(given) for frames in task.kind.shown.values()]
-    for row in zip(*shown, made, given.truth.frames, strict=True):
-        yield [upscale(picture, SHOWN // picture.shape[0]) for picture in (given.reference[..., :3], *row)]
+    side = given.reference.shape[0]
+    videos = [*(frames(given) for frames in task.kind.shown.values()), made, given.truth.frames]
+    row = [(given.reference[..., :3], None), *((frames[moment], part) for frames in videos)]
+    return [resample(picture, seen or (0, 0, side, side), (SHOWN, SHOWN)) for picture, seen in row]
+
+
+def _sheet_row(task: Task, made: np.ndarray) -> list[np.ndarray]:
+    """The frame that shows most of the characters, whole and close."""
+    region = task.given.region
+    moment = int(region.sum(axis=(1, 2)).argmax())
+    left, top, right, bottom = mask_box(region[moment]) or (0, 0, *region.shape[:0:-1])
+    x, y, half = (left + right) / 2, (top + bottom) / 2, CLOSE * max(right - left, bottom - top)
+    close = _side_by_side(task, made, moment, (x - half, y - half, x + half, y + half))
+    return [*_side_by_side(task, made, moment), *close[1:]]
 
 
 def _scores(task: Task, made: np.ndarray) -> dict[str, float]:
