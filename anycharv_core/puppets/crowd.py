@@ -67,7 +67,7 @@ def sample_crowd(seed: int, situation: str, frames: int, size: int, split: str =
         ValueError: unknown situation, or a negative seed.
         KeyError: unknown split.
     """
-    rng = np.random.default_rng([SPLIT_ID[split], len(DOMAIN_ID), SITUATIONS.index(situation), seed])
+    rng = np.random.default_rng([SPLIT_ID[split], DOMAIN_ID["crowd"], SITUATIONS.index(situation), seed])
     most = {"plain": 3, "crossing": 2, "prop": 2, "exit": 2, "cuts": 2}[situation]
     count = int(rng.integers(1, most + 1)) if situation in ("plain", "prop") else most
     people = [sample_character(int(rng.integers(2**31)), split) for _ in range(count)]

@@ -27,14 +27,23 @@ class Shape:
 class Layer:
     """A rasterised window of the frame, its top left pixel at (`x`, `y`).
 
-    `rgba` uint8 [h,w,4] is premultiplied; `labels` uint8 [h,w] is 1 + the index into the `bones` given to
-    `rasterise` of the shape at the pixel centre and 0 where there is none (None unless asked for).
+    `rgba` uint8 [h,w,4] is premultiplied; `fine` uint8 [h S,w S], S = `SUPERSAMPLE`, is 1 + the index into the
+    `bones` given to `rasterise` of the shape at each part of a pixel and 0 where there is none; `labels` uint8
+    [h,w] is the same at the pixel centres (both None unless asked for).
     """
 
     x: int
     y: int
     rgba: np.ndarray
     labels: np.ndarray | None
+    fine: np.ndarray | None = None
+
+    def touched(self, bones: np.ndarray) -> np.ndarray:
+        """bool [h,w]: pixels that a visible part of a shape touches whose bone is one of `bones`, bool [B]."""
+        assert self.fine is not None
+        height, width = self.rgba.shape[:2]
+        of_label = np.concatenate([[False], bones])
+        return of_label[self.fine].reshape(height, SUPERSAMPLE, width, SUPERSAMPLE).any(axis=(1, 3))
 
 
 def mix(first: Colour, second: Colour, amount: float) -> Colour:
@@ -160,7 +169,7 @@ def rasterise(
     for polygon, bone in zip(local, bones, strict=True):
         cv2.fillPoly(ids, [polygon], bone + 1, cv2.LINE_8, SUBPIXEL_BITS)
     centre = SUPERSAMPLE // 2
-    return Layer(x0, y0, rgba, ids[centre::SUPERSAMPLE, centre::SUPERSAMPLE])
+    return Layer(x0, y0, rgba, ids[centre::SUPERSAMPLE, centre::SUPERSAMPLE], ids)
 
 
 def composite(frame: np.ndarray, layer: Layer) -> None:

@@ -1,6 +1,6 @@
 """How a puppet moves: joint angles over time, turned into joints by forward kinematics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Motion:
         arm_front: bool [F,2], right and left arm in front of the trunk.
         right_leg_front: bool [F], the right leg is the nearer one.
         ground: float32 [F,2], point on the ground below the pelvis.
+        depth: float32 [F,18], of the joints in body heights, nearer to the camera being larger, 0 at the pelvis.
         yaw: radians, 0 faces the camera and pi/2 the right edge of the picture.
         head_yaw: radians, as `yaw`, for the head.
         proportions: of the performer, to whom the bone lengths belong.
@@ -52,13 +53,14 @@ class Motion:
     arm_front: np.ndarray
     right_leg_front: np.ndarray
     ground: np.ndarray
+    depth: np.ndarray
     yaw: float
     head_yaw: float
     proportions: Proportions
 
 
 @dataclass(frozen=True)
-class _Angles:
+class Angles:
     """Joint angles in radians over F frames; sides are right, left.
 
     trunk [F,3]: roll to the person's left, forward lean, shoulder twist. arms [F,2,4]: abduction, flexion,
@@ -99,7 +101,7 @@ def standing_motion(
     `raised` is the arm (0 right, 1 left) that holds something up, or None.
     """
     t = np.zeros(1)
-    angles = _standing(rng, t)
+    angles = standing(rng, t)
     angles.arms[:, :, 0] += rng.uniform(0, 0.25, 2)
     angles.arms[:, :, 3] += rng.uniform(0, 0.5, 2)
     if raised is not None:
@@ -107,7 +109,7 @@ def standing_motion(
     elif rng.random() < 0.25:
         angles.arms[:, rng.integers(2)] = _HAND_ON_HIP
     yaw = rng.uniform(-0.5, 0.5)
-    return _project(angles, proportions, yaw, np.full(1, height), np.zeros(1), np.full(1, 0.955))
+    return project(angles, proportions, yaw, np.full(1, height), np.zeros(1), np.full(1, 0.955))
 
 
 _HAND_ON_HIP = (0.75, -0.2, -1.35, 1.75)
@@ -120,7 +122,7 @@ def _walk(rng: np.random.Generator, frames: int, proportions: Proportions) -> Mo
     turn = 2 * np.pi * (t / period + rng.random())
     phase = np.stack([turn, turn + np.pi], axis=1)
     rear = np.maximum(-np.sin(phase - 0.3), 0)
-    angles = _Angles(
+    angles = Angles(
         trunk=np.stack([0.03 * np.sin(turn), np.full(frames, rng.uniform(0.0, 0.10)), 0.2 * np.sin(turn)], axis=1),
         arms=np.stack(
             [
@@ -154,10 +156,10 @@ def _walk(rng: np.random.Generator, frames: int, proportions: Proportions) -> Mo
     # At most a tenth of the way lies past an edge of a square picture.
     start = rng.uniform(-0.5 - 0.1 * way[-1], 0.5 - 0.9 * way[-1])
     ground = np.full(frames, rng.uniform(0.88, 0.95))
-    return _project(angles, proportions, facing * yaw, scale, facing * (start + way), ground)
+    return project(angles, proportions, facing * yaw, scale, facing * (start + way), ground)
 
 
-def _advance(angles: _Angles, proportions: Proportions) -> np.ndarray:
+def _advance(angles: Angles, proportions: Proportions) -> np.ndarray:
     """Distance covered up to each frame, in body heights, that keeps the lower foot in place."""
     _, ankle = _legs(angles, proportions)
     forward, down = ankle[..., 2], ankle[..., 1]
@@ -169,9 +171,9 @@ def _advance(angles: _Angles, proportions: Proportions) -> np.ndarray:
 
 def _wave(rng: np.random.Generator, frames: int, proportions: Proportions) -> Motion:
     t = np.arange(frames) / 16
-    angles = _standing(rng, t)
+    angles = standing(rng, t)
     waving = int(rng.integers(2))
-    lift = _ease((t - rng.uniform(-0.6, 0.4)) / 0.6)[:, None]
+    lift = ease((t - rng.uniform(-0.6, 0.4)) / 0.6)[:, None]
     swing = np.sin(2 * np.pi * rng.uniform(1.0, 1.9) * t + rng.uniform(0, 6))
     raised = np.stack(
         [
@@ -211,7 +213,7 @@ def _dance(rng: np.random.Generator, frames: int, proportions: Proportions) -> M
     trunk = rng.uniform(-1, 1, (count, 3)) * (0.2, 0.05, 0.4) + (0, 0.05, 0)
     head = rng.uniform(-0.2, 0.2, count)
     bounce = 0.5 - 0.5 * np.cos(2 * np.pi * beat)
-    angles = _Angles(
+    angles = Angles(
         trunk=_keyed(trunk, beat),
         arms=_keyed(arms, beat),
         legs=_keyed(legs, beat) + bounce[:, None, None] * (0, 0.16, 0.3),
@@ -225,14 +227,14 @@ def _dance(rng: np.random.Generator, frames: int, proportions: Proportions) -> M
     return _on_the_spot(rng, angles, proportions, sway=0.05, turn=0.7)
 
 
-def _standing(rng: np.random.Generator, t: np.ndarray) -> _Angles:
+def standing(rng: np.random.Generator, t: np.ndarray) -> Angles:
     """A relaxed pose that breathes and shifts its weight; `t` in seconds [F]."""
     frames = len(t)
     shift = np.sin(2 * np.pi * rng.uniform(0.2, 0.45) * t + rng.uniform(0, 6))
     arms = np.stack([rng.uniform(0.12, 0.3, 2), rng.uniform(0, 0.15, 2), np.zeros(2), rng.uniform(0.1, 0.5, 2)], 1)
     bend = np.stack([0.14 + 0.12 * shift, 0.14 - 0.12 * shift], axis=1)
     spread = np.broadcast_to(rng.uniform(0.05, 0.15, 2), (frames, 2))
-    return _Angles(
+    return Angles(
         trunk=np.stack([0.05 * shift, np.full(frames, 0.03), 0.1 * shift], axis=1),
         arms=arms + 0.04 * shift[:, None, None],
         legs=np.stack([spread, 0.5 * bend, bend], axis=-1),
@@ -243,7 +245,7 @@ def _standing(rng: np.random.Generator, t: np.ndarray) -> _Angles:
 
 
 def _on_the_spot(
-    rng: np.random.Generator, angles: _Angles, proportions: Proportions, sway: float, turn: float
+    rng: np.random.Generator, angles: Angles, proportions: Proportions, sway: float, turn: float
 ) -> Motion:
     frames = len(angles.hop)
     t = np.arange(frames) / 16
@@ -251,12 +253,37 @@ def _on_the_spot(
     x = rng.uniform(-0.18, 0.18) + sway * np.sin(2 * np.pi * rng.uniform(0.3, 0.6) * t + rng.uniform(0, 6))
     if rng.random() < 0.15:
         # Steps in from, or out past, an edge of the picture.
-        x += rng.choice([-1, 1]) * 0.28 * (1 - _ease(np.linspace(0, 1, frames)))[:: rng.choice([-1, 1])]
+        x += rng.choice([-1, 1]) * 0.28 * (1 - ease(np.linspace(0, 1, frames)))[:: rng.choice([-1, 1])]
     ground = np.full(frames, rng.uniform(0.89, 0.96))
-    return _project(angles, proportions, rng.uniform(-turn, turn), scale, x, ground)
+    return project(angles, proportions, rng.uniform(-turn, turn), scale, x, ground)
 
 
-def _ease(u: np.ndarray) -> np.ndarray:
+def scaled(motion: Motion, factor: float, anchor: np.ndarray) -> Motion:
+    """The motion `factor` times as large about the points `anchor` [F,2] in scene units, which stay."""
+
+    def placed(points: np.ndarray) -> np.ndarray:
+        fixed = anchor.reshape(len(anchor), *(1,) * (points.ndim - 2), 2)
+        return (fixed + factor * (points - fixed)).astype(np.float32)
+
+    return replace(
+        motion,
+        joints=placed(motion.joints),
+        head=placed(motion.head),
+        ground=placed(motion.ground),
+        scale=(factor * motion.scale).astype(np.float32),
+    )
+
+
+def depth_twin(motion: Motion) -> Motion:
+    """The motion whose limbs are in front where they were behind, and look the same as skeletons and outlines."""
+    depth = motion.depth.copy()
+    arms, legs = [*ELBOW, *WRIST], [*HIP, *KNEE, *ANKLE]
+    depth[:, arms] = 2 * depth[:, NECK, None] - depth[:, arms]
+    depth[:, legs] = -depth[:, legs]
+    return replace(motion, depth=depth, arm_front=~motion.arm_front, right_leg_front=~motion.right_leg_front)
+
+
+def ease(u: np.ndarray) -> np.ndarray:
     u = np.clip(u, 0, 1)
     return u * u * (3 - 2 * u)
 
@@ -264,7 +291,7 @@ def _ease(u: np.ndarray) -> np.ndarray:
 def _keyed(keys: np.ndarray, beat: np.ndarray) -> np.ndarray:
     """Eases between poses `keys` [K,...] that are reached on whole numbers of `beat` [F]."""
     index = beat.astype(int)
-    weight = _ease(beat - index).reshape(-1, *(1,) * (keys.ndim - 1))
+    weight = ease(beat - index).reshape(-1, *(1,) * (keys.ndim - 1))
     return keys[index] * (1 - weight) + keys[index + 1] * weight
 
 
@@ -284,7 +311,7 @@ def _segments(upper: np.ndarray, twist: np.ndarray, bend: np.ndarray) -> tuple[n
     return _limb(abduction, flexion, straight), _limb(abduction, flexion, bent)
 
 
-def _legs(angles: _Angles, proportions: Proportions) -> tuple[np.ndarray, np.ndarray]:
+def _legs(angles: Angles, proportions: Proportions) -> tuple[np.ndarray, np.ndarray]:
     """Knees and ankles [F,2,3] relative to the pelvis, in body heights."""
     # Knees bend the other way round.
     thigh, shin = _segments(angles.legs[..., :2], np.zeros_like(angles.feet), -angles.legs[..., 2])
@@ -293,8 +320,8 @@ def _legs(angles: _Angles, proportions: Proportions) -> tuple[np.ndarray, np.nda
     return knee, knee + proportions.shin * shin
 
 
-def _project(
-    angles: _Angles,
+def project(
+    angles: Angles,
     proportions: Proportions,
     yaw: float,
     scale: np.ndarray,
@@ -340,6 +367,7 @@ def _project(
             u * np.sin(head_angle) + v * np.cos(head_angle),
         )
         joints[:, joint] = head + unit[:, None] * np.stack(offset, axis=-1)
+        depth[:, joint] = depth[:, NECK] + p.head * HEAD_HALF_WIDTH * np.cos(longitude + head_yaw)
 
     arms = depth[:, ELBOW] + depth[:, WRIST] - 2 * depth[:, NECK, None]
     near = depth[:, KNEE] + depth[:, HIP]
@@ -352,6 +380,7 @@ def _project(
         arm_front=arms > -0.02,
         right_leg_front=near[:, 0] > near[:, 1],
         ground=root.astype(np.float32),
+        depth=depth.astype(np.float32),
         yaw=float(yaw),
         head_yaw=float(head_yaw),
         proportions=proportions,

@@ -8,6 +8,7 @@ from .draw import Colour, Shape, ellipse, rectangle, shade, smooth, stroke, tint
 
 MOVING = ("cloud", "bird", "car", "ball", "balloon", "kite")
 OCCLUDING = ("pole", "bush", "fence", "ball", "leaf")
+TOUCHED = ("bench", "wall")  # to sit on, its seat's middle at the origin, and to lean on, its face at x = 0
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Prop:
     """One rigid object.
 
     Attributes:
-        kind: one of `MOVING` or `OCCLUDING`.
+        kind: one of `MOVING`, `OCCLUDING` or `TOUCHED`.
         start: position of its origin in scene units at the first frame.
         end: position at the last frame.
         size: scene units per unit of its shapes.
@@ -107,6 +108,12 @@ def prop_shapes(prop: Prop, bone: int) -> list[Shape]:
         case "leaf":
             blade = smooth([(-0.5, 0), (-0.15, -0.22), (0.3, -0.2), (0.55, 0), (0.3, 0.2), (-0.15, 0.22)])
             painted = [(blade, colour), (stroke([(-0.6, 0), (0, 0.01), (0.5, 0)], (0.05, 0.05, 0.02)), dark)]
+        case "bench":
+            painted = [(rectangle(x, 0.06, x + 0.1, 1.0), dark) for x in (-0.85, 0.75)]
+            painted += [(rectangle(-1.0, 0.0, 1.0, 0.16), colour), (rectangle(-1.0, 0.0, 1.0, 0.05), light)]
+        case "wall":
+            painted = [(rectangle(0.0, -6.0, 1.6, 6.0), colour), (rectangle(0.0, -6.0, 0.12, 6.0), light)]
+            painted += [(rectangle(0.12, y, 1.6, y + 0.04), dark) for y in np.arange(-6, 6, 0.6)]
         case unknown:
             raise KeyError(unknown)
     return [Shape(points, paint, bone) for points, paint in painted]

@@ -1,4 +1,6 @@
-"""Renders puppets: video, mask, pose and optical flow that agree exactly."""
+"""Renders puppets: video, mask, pose, depth and optical flow that agree exactly."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +13,34 @@ from .character import Character
 from .draw import Layer, Shape, composite, ellipse, rasterise, to_subpixels
 from .motion import Motion, standing_motion
 from .props import Prop, prop_matrices, prop_shapes
-from .rig import BONES, bone_matrices, build_rig, drawing_order
+from .rig import BONES, HELD_BONES, bone_ends, bone_matrices, build_rig, drawing_order
 from .scene import Scene, build_scene, camera_matrices, paint_backdrop, sample_backdrop
 from .seeds import generator
 
 _SHADOW_OPACITY = 0.2
+_CAMERA_DISTANCE = 1.5  # body heights from somebody as tall as the frame
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Body and held thing of a clip, and how near they are.
+
+    Attributes:
+        body, objects: uint8 [F,H,W], 255 on every pixel that the visible body, or what it holds, touches.
+        joint_depth: float32 [F,18], of the joints in body heights, nearer being larger.
+        depth: float32 [F,H,W], the same of what is seen at a pixel centre, NaN where that is neither.
+    """
+
+    body: np.ndarray
+    objects: np.ndarray
+    joint_depth: np.ndarray
+    depth: np.ndarray
+
+    def depth_pictures(self) -> np.ndarray:
+        """The depth as uint16 [F,H,W], 0 where there is none, as depth.py takes it."""
+        low, high = (float(limit(self.joint_depth)) for limit in (np.min, np.max))
+        levels = 1 + 65534 * np.clip((self.depth - low) / max(high - low, 1e-6), 0, 1)
+        return np.where(np.isnan(levels), 0, levels).astype(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,7 @@ class Clip:
         boxes: int64 [F,4] x0, y0, x1, y1 around the mask, x1 and y1 exclusive; zeros where the mask is empty.
         flow: float32 [F-1,H,W,2], displacement x, y in pixels of what is seen at a pixel centre of frame t to
             its place at t+1, visible there or not; None unless asked for.
+        parts: what the mask is made of; None unless asked for.
     """
 
     frames: np.ndarray
@@ -37,6 +63,7 @@ class Clip:
     keypoints: np.ndarray
     boxes: np.ndarray
     flow: np.ndarray | None
+    parts: Parts | None = None
 
     def poses(self) -> Poses:
         """The body points of all frames."""
@@ -51,11 +78,12 @@ def render(
     size: tuple[int, int] = (128, 128),
     flow: bool = False,
     camera: np.ndarray | None = None,
+    parts: bool = False,
 ) -> Clip:
     """Renders `character` performing `motion` in `scene`; `size` is (width, height) in pixels.
 
     `camera` float [F,2,3] maps scene units to pixels, scaling both axes alike; None = the scene's own, of which
-    `size` shows the whole frame (`frame_camera`).
+    `size` shows the whole frame (`frame_camera`). `flow` and `parts`: whether they are computed.
 
     Two characters rendered with the same motion and scene are each other's exact swap: joints, camera and
     objects are the same, and pixels outside the union of both masks are equal bit for bit.
@@ -78,11 +106,13 @@ def render(
     frames = np.empty((count, height, width, 3), np.uint8)
     mask = np.zeros((count, height, width), np.uint8)
     labels = np.zeros((count, height, width), np.uint8) if flow else None
+    seen = _Seen.of(motion, mask.shape) if parts else None
+    projected = _apply(camera[:, None], motion.joints.astype(float))
     for t in range(count):
         frame = sample_backdrop(picture, _chain(camera[t], from_picture), size)
         order = drawing_order(rig, tuple(motion.arm_front[t]), bool(motion.right_leg_front[t]))
         rear = _paint(movers, behind[t], size, flow)
-        body = _paint(order, bones[t], size, flow)
+        body = _paint(order, bones[t], size, flow or parts)
         front = _paint(occluders, in_front[t], size, flow)
         if rear is not None:
             composite(frame, rear)
@@ -92,15 +122,18 @@ def render(
         if body is not None:
             composite(frame, body)
             _window(mask[t], body)[:] = (body.rgba[..., 3] > 0) * np.uint8(255)
+            if seen is not None:
+                seen.add(t, body, projected[t])
         if front is not None:
             composite(frame, front)
             _window(mask[t], front)[front.rgba[..., 3] == 255] = 0
+            if seen is not None:
+                seen.hide(t, front)
         frames[t] = frame
         if labels is not None:
             first = len(scene.movers)
             _stack_labels(labels[t], ((rear, 0), (body, first), (front, first + len(BONES))))
 
-    projected = _apply(camera[:, None], motion.joints.astype(float))
     inside = ((projected >= 0) & (projected < size)).all(-1, keepdims=True)
     keypoints = np.where(inside, np.concatenate([projected, inside], axis=-1), 0).astype(np.float32)
     tracks = np.concatenate([camera[:, None], behind, bones, in_front], axis=1)
@@ -110,6 +143,7 @@ def render(
         keypoints=keypoints,
         boxes=np.array([_box(m) for m in mask]),
         flow=None if labels is None else _flow(labels, tracks),
+        parts=None if seen is None else seen.parts,
     )
 
 
@@ -227,6 +261,41 @@ def _stack_labels(labels: np.ndarray, layers: Sequence[tuple[Layer | None, int]]
         if layer is not None and layer.labels is not None:
             seen = layer.labels > 0
             _window(labels, layer)[seen] = layer.labels[seen] + np.uint8(offset)
+
+
+class _Seen:
+    """What `Parts` are made of while a clip is rendered."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._starts, self._ends = bone_ends()
+
+    @classmethod
+    def of(cls, motion: Motion, shape: tuple[int, ...]) -> _Seen:
+        # Who is larger is nearer: the camera is as far away as their height is small.
+        nearness = (motion.depth - _CAMERA_DISTANCE / motion.scale[:, None]).astype(np.float32)
+        body, objects = np.zeros((2, *shape), np.uint8)
+        return cls(Parts(body, objects, nearness, np.full(shape, np.nan, np.float32)))
+
+    def add(self, t: int, layer: Layer, points: np.ndarray) -> None:
+        """Frame `t` with the layer of the character, whose joints lie at points [18,2] in pixels."""
+        for store, bones in ((self.parts.body, ~HELD_BONES), (self.parts.objects, HELD_BONES)):
+            _window(store[t], layer)[layer.touched(bones)] = 255
+        assert layer.labels is not None
+        window, depth = _window(self.parts.depth[t], layer), self.parts.joint_depth[t]
+        for label in np.unique(layer.labels[layer.labels > 0]).tolist():
+            start, end = list(self._starts[label - 1]), list(self._ends[label - 1])
+            rows, columns = np.nonzero(layer.labels == label)
+            pixels = np.stack([columns + layer.x, rows + layer.y], axis=-1) + 0.5
+            first, way = points[start].mean(0), points[end].mean(0) - points[start].mean(0)
+            along = np.clip((pixels - first) @ way / max(float(way @ way), 1e-6), 0, 1)
+            window[rows, columns] = depth[start].mean() * (1 - along) + depth[end].mean() * along
+
+    def hide(self, t: int, layer: Layer) -> None:
+        """Takes away what lies behind a layer."""
+        covered = layer.rgba[..., 3] == 255
+        for store, nothing in ((self.parts.body, 0), (self.parts.objects, 0), (self.parts.depth, np.nan)):
+            _window(store[t], layer)[covered] = nothing
 
 
 def _flow(labels: np.ndarray, matrices: np.ndarray) -> np.ndarray:

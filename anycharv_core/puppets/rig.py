@@ -7,7 +7,7 @@ import numpy as np
 from .character import Character
 from .draw import Colour, Shape, band, ellipse, mix, rectangle, shade, smooth, stroke, tint
 from .head import Painted, back_of_head, front_of_head
-from .motion import ANKLE, ELBOW, HIP, KNEE, NECK, SHOULDER, WRIST, Motion
+from .motion import ANKLE, ELBOW, HIP, KNEE, NECK, NOSE, SHOULDER, WRIST, Motion
 
 _JOINTS = {"shoulder": SHOULDER, "elbow": ELBOW, "wrist": WRIST, "hip": HIP, "knee": KNEE, "ankle": ANKLE}
 _SEGMENTS = {
@@ -17,15 +17,19 @@ _SEGMENTS = {
     "shin": (KNEE, ANKLE),
 }
 _PAIRED = (*_JOINTS, *_SEGMENTS, "hand", "foot", "held")
-BONES = (*(f"{name}{side}" for name in _PAIRED for side in (0, 1)), "torso", "head", "skirt")
+BONES = (*(f"{name}{side}" for name in _PAIRED for side in (0, 1)), "torso", "head", "skirt", "held_both")
 _INDEX = {name: i for i, name in enumerate(BONES)}
+# By bone: whether what hangs on it is a thing that is held.
+HELD_BONES = np.array([name.startswith("held") for name in BONES])
+BOTH_HANDS = "big ball"  # what `Character.held` says of something that takes both
 
 
 @dataclass(frozen=True)
 class Rig:
     """A character's shapes in drawing groups; `bone` of each shape indexes `BONES`.
 
-    `arms` and `legs` hold the right and the left limb; `near_side` is the one nearer to the camera (0 right).
+    `carried` is held in both hands, before the trunk; `arms` and `legs` hold the right and the left limb;
+    `near_side` is the one nearer to the camera (0 right).
     """
 
     behind: tuple[Shape, ...]
@@ -34,6 +38,7 @@ class Rig:
     legs: tuple[tuple[Shape, ...], tuple[Shape, ...]]
     trunk: tuple[Shape, ...]
     head: tuple[Shape, ...]
+    carried: tuple[Shape, ...]
     near_side: int
 
 
@@ -81,7 +86,21 @@ def bone_matrices(motion: Motion) -> np.ndarray:
     unit = scale * motion.proportions.head
     put("head", *upright(motion.head_angle.astype(float), unit), motion.head.astype(float))
     put("skirt", joints[:, KNEE[0]] - midhip, joints[:, KNEE[1]] - midhip, midhip)
+    put("held_both", *upright(level, scale), joints[:, WRIST].mean(1))
     return matrices
+
+
+def bone_ends() -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """For every bone the joints in whose middle it begins, and those in whose middle it ends."""
+    starts: dict[str, tuple[int, ...]] = {"torso": (NECK,), "head": (NOSE,), "skirt": HIP, "held_both": WRIST}
+    ends: dict[str, tuple[int, ...]] = {"torso": HIP, "skirt": KNEE}
+    for side in (0, 1):
+        starts |= {f"{name}{side}": (index[side],) for name, index in _JOINTS.items()}
+        starts |= {f"{name}{side}": (start[side],) for name, (start, _) in _SEGMENTS.items()}
+        starts |= {f"{name}{side}": (WRIST[side],) for name in ("hand", "held")}
+        starts[f"foot{side}"] = (ANKLE[side],)
+        ends |= {f"{name}{side}": (end[side],) for name, (_, end) in _SEGMENTS.items()}
+    return tuple(starts[name] for name in BONES), tuple(ends.get(name, starts[name]) for name in BONES)
 
 
 def build_rig(character: Character, motion: Motion) -> Rig:
@@ -94,13 +113,14 @@ def build_rig(character: Character, motion: Motion) -> Rig:
         )
     )
     carried, carried_behind = _held(character)
+    both = character.held == BOTH_HANDS
     behind = back
     if carried_behind:
         behind = _hang(carried, f"held{character.side}") + behind
     arms = []
     for side in (0, 1):
         arm = _arm(character, motion, side)
-        if side == character.side and not carried_behind:
+        if side == character.side and not carried_behind and not both:
             arm = _hang(carried, f"held{side}") + arm
         arms.append(tuple(arm))
     return Rig(
@@ -110,6 +130,7 @@ def build_rig(character: Character, motion: Motion) -> Rig:
         legs=(tuple(_leg(character, motion, 0)), tuple(_leg(character, motion, 1))),
         trunk=tuple(_trunk(character, motion)),
         head=tuple(head),
+        carried=tuple(_hang(carried, "held_both") if both else ()),
         near_side=0 if motion.yaw > 0 else 1,
     )
 
@@ -120,7 +141,7 @@ def drawing_order(rig: Rig, arm_front: tuple[bool, bool], right_leg_front: bool)
     hidden = [shape for side in sides if not arm_front[side] for shape in rig.arms[side]]
     front = [shape for side in sides if arm_front[side] for shape in rig.arms[side]]
     far, near = (rig.legs[1], rig.legs[0]) if right_leg_front else rig.legs
-    return (*rig.behind, *hidden, *rig.skirt, *far, *near, *rig.trunk, *rig.head, *front)
+    return (*rig.behind, *hidden, *rig.skirt, *far, *near, *rig.trunk, *rig.head, *rig.carried, *front)
 
 
 def _hang(painted: Painted, bone: str) -> list[Shape]:
@@ -307,6 +328,10 @@ def _held(character: Character) -> tuple[Painted, bool]:
             ring = stroke([(-0.075, 0.03), (0, 0.055), (0.075, 0.03)], (0.02, 0.028, 0.02))
             gloss = ellipse(-0.03, 0, 0.02, 0.016)
             return [(ellipse(0, 0.035, 0.085, 0.085), colour), (ring, light), (gloss, light)], False
+        case kind if kind == BOTH_HANDS:
+            ring = stroke([(-0.125, -0.01), (0, 0.03), (0.125, -0.01)], (0.03, 0.045, 0.03))
+            gloss = ellipse(-0.05, -0.065, 0.03, 0.022)
+            return [(ellipse(0, 0, 0.145, 0.145), colour), (ring, light), (gloss, light)], False
         case "bag":
             handle = smooth([(0, -0.015), (0.045, 0.03), (0.05, 0.09), (-0.05, 0.09), (-0.045, 0.03)])
             inside = smooth([(0, 0.0), (0.032, 0.035), (0.036, 0.09), (-0.036, 0.09), (-0.032, 0.035)])

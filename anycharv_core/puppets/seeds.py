@@ -11,6 +11,8 @@ DOMAIN_ID = {
     "bold character": 4,
     "bold scene": 5,
     "framing": 6,
+    "crowd": 7,
+    "act": 8,
 }
 
 
