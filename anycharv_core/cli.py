@@ -103,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     path("--video", "VIDEO", "the video to put the character into")
     path("--mask", "MASK", "video, PNG folder or JSON list of boxes")
     path("--pose", "POSE", "POSE_KEYPOINT JSON or skeleton video")
+    path("--objects", "MASK", "what the person holds or touches, as --mask, for a model of Animate Anyone 2")
+    path("--depth", "DEPTH", "grey video or PNG folder, brighter is nearer and black unknown, for such a model")
     add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors file (default: %(default)s)")
     add(
         "--canvas",
@@ -300,9 +302,8 @@ def _demo(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from .jobs.replace import ReplaceJob, generate, people_of
 
-    files = (args.reference, args.reference_mask, args.video, args.mask, args.pose, args.prepared)
-    video, people, cuts = people_of(*files)
-    own = ("reference", "reference_mask", "prepared", "video", "mask", "pose")
+    own = ("reference", "reference_mask", "video", "mask", "pose", "prepared", "objects", "depth")
+    video, people, cuts = people_of(*(getattr(args, name) for name in own))
     job = ReplaceJob(video=video, people=people, cuts=cuts, **_fields(args, *own))
     return _make(job, generate)
 

@@ -46,6 +46,7 @@ class ComfyBackend:
         self.settings, self.schedule = model.model.settings, model.model.schedule
         self.system = model.model.system
         self.multiple, self.latent_channels = ratio, latents.latent_channels
+        self.extras: frozenset[str] = frozenset()
         self.device = comfy.model_management.intermediate_device()
 
     def encode(self, pictures: np.ndarray) -> Tensor:

@@ -24,7 +24,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.jobs.precision import DTYPES
 from ..anycharv_core.models import PoseGuiderConfig, UNetConfig
 from ..anycharv_core.models.schedule import schedule_of
-from ..anycharv_core.systems import read_checkpoint
+from ..anycharv_core.systems import read_checkpoint, system_of
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, sample_as_run
 from .types import CATEGORY, ReferenceNetType
 from .vae import ModuleVAE
@@ -134,6 +134,12 @@ def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
     dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound checkpoint.
     """
     checkpoint = read_checkpoint(path)
+    system = system_of(checkpoint.configs["denoising_unet"])
+    if system.blocks is not None:
+        raise UserError(
+            f"{path} is a model of {system.title}, which runs on the command line alone so far: use 'anycharv "
+            f"{system.command}'."
+        )
     device = comfy.model_management.get_torch_device()
     weights = checkpoint.weights["denoising_unet"]
     chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))

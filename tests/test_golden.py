@@ -65,7 +65,7 @@ def pictures(case: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     networks = untrained(CONFIGS)
     folder = tmp_path_factory.mktemp("golden")
-    weights = {part: fill(part, module.state_dict()) for part, module in vars(networks).items()}
+    weights = {part: fill(part, module.state_dict()) for part, module in vars(networks).items() if module}
     write_folder(Checkpoint(CONFIGS, weights), folder)
     return Pipeline.from_pretrained(folder)
 

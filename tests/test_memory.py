@@ -25,7 +25,7 @@ from conftest import CONFIGS
 from anycharv_core.checkpoints.networks import untrained
 from training.memory import _step
 nets = untrained(CONFIGS)
-for net in vars(nets).values():
+for net in filter(None, vars(nets).values()):
     net.requires_grad_(False)
 nets.denoising_unet.requires_grad_(True)
 nets.denoising_unet.set_checkpointing(sys.argv[2] == "True")

@@ -32,7 +32,7 @@ def configs(v1: bool) -> dict[str, Any]:
 def make(folder: Path, v1: bool) -> Path:
     torch.manual_seed(0)
     chosen = configs(v1)
-    weights = {part: module.state_dict() for part, module in vars(untrained(chosen)).items()}
+    weights = {part: module.state_dict() for part, module in vars(untrained(chosen)).items() if module}
     settings = {"noise_scheduler_kwargs": (V1 if v1 else NoiseSchedule()).to_dict()}
     write_folder(Checkpoint(chosen, weights, settings), folder)
     return folder

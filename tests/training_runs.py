@@ -44,7 +44,7 @@ def fresh(train: tuple[str, ...] = ALL, config: dict[str, Any] | None = None, **
     """Untrained tiny networks whose every part has a say in the result, with gradients for `train`."""
     nets, _ = networks.build(parse(config or recipe()), [], lambda line: None)
     generator = torch.Generator().manual_seed(1)
-    for net in vars(nets).values():
+    for net in filter(None, vars(nets).values()):
         for p in net.parameters():
             if not p.any():
                 p.data = 0.1 * torch.randn(p.shape, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
-from anycharv_core.models import DenoisingUNet, PoseGuider, ReferenceNet
+from anycharv_core.models import DenoisingUNet, ObjectGuider, PoseGuider, ReferenceNet
 from anycharv_core.models.guidance import guide, is_guided
 from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.unet import UNet
@@ -44,6 +45,7 @@ class Trainee(nn.Module):
     pose_guider: PoseGuider
     vae: Any
     image_encoder: Any
+    object_guider: ObjectGuider | None
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Trainee(nn.Module):
     @property
     def nets(self) -> Networks:
         """The networks as they are now: spreading a training may put others in place of the first."""
-        return Networks(self.denoising_unet, self.reference_unet, self.pose_guider, self.vae, self.image_encoder)
+        return Networks(**{field.name: getattr(self, field.name) for field in fields(Networks)})
 
     def forward(self, batch: Batch, task: str = "loss", **options: Any) -> Any:
         """Everything goes through here, because a wrapped module gathers its parameters only for this.

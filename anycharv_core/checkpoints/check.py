@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import PoseGuiderConfig, UNetConfig
+from ..models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
 from ..models.fields import Fields
 from ..models.schedule import SCHEDULER, NoiseSchedule
-from .checkpoint import LIBRARY_PARTS, NETWORKS, Checkpoint
+from .checkpoint import LIBRARY_PARTS, NETWORKS, OPTIONAL_NETWORKS, Checkpoint
 
 # Sizes of the library parts that are sides of their tensors.
 LIBRARY_WIDTHS = (
@@ -26,7 +26,7 @@ LIBRARY_WIDTHS = (
 
 def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     """Raises UserError, naming the model `name`, where a part is missing or unknown or a setting cannot be."""
-    parts = (*NETWORKS, *LIBRARY_PARTS)
+    parts = (*NETWORKS, *OPTIONAL_NETWORKS, *LIBRARY_PARTS)
     Fields(checkpoint.configs, f"The configs of {name}")
     for part in NETWORKS:
         if part not in checkpoint.weights or part not in checkpoint.configs:
@@ -47,6 +47,10 @@ def check_part(part: str, config: Any, weights: Mapping[str, Tensor], name: str)
         guider = PoseGuiderConfig.from_dict(config, name)
         widths = (guider.embedding_channels, guider.conditioning_channels, *guider.block_out_channels)
         _check_sizes(name, weights, len(guider.block_out_channels), widths)
+    elif part == "object_guider":
+        objects = ObjectGuiderConfig.from_dict(config, name)
+        widths = (objects.latent_channels, *objects.block_out_channels)
+        _check_sizes(name, weights, len(objects.block_out_channels), widths)
     elif part in NETWORKS:
         check_unet(UNetConfig.from_dict(config, name), weights, name)
     else:
@@ -82,6 +86,8 @@ def check_settings(settings: Any, name: str) -> None:
     given.whole("steps", 1)
     given.number("guidance_scale", 1.0)
     given.number("pose_scale", 1.0, above=0, below=64)
+    if given.has("blocks") and len(given.wholes("blocks")) != 2:
+        raise UserError(f"{name} have blocks that are not a number of rows and one of columns; give two numbers.")
     if given.has(SCHEDULER):
         NoiseSchedule.from_dict(settings[SCHEDULER])
 
@@ -93,6 +99,19 @@ def check_ends(configs: Mapping[str, Mapping[str, Any]]) -> None:
         PoseGuiderConfig.from_dict(configs["pose_guider"]),
     )
     ends = [("pose_guider", guider.conditioning_channels, "a picture has", 3)]
+    if "object_guider" in configs:
+        objects = ObjectGuiderConfig.from_dict(configs["object_guider"])
+        ends.append(("object_guider", objects.latent_channels, "denoising_unet takes", unet.out_channels))
+        if objects.block_out_channels != unet.block_out_channels:
+            raise UserError(
+                f"object_guider gives {objects.block_out_channels} channels, but denoising_unet's levels have "
+                f"{unet.block_out_channels}: take both from one model."
+            )
+    if ("object_guider" in configs) != (unet.object_blending is not None):
+        raise UserError(
+            "An object_guider and a denoising_unet with object_blending belong together, but the model has only "
+            "one of them: give a complete one."
+        )
     if "vae" in configs:
         vae = configs["vae"]
         ends += [

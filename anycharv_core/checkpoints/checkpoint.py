@@ -10,6 +10,7 @@ from torch import Tensor
 Weights = dict[str, Tensor]
 
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
+OPTIONAL_NETWORKS = ("object_guider",)  # of Animate Anyone 2
 LIBRARY_PARTS = ("vae", "image_encoder")
 # Where a model's library parts come from when its files lack them.
 HUB_PARTS = {
@@ -20,7 +21,8 @@ HUB_PARTS = {
 
 @dataclass
 class Checkpoint:
-    """Configs and weights of each part: the three networks, and `vae` and `image_encoder` where present.
+    """Configs and weights of each part: the three networks, and `object_guider`, `vae` and `image_encoder` where
+    present.
 
     `settings` are the defaults the weights were made for, such as {"size": [128, 128]}, and under
     "noise_scheduler_kwargs" the schedule, where it is not AnyCharV's.

@@ -12,9 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import DenoisingUNet, PatchCodec, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from ..models import (
+    DenoisingUNet,
+    ObjectGuider,
+    ObjectGuiderConfig,
+    PatchCodec,
+    PoseGuider,
+    PoseGuiderConfig,
+    ReferenceNet,
+    UNetConfig,
+)
 from .check import check_ends
-from .checkpoint import LIBRARY_PARTS, NETWORKS, Checkpoint
+from .checkpoint import LIBRARY_PARTS, NETWORKS, OPTIONAL_NETWORKS, Checkpoint
 from .recognise import UNKNOWN, identify
 
 # The libraries raise all of these for settings that are not of their kind or do not go together.
@@ -34,13 +43,15 @@ CLIP_SETTINGS = (
 @dataclass
 class Networks:
     """The modules of one model; `vae` is a diffusers AutoencoderKL or a PatchCodec, `image_encoder` a transformers
-    CLIP, each None where a checkpoint lacks it. Their classes are not loaded to be named here."""
+    CLIP, `object_guider` Animate Anyone 2's, each None where a checkpoint lacks it. The libraries' classes are not
+    loaded to be named here."""
 
     denoising_unet: DenoisingUNet
     reference_unet: ReferenceNet
     pose_guider: PoseGuider
     vae: Any = None
     image_encoder: Any = None
+    object_guider: ObjectGuider | None = None
 
 
 def build_networks(
@@ -54,8 +65,9 @@ def build_networks(
     """
     with torch.device("meta"):
         nets = _networks(checkpoint.configs)
-    for part in NETWORKS:
-        check_keys(part, getattr(nets, part), checkpoint.weights[part])
+    for part in (*NETWORKS, *OPTIONAL_NETWORKS):
+        if (network := getattr(nets, part)) is not None:
+            check_keys(part, network, checkpoint.weights[part])
     check_pairing(nets.denoising_unet, nets.reference_unet, nets.pose_guider)
     for part in LIBRARY_PARTS:
         if part in checkpoint.weights:
@@ -187,4 +199,12 @@ def _networks(configs: Mapping[str, Mapping[str, Any]]) -> Networks:
         DenoisingUNet(UNetConfig.from_dict(configs["denoising_unet"])),
         ReferenceNet(UNetConfig.from_dict(configs["reference_unet"])),
         PoseGuider(PoseGuiderConfig.from_dict(configs["pose_guider"])),
+        object_guider=_object_guider(configs.get("object_guider")),
     )
+
+
+def _object_guider(config: Mapping[str, Any] | None) -> ObjectGuider | None:
+    if config is None:
+        return None
+    cfg = ObjectGuiderConfig.from_dict(config)
+    return ObjectGuider(cfg.latent_channels, cfg.block_out_channels)

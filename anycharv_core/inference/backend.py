@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,18 +27,26 @@ from .encode import EncodedVideo, frames_at_a_time
 from .features import FrameFeatures
 from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import Progress, sample_video
+from .sampling import Progress, sample_chained, sample_video
 
 # Values a denoising UNet of SD1.5's shape has alive at once, of one row, by latent pixel and channel of its first
 # block: counted on its layers at 8 and 24 frames.
 ALIVE = 26
 
 
+OBJECTS, DEPTH = EXTRAS = ("objects", "depth")
+"""Conditions that a network may read or do without."""
+
+
+Held = dict[str, Any]
+"""The denoising UNet's arguments `objects` and `holds`, or neither."""
+
+
 class Backend(Protocol):
     """The networks of one model, wherever they run.
 
     system: the one they belong to; settings: the model's recommended ones; multiple: the pixels a latent pixel is
-    wide; latent_channels: c below.
+    wide; latent_channels: c below; extras: which of `EXTRAS` the networks read.
     """
 
     @property
@@ -50,6 +59,8 @@ class Backend(Protocol):
     def multiple(self) -> int: ...
     @property
     def latent_channels(self) -> int: ...
+    @property
+    def extras(self) -> frozenset[str]: ...
 
     def encode(self, pictures: np.ndarray) -> Tensor:
         """Pictures uint8 [N, H, W, 3] -> scaled mean latents float32 [N, c, h, w]."""
@@ -105,6 +116,8 @@ class TorchBackend:
         self.multiple = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.latent_channels: int = cfg.out_channels
         weight = networks.denoising_unet.conv_in.weight
+        reads = {OBJECTS: networks.object_guider, DEPTH: networks.pose_guider.depth_modulation}
+        self.extras = frozenset(name for name, network in reads.items() if network is not None)
         self.device, self.dtype = weight.device, weight.dtype
         self.ladder = Ladder()
         if self.device.type == "cpu":
@@ -214,34 +227,46 @@ class TorchBackend:
         guided = is_guided(guidance_scale)
         if guided and self._alive(2 * max(map(len, windows.indices)), latents.shape) > free_memory(self.device):
             self.ladder.take(Rung.ROWS_APART)
-        self._take_turns(unet, self.networks.pose_guider)
+        running = filter(None, (unet, self.networks.pose_guider, self.networks.object_guider))
+        turn = partial(self._take_turns, *running)
+        turn()
         with torch.inference_mode():
             bank = unet.project_bank(tokens)
             poses = self._pose_features(video)
+            objects = self._object_features(video)
             given = torch.cat([torch.zeros_like(image_embed), image_embed]) if guided else image_embed
             image = unet.project_image(given)
 
-            def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
+            def predict(x: Tensor, t: int, index: Sequence[int], known: Tensor | None = None) -> Tensor:
                 rows, frames = list(index), len(index)
                 scene, mask = (self._rows(store, rows) for store in (video.scene, video.mask))
+                if known is not None and scene is not None and mask is not None:
+                    # What is finished is part of the environment, of which nothing is to be changed.
+                    scene[: len(known)], mask[: len(known)] = known.to(scene), 0
                 x = self.system.unet_input(x, scene, mask).to(self.dtype)
                 at = torch.full((1,), t, device=self.device)
 
                 def run() -> Tensor:
-                    self._take_turns(unet, self.networks.pose_guider)
-                    pose = poses.take(rows)
+                    turn()
+                    pose = self.networks.pose_guider.of_videos(poses.take(rows), frames)
+                    held = objects(rows)
                     if not guided:
-                        return unet(x, at, image, pose, bank, frames)
+                        return unet(x, at, image, pose, bank, frames, **held)
                     if Rung.ROWS_APART in self.ladder.taken:
                         without, of = ([row[at : at + 1] for row in image] for at in range(2))
-                        apart = [unet(x, at, without, pose, None, frames), unet(x, at, of, pose, bank, frames)]
+                        apart = [
+                            unet(x, at, without, pose, None, frames, **held),
+                            unet(x, at, of, pose, bank, frames, **held),
+                        ]
                         return guide(torch.cat(apart).float(), guidance_scale)
                     twice = x.repeat(2, 1, 1, 1), at, image, pose.repeat(2, 1, 1, 1)
-                    return guide(unet(*twice, bank, frames, plain_rows=frames).float(), guidance_scale)
+                    held = doubled(held)
+                    return guide(unet(*twice, bank, frames, plain_rows=frames, **held).float(), guidance_scale)
 
                 return self.ladder.run(run, *((Rung.ROWS_APART, Rung.TURNS) if guided else (Rung.TURNS,)))
 
-            sample_video(predict, latents, steps, windows, self.schedule, self.device, progress)
+            sampler = sample_chained if windows.chained else sample_video
+            sampler(predict, latents, steps, windows, self.schedule, self.device, progress)
 
     def _rows(self, store: FrameStore | None, frames: list[int]) -> Tensor | None:
         return None if store is None else torch.from_numpy(store.take(frames)).to(self.device)
@@ -252,10 +277,50 @@ class TorchBackend:
         return ALIVE * rows * channels * shape[-2] * shape[-1] * self.dtype.itemsize
 
     def _pose_features(self, video: EncodedVideo) -> FrameFeatures:
-        """What the pose guider makes of each frame's skeletons: it depends on no step and no window."""
+        """What the pose guider makes of each frame's skeletons and depth: it depends on no step and no window."""
 
         def compute(frames: list[int]) -> Tensor:
-            return self.networks.pose_guider(to_unit(video.poses.take(frames)).to(self.device, self.dtype))
+            pose = to_unit(video.poses.take(frames)).to(self.device, self.dtype)
+            depth = None if video.depth is None else self._rows(video.depth, frames)
+            depth = None if depth is None else depth[:, None].to(self.dtype) / 255
+            return self.networks.pose_guider.of_frames(pose, depth)
 
         batch = frames_at_a_time(video.path.canvas.padded)
         return FrameFeatures(compute, batch, len(video.poses), video.poses.empty())
+
+    def _object_features(self, video: EncodedVideo) -> Callable[[list[int]], Held]:
+        """What the object guider makes of the objects in frames: computed once for each, and nothing at all where
+        none of them has one."""
+        guider, store = self.networks.object_guider, video.objects
+        if guider is None or store is None or not any(video.holds):
+            return lambda frames: {}
+        places = np.cumsum(video.holds) - 1
+        shapes: list[torch.Size] = []
+
+        def compute(held: list[int]) -> Tensor:
+            latents = torch.from_numpy(store.take(held)).to(self.device, self.dtype)
+            features = guider(latents)
+            shapes[:] = [each.shape[1:] for each in features]
+            return torch.cat([each.flatten(1) for each in features], dim=1)
+
+        flat = FrameFeatures(compute, frames_at_a_time(video.path.canvas.padded), len(store), store.empty())
+
+        def take(frames: list[int]) -> Held:
+            holds = torch.tensor([video.holds[frame] for frame in frames])
+            if not holds.any():
+                return {}
+            # Those of others take any place: their rows are not blended.
+            rows = flat.take([int(places[frame]) if video.holds[frame] else int(places.max()) for frame in frames])
+            parts = rows.split([shape.numel() for shape in shapes], dim=1)
+            features = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+            return {"objects": features, "holds": holds.to(rows).reshape(-1, 1, 1, 1)}
+
+        return take
+
+
+def doubled(held: Held) -> Held:
+    """Objects for rows without the reference and again for rows with it: guidance is to strengthen that alone."""
+    return {
+        name: [each.repeat(2, 1, 1, 1) for each in value] if isinstance(value, list) else value.repeat(2, 1, 1, 1)
+        for name, value in held.items()
+    }

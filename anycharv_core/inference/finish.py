@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from ..media.camera import Box
 from ..media.canvas import Canvas
 from ..media.chroma_key import Colour, key_onto
 from ..media.imaging import Size
-from ..media.masks import feather
+from ..media.masks import feather, mask_box
 
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
 
@@ -17,15 +18,23 @@ Finish = Callable[[np.ndarray, Canvas], np.ndarray]
 """What was decoded for each frame in turn, uint8 [H, W, 3] of the padded size, and its canvas -> the frame."""
 
 
-def paste_weights(mask: np.ndarray) -> np.ndarray:
-    """The network's share of each pixel, float32 [H, W], for a mask uint8 [H, W]; 0 is the scene alone."""
+def paste_weights(mask: np.ndarray, growth: float = 0.0) -> np.ndarray:
+    """The network's share of each pixel, float32 [H, W], for a mask uint8 [H, W]; 0 is the scene alone.
+
+    growth: how far past the mask is pasted, in heights of its box.
+    """
     width = _feather_width(mask.shape)
-    return feather(mask, width, width)
+    return feather(mask, width + _grown(mask_box(mask), growth), width)
 
 
-def paste_reach(size: Size) -> int:
-    """How many pixels around a mask of this (width, height) may have a weight of more than 0."""
-    return 2 * _feather_width(size)
+def paste_reach(size: Size, boxes: Iterable[Box | None] = (), growth: float = 0.0) -> int:
+    """How many pixels around a mask of this (width, height) may have a weight of more than 0, for any of the masks
+    with these boxes."""
+    return 2 * _feather_width(size) + max((_grown(box, growth) for box in boxes), default=0)
+
+
+def _grown(box: Box | None, growth: float) -> int:
+    return round(growth * (box[3] - box[1])) if box else 0
 
 
 def _feather_width(sides: tuple[int, ...]) -> int:
@@ -40,16 +49,18 @@ def whole(made: np.ndarray, canvas: Canvas) -> np.ndarray:
 class PasteBack:
     """Puts what was decoded into the padded and feathered masks of a scene; both are read as the frames come.
 
-    untouched: whether every pixel outside them has so far been the scene's, bit for bit.
+    growth: as in `paste_weights`; untouched: whether every pixel outside them has so far been the scene's, bit for
+    bit.
     """
 
-    def __init__(self, scene: Iterable[np.ndarray], masks: Iterable[np.ndarray]):
+    def __init__(self, scene: Iterable[np.ndarray], masks: Iterable[np.ndarray], growth: float = 0.0):
         self._rows = zip(scene, masks, strict=True)
+        self._growth = growth
         self.untouched = True
 
     def __call__(self, made: np.ndarray, canvas: Canvas) -> np.ndarray:
         original, mask = next(self._rows)
-        weights = paste_weights(mask)
+        weights = paste_weights(mask, self._growth)
         finished = canvas.paste(made, original, weights)
         self.untouched = self.untouched and bool((finished == original).all(axis=-1)[weights == 0].all())
         return finished

@@ -38,14 +38,14 @@ def put_in_turn(
     """The finished frames, and what pasted every person into them.
 
     frames: the scene [H, W, 3], which can be read again, uint16 where `deep`; encoded, references, masks: of every
-    person, as `Pipeline.encode` and `refer` give the first two. Each is put into the result of those before.
+    person, as `Pipeline.encode`, `refer` and `given_masks` give them. Each is put into the result of those before.
     """
     pasted = []
     for number, (one, reference) in enumerate(zip(encoded, references, strict=True)):
         if number:
             before = Source("video", frames, 3, replayed=True, deep=True)
             with phases("encode"):
-                one = pipe.encode_again(one, eight_bit(before))
+                one = pipe.encode_again(one, eight_bit(before), masks[number])
             frames = before
         made = pipe.prepared(recipe, reference, one)
         share = progress and _share(progress, number, len(encoded))
@@ -53,7 +53,7 @@ def put_in_turn(
         pipe.sample(made, latents, steps, guidance_scale, phases, share)
         finish: Finish = whole
         if recipe.paste_back:
-            finish = PasteBack(frames, masks[number])
+            finish = PasteBack(frames, masks[number], recipe.paste_growth)
             pasted.append(finish)
         frames = pipe.decode(made, latents, finish, phases, deep=deep)
     return frames, pasted

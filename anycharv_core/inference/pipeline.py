@@ -16,16 +16,25 @@ from ..errors import UserError
 from ..media.camera import CONTEXT, Box
 from ..media.canvas import AUTO, FRAME, PERSON, Canvas, CanvasPath, choose_path, nearest_multiple, pose_canvas
 from ..media.chroma_key import Colour, key_colour, on_colour
-from ..media.frames import Frames, Source, eight_bit
+from ..media.frames import Frames, Reopened, Source, eight_bit, together
 from ..media.imaging import Size
-from ..media.masks import mask_box
+from ..media.masks import block_masks, mask_box
 from ..media.pose import Poses
 from ..models.windows import Windows
 from ..preprocess.shots import find_cuts
 from ..systems import System
 from ..systems.recipes import Recipe
-from .backend import Backend, TorchBackend
-from .encode import EncodedVideo, Person, Watch, encode_people, encode_scene, frames_at_a_time, place_poses
+from .backend import DEPTH, OBJECTS, Backend, TorchBackend
+from .encode import (
+    EncodedVideo,
+    Person,
+    Watch,
+    cut_scene,
+    encode_people,
+    encode_scene,
+    frames_at_a_time,
+    place_poses,
+)
 from .finish import Finish, PasteBack, keyed, paste_reach, whole
 from .latents import Latents
 from .phases import Phases
@@ -143,6 +152,8 @@ class Pipeline:
         reference_mask: np.ndarray | None = None,
         canvas: str = AUTO,
         context: float = CONTEXT,
+        objects: Frames | None = None,
+        depth: Frames | None = None,
     ) -> Output:
         """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
 
@@ -165,6 +176,11 @@ class Pipeline:
         the finished character is put in front of it: by the masks where there are any, and else by its colours,
         for which the reference must have a matte, alpha or reference_mask (see chroma_key.py).
 
+        A model of Animate Anyone 2 sees nothing of the scene inside the mask, of which it makes a coarse picture
+        first. objects: uint8 [F, H, W], 255 on what the person holds or touches, which then stays; depth: uint8 or
+        uint16 [F, H, W], nearer is larger and 0 unknown, of which it reads what lies along the skeleton (section
+        3.4). Both may be iterables too, and both may be missing.
+
         Raises UserError for input that does not fit together, or not to the model.
         """
         # What a model's own settings recommend is for the caller to ask for, as the command line does.
@@ -174,7 +190,9 @@ class Pipeline:
         chosen = self.system.recipe(recipe)
         given = None if scene is None else Source("scene", scene, 3, replayed=True, deep=True)
         shown = given and eight_bit(given)
-        regions = None if mask is None else Source("mask", mask, None, replayed=True)
+        regions = None if mask is None else self.given_masks(Source("mask", mask, None, replayed=True))
+        held = None if objects is None else Source("objects", objects, None)
+        far = None if depth is None else Source("depth", depth, None, deep=True)
         phases = Phases()
         self.system.check_inputs(scene, mask, pose, chosen)
         split_reference(reference, reference_mask)  # says what is wrong with it before the video is looked at
@@ -186,7 +204,7 @@ class Pipeline:
             if self.can_follow(chosen, canvas) and shown and regions:
                 path = self.follow(plan, canvas, context, list(map(mask_box, regions)), partial(find_cuts, shown))
             drawn = Source("pose", skeletons.drawn(plan.drawn_at(path), path), 3)
-            made = self.prepare(plan, reference, shown, regions, drawn, reference_mask, path)
+            made = self.prepare(plan, reference, shown, regions, drawn, reference_mask, path, held, far)
         if noise is not None and tuple(noise.shape) != made.shape:
             raise UserError(
                 f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}; give noise of "
@@ -207,14 +225,18 @@ class Pipeline:
         pose: Source,
         reference_mask: np.ndarray | None = None,
         path: CanvasPath | None = None,
+        objects: Source | None = None,
+        depth: Source | None = None,
     ) -> Prepared:
         """All that comes before sampling, of what `__call__` is given; scene and mask are read once at most.
 
-        pose: skeletons of what `path` shows, None = whole frames. Raises UserError as `__call__` does.
+        mask: as `given_masks` gives it; pose: skeletons of what `path` shows, None = whole frames. Raises
+        UserError as `__call__` does.
         """
         recipe = plan.recipe
         path = path or CanvasPath(plan.canvas)
         self.system.check_inputs(scene, mask, pose, recipe)
+        self.check_extras(scene.size if scene else None, objects, depth)
         seen = self.refer(recipe, reference, reference_mask, keyed=scene is not None and mask is None)
         if scene and mask and recipe.composites and mask.size != scene.size:
             raise UserError(
@@ -222,12 +244,38 @@ class Pipeline:
                 "scene's size."
             )
         if self.system.reads_scene and scene and mask:
-            (video,) = self.encode(recipe, scene, [Person(mask, pose, path)])
+            (video,) = self.encode(recipe, scene, [Person(mask, pose, path, objects, depth)])
             if recipe.paste_back and not any(video.present):
                 raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
         else:
             video = place_poses(path, pose, [given for given in (scene, mask) if given], self.folder)
         return self.prepared(recipe, seen, video)
+
+    def given_masks(self, mask: Source) -> Source:
+        """The masks as the networks are given them, for those of a person: a coarse picture of them where the
+        system makes one."""
+        blocks = self.system.mask_blocks(self.settings)
+        if blocks is None:
+            return mask
+        coarse = Reopened(lambda: (block_masks(each[None], *blocks)[0] for each in mask), mask.count)
+        return Source(mask.name, coarse, None)
+
+    def check_extras(self, scene: Size | None, objects: Source | None, depth: Source | None) -> None:
+        """Raises UserError where objects or depth are given to a model that does not read them, or are of another
+        size than the scene."""
+        for name, given in ((OBJECTS, objects), (DEPTH, depth)):
+            if given is None:
+                continue
+            if name not in self.backend.extras:
+                raise UserError(
+                    f"This model of {self.system.title} reads no {name}: leave {name} out, or load a model of "
+                    "Animate Anyone 2 that does."
+                )
+            if scene is not None and given.size != scene:
+                raise UserError(
+                    f"The {given.name} is {given.size} but the scene is {scene} (width, height); give {name} of "
+                    "the scene's size."
+                )
 
     def working_size(self, recipe: Recipe, shown: Size, asked: Size | None) -> Size | None:
         """The size to plan with: the one asked for, or else what the model was made for.
@@ -280,7 +328,7 @@ class Pipeline:
         choice, context: as in `__call__`; cuts: the first frame of every shot but the first, asked for only where
         the path depends on it. Raises UserError as `choose_path` does.
         """
-        keep = paste_reach(plan.canvas.source)
+        keep = paste_reach(plan.canvas.source, boxes, plan.recipe.paste_growth)
         decide = partial(choose_path, choice, plan.canvas, plan.window, boxes, context=context, keep=keep)
         # Frames each on their own have the smallest windows: if those are too large, shots need not be known.
         if decide(range(len(boxes))).windows is None or not any(boxes):
@@ -307,11 +355,19 @@ class Pipeline:
         self, recipe: Recipe, scene: Source, people: Sequence[Person], watch: Watch | None = None
     ) -> list[EncodedVideo]:
         """The scene, for each of the people to replace in it, see `encode_people`."""
-        return encode_people(self.backend.encode, self.backend.multiple, recipe, scene, people, watch, self.folder)
+        return encode_people(
+            self.backend.encode, self.backend.multiple, recipe, scene, people, watch, self.folder, self.cuts
+        )
 
-    def encode_again(self, video: EncodedVideo, scene: Source) -> EncodedVideo:
-        """The video with another scene, see `encode_scene`."""
-        return replace(video, scene=encode_scene(self.backend.encode, video.path, scene, self.folder))
+    def encode_again(self, video: EncodedVideo, scene: Source, mask: Source) -> EncodedVideo:
+        """The video with another scene, see `encode_scene`; mask: as it was encoded with."""
+        shown = (cut_scene(*rows) for rows in together(scene, mask)) if self.cuts else scene
+        return replace(video, scene=encode_scene(self.backend.encode, video.path, shown, self.folder))
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the networks see nothing of a scene inside its masks."""
+        return self.system.blocks is not None
 
     def prepared(self, recipe: Recipe, reference: Reference, video: EncodedVideo) -> Prepared:
         width, height = (side // self.backend.multiple for side in video.path.canvas.padded)
@@ -367,7 +423,7 @@ class Pipeline:
             return whole
         if made.reference.key is not None:
             return keyed(scene, made.reference.key)
-        return whole if mask is None else PasteBack(scene, mask)
+        return whole if mask is None else PasteBack(scene, mask, made.recipe.paste_growth)
 
     def decode(
         self, made: Prepared, latents: Latents, finish: Finish, phases: Phases, deep: bool = False

@@ -1,4 +1,4 @@
-"""DDIM over temporal windows."""
+"""DDIM over temporal windows, which are fused at every step, or sampled one after another."""
 
 from __future__ import annotations
 
@@ -73,3 +73,44 @@ def sample_video(
         for frame in unseen:
             latents.put([frame], latents.take([frame]))
         latents.advance()
+
+
+Chained = Callable[[Tensor, int, Sequence[int], Tensor], Tensor]
+"""As `Denoise`, and (finished latents [k, c, h, w] of the first k of the frames, k >= 0)."""
+
+
+def sample_chained(
+    denoise: Chained,
+    latents: Latents,
+    steps: int,
+    windows: Windows,
+    schedule: NoiseSchedule,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> None:
+    """DDIM of the latents of a whole video, window after window (Animate Anyone 2, section 4.1).
+
+    A window gets what those before it made of its first frames, which stay as they are. `latents.steps` counts
+    windows here, from the first that is not finished; a frame in no window stays as it is.
+    """
+    settled = set[int]()  # frames that `latents` holds the same of before and after the window
+    finished = {frame for index in windows.indices[: latents.steps] for frame in index}
+    calls = len(windows.indices) * steps
+    for number, index in enumerate(windows.indices):
+        if number < latents.steps:
+            continue
+        carried = next((place for place, frame in enumerate(index) if frame not in finished), len(index))
+        x = latents.take(index).to(device)
+        known = x[:carried].clone()
+        for step, (t, t_prev) in enumerate(ddim_timesteps(steps, schedule)):
+            x = ddim_step(denoise(x, t, index, known).to(x.dtype), x, t, t_prev, schedule)
+            if progress is not None:
+                progress(number * steps + step + 1, calls)
+        # A frame that fills the window up comes a second time.
+        made = {frame: place for place, frame in reversed(list(enumerate(index))) if frame not in finished}
+        for frame in set(range(len(latents))) - settled - made.keys():
+            latents.put([frame], latents.take([frame]))
+        latents.put(list(made), x[list(made.values())])
+        latents.advance()
+        settled = set(range(len(latents))) - made.keys()
+        finished |= made.keys()

@@ -25,25 +25,36 @@ class Replacement:
     """A person of the video, and the character who takes their place.
 
     mask: a video, a folder of PNGs or a JSON list of boxes; pose: POSE_KEYPOINT JSON (a file, or
-    OpenPose's folder) or a skeleton video.
+    OpenPose's folder) or a skeleton video; objects: as the mask, of what the person holds; depth: a grey video or
+    folder of PNGs, nearer being brighter and black unknown.
     """
 
     reference: Path
     mask: Path
     pose: Path
     reference_mask: Path | None = None
+    objects: Path | None = None
+    depth: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All that are given."""
+        return [path for path in vars(self).values() if path is not None]
 
 
 @dataclass(frozen=True)
 class ReplacementInputs:
     """The opened files of a `Replacement`. reference: uint8 [H, W, 3 or 4]; reference_mask: uint8 [H, W] or None;
-    mask: uint8 [H, W] for every frame; unchecked: the same, of any number of frames."""
+    mask: uint8 [H, W] for every frame; unchecked: the same, of any number of frames; objects, depth: uint8 [H, W]
+    for every frame, or None."""
 
     reference: np.ndarray
     reference_mask: np.ndarray | None
     mask: Source
     unchecked: Reopened
     skeletons: AnySkeletons
+    objects: Source | None = None
+    depth: Source | None = None
 
     def poses(self, size: Size, path: CanvasPath, files: Replacement, video: Video) -> Source:
         """The skeletons as `Skeletons.drawn` gives them, checked to be as many as the video's frames."""
@@ -84,7 +95,20 @@ def open_replacement(files: Replacement, video: Video) -> ReplacementInputs:
     skeletons = open_skeletons(files.pose, video.size)
     check_early(length_of(skeletons), video, wrong_poses)
     mask = Source(f"mask {files.mask}", as_many(masks, video, wrong_masks), None)
-    return ReplacementInputs(reference, outline, mask, masks, skeletons)
+    objects = (
+        _beside(files.objects, "objects", mask_frames(files.objects, video.size), video) if files.objects else None
+    )
+    depth = (
+        _beside(files.depth, "depth", Reopened(partial(read_gray, files.depth)), video) if files.depth else None
+    )
+    return ReplacementInputs(reference, outline, mask, masks, skeletons, objects, depth)
+
+
+def _beside(path: Path, what: str, frames: Reopened, video: Video) -> Source:
+    """Pictures [H, W] of `path`, one for each of the video's frames, as `open_replacement` checks them."""
+    wrong = _one_each(path, f"{what} pictures", video)
+    check_early(length_of_masks(path, frames), video, wrong)
+    return Source(f"{what} {path}", as_many(frames, video, wrong), None)
 
 
 def check_mask_size(opened: ReplacementInputs, files: Replacement, video: Video) -> None:

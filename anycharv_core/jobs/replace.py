@@ -84,6 +84,8 @@ def people_of(
     mask: Path | None,
     pose: Path | None,
     prepared: Path | None,
+    objects: Path | None = None,
+    depth: Path | None = None,
 ) -> tuple[Path, tuple[Replacement, ...], tuple[int, ...] | None]:
     """The video, a `Replacement` for every reference, from the files named or from a prepared folder, and the cuts
     where they are known.
@@ -112,10 +114,13 @@ def people_of(
     outlines: Sequence[Path | None] = reference_masks or [None] * len(people)
     if len(outlines) != len(people):
         raise UserError(f"Give --reference-mask once for each of the {len(people)} references, or not at all.")
-    if (mask or pose) and len(people) > 1:
-        raise UserError("--mask and --pose are for one person; leave them out for several prepared people.")
+    if (mask or pose or objects or depth) and len(people) > 1:
+        raise UserError(
+            "--mask, --pose, --objects and --depth are for one person; leave them out for several prepared people."
+        )
     rows = zip(references, people, outlines, strict=True)
-    return video, tuple(Replacement(r, mask or of[0], pose or of[1], outline) for r, of, outline in rows), cuts
+    made = (Replacement(each, mask or of[0], pose or of[1], outline, objects, depth) for each, of, outline in rows)
+    return video, tuple(made), cuts
 
 
 def generate(job: ReplaceJob, progress: Progress | None = None) -> dict[str, Any]:
@@ -127,8 +132,7 @@ def generate(job: ReplaceJob, progress: Progress | None = None) -> dict[str, Any
     Returns the report. Raises UserError for anything the user can put right; old files are then as
     they were.
     """
-    files = (path for each in job.people for path in (each.reference, each.reference_mask, each.mask, each.pose))
-    job.check_places((job.video, *files))
+    job.check_places((job.video, *(path for each in job.people for path in each.files)))
     device = pick_device(job.device)
     with explained_memory(), ExitStack() as stack:
         return _generate(job, device, progress, stack)
@@ -153,11 +157,13 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         followed = pipe.can_follow(recipe, job.canvas)
         streams = []
         for each, files in zip(opened, job.people, strict=True):
+            pipe.check_extras(video.size, each.objects, each.depth)
             path = CanvasPath(plan.canvas)
             if followed:
                 boxes = [mask_box(mask) for mask in each.unchecked]
                 path = pipe.follow(plan, job.canvas, job.context, boxes, cuts)
-            streams.append(Person(each.mask, each.poses(plan.drawn_at(path), path, files, video), path))
+            poses = each.poses(plan.drawn_at(path), path, files, video)
+            streams.append(Person(pipe.given_masks(each.mask), poses, path, each.objects, each.depth))
         rows = _Rows(pipe.folder) if job.sheet else None
         encoded = pipe.encode(recipe, scene, streams, rows)
         for one, files in zip(encoded, job.people, strict=True):
@@ -183,7 +189,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
             Reopened(lambda: video.frames(deep=True)),
             encoded,
             references,
-            [each.mask for each in opened],
+            [each.mask for each in streams],
             state.latents,
             steps,
             guidance,
@@ -201,9 +207,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         columns = ([store[index] for index in chosen] for store in (rows.driving, rows.poses))
         write_sheet(job.sheet, SHEET_TITLES, [each.reference for each in opened], *columns, output)
     phases.seconds["total"] = time.perf_counter() - started
-    inputs = paths(job, "video") | {
-        "people": [paths(files, "reference", "reference_mask", "mask", "pose") for files in job.people]
-    }
+    inputs = paths(job, "video") | {"people": [paths(files, *vars(files)) for files in job.people]}
     facts = {
         "frames": info.frames,
         "source_size": [info.width, info.height],

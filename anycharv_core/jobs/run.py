@@ -122,18 +122,17 @@ class RenderJob:
         """The pipeline of the job's model, which must be one for `command`, the job's recipe for it, the number
         format that it computes in, and what is kept of the job until `stack` is left, see `work`.
 
-        check: is called as soon as the first two are known, before the weights are read where only one system has
-        the command. Raises UserError as it and `work` do, and for a model or recipe that is none.
+        check: is called before the weights are read for every system that has the command, of which one must pass,
+        and as soon as the first two are known. Raises UserError as it and `work` do, and for a model or recipe
+        that is none.
         """
         systems = [system for system in SYSTEMS.values() if system.command == command]
-        if not any(self.recipe in system.recipes for system in systems):
+        able = [system for system in systems if self.recipe in system.recipes]
+        if not able:
             systems[0].recipe(self.recipe)  # says so before the weights are read
-        if len(systems) == 1:
-            check(systems[0], systems[0].recipe(self.recipe))
+        _check_early([(system, system.recipes[self.recipe]) for system in able], check)
         with phases("load"):
-            recorded = any(
-                system.recipes[self.recipe].recorded for system in systems if self.recipe in system.recipes
-            )
+            recorded = any(system.recipes[self.recipe].recorded for system in able)
             precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device, recorded)
             decides = identity(self, UNDECIDING, dtype=precision.name, device=device, versions=versions())
             state = stack.enter_context(work(self.out, decides, self.fresh))
@@ -177,6 +176,18 @@ class RenderJob:
         with atomic_path(self.report) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
+
+
+def _check_early(able: Sequence[tuple[System, Recipe]], check: Callable[[System, Recipe], None]) -> None:
+    """Raises what `check` does where it does so for all systems that the model may be of."""
+    errors = []
+    for system, recipe in able:
+        try:
+            check(system, recipe)
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == len(able):
+        raise errors[0]
 
 
 def check_places(places: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:

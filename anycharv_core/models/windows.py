@@ -9,11 +9,16 @@ WINDOW, OVERLAP = 24, 6
 
 @dataclass(frozen=True)
 class Windows:
-    """Frame indices of each temporal window, the weight of each position, and whether to average."""
+    """Frame indices of each temporal window, the weight of each position, and whether to average.
+
+    chained: each window is denoised to its end before the next begins, which is given the frames that are
+    finished; then nothing is weighed.
+    """
 
     indices: tuple[tuple[int, ...], ...]
     weights: tuple[tuple[float, ...], ...]
     average: bool = True
+    chained: bool = False
 
 
 def closed_loop_windows(frames: int, average: bool, size: int = WINDOW, overlap: int = OVERLAP) -> Windows:
@@ -35,6 +40,29 @@ def linear_windows(frames: int, size: int = WINDOW, overlap: int = OVERLAP) -> W
     count = -(-(frames - overlap) // (size - overlap))
     starts = [round(i * (frames - size) / (count - 1)) for i in range(count)]
     return Windows(tuple(tuple(range(s, s + size)) for s in starts), (window_ramp(size, overlap),) * count)
+
+
+def chained_windows(frames: int, size: int, carried: int) -> Windows:
+    """Windows that begin with the last `carried` frames of the one before (Animate Anyone 2, section 4.1).
+
+    What the last one has too little of is filled up with its own frames in reverse.
+    """
+    indices = [tuple(range(min(frames, size)))]
+    while indices[-1][-1] < frames - 1:
+        start = indices[-1][-1] + 1 - carried
+        rest = list(range(start, min(frames, start + size)))
+        if len(rest) < size:
+            rest += [_reflected(place, len(rest)) + start for place in range(len(rest), size)]
+            indices.append(tuple(rest))
+            break
+        indices.append(tuple(rest))
+    return Windows(tuple(indices), tuple((1.0,) * len(index) for index in indices), chained=True)
+
+
+def _reflected(place: int, length: int) -> int:
+    """The place in a row of `length` that one behind its end is the mirror image of."""
+    turn = place % max(1, 2 * length - 2)
+    return min(turn, 2 * length - 2 - turn)
 
 
 def window_ramp(size: int, overlap: int) -> tuple[float, ...]:

@@ -16,12 +16,13 @@ from ..checkpoints.single_file import read_single
 from ..errors import UserError
 from ..models import UNetConfig
 from .animate_anyone import ANIMATE_ANYONE
+from .animate_anyone_2 import ANIMATE_ANYONE_2
 from .anycharv import ANYCHARV
 from .system import System
 
 __all__ = ["SYSTEMS", "System", "read_checkpoint", "system_of", "write_folder"]
 
-SYSTEMS = {system.name: system for system in (ANIMATE_ANYONE, ANYCHARV)}
+SYSTEMS = {system.name: system for system in (ANIMATE_ANYONE, ANYCHARV, ANIMATE_ANYONE_2)}
 
 
 def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:
@@ -29,11 +30,13 @@ def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:
     cfg = denoising_unet if isinstance(denoising_unet, UNetConfig) else UNetConfig.from_dict(denoising_unet)
     latent = cfg.out_channels
     for system in SYSTEMS.values():
-        if cfg.in_channels == system.in_channels(latent):
+        alike = cfg.reference_blocks == system.reference_blocks
+        if alike and cfg.in_channels == system.in_channels(latent):
             return system
     raise UserError(
         f"denoising_unet takes {cfg.in_channels} channels; AnyCharV's takes noisy latent, scene latent and mask, "
-        f"{2 * latent + 1} in all, and Animate Anyone's the noisy latent, {latent}: give a model of one of them."
+        f"{2 * latent + 1} in all, as Animate Anyone 2's does, whose reference_blocks are 'mid_up', and Animate "
+        f"Anyone's the noisy latent, {latent}: give a model of one of them."
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoints.checkpoint import LIBRARY_PARTS, NETWORKS, Checkpoint
+from ..checkpoints.checkpoint import LIBRARY_PARTS, NETWORKS, OPTIONAL_NETWORKS, Checkpoint
 from ..checkpoints.folders import read_networks, write_parts, write_settings
 from ..media.canvas import working_size
 from ..media.imaging import latent_mask, resize
@@ -59,9 +59,11 @@ def _recognises(folder: Path) -> bool:
 
 
 def _write(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
-    write_parts(checkpoint, (*NETWORKS, *LIBRARY_PARTS), folder, dtype)
+    write_parts(checkpoint, (*NETWORKS, *OPTIONAL_NETWORKS, *LIBRARY_PARTS), folder, dtype)
     write_settings(checkpoint.settings, folder)
 
+
+LAYOUT = Layout(_recognises, read_networks, _write)  # a folder for each part, as diffusers has them
 
 ANYCHARV = System(
     name="anycharv",
@@ -72,5 +74,5 @@ ANYCHARV = System(
     steps=30,
     guidance_scale=3.0,
     recipes=RECIPES,
-    layout=Layout(_recognises, read_networks, _write),
+    layout=LAYOUT,
 )

@@ -33,7 +33,8 @@ class Recipe:
     given, shows around the character in the output; paste_back: whether the output is the scene outside the mask,
     which then must be of the scene's size; keeps_aspect: whether pictures keep their proportions or, as in the
     releases, are squashed; round: whether pixels are rounded or, as in the releases, truncated; recorded: whether
-    outputs are to be the recorded ones, which are float32's.
+    outputs are to be the recorded ones, which are float32's; paste_growth: how far past the mask is pasted, in
+    heights of its box.
     """
 
     canvas: Callable[[Size | None, Size, Size | None, int], Canvas]
@@ -50,6 +51,7 @@ class Recipe:
     keeps_aspect: bool
     round: bool
     recorded: bool
+    paste_growth: float = 0.0
 
 
 def canvas_of_pose(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:

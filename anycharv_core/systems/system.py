@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import UserError
+from ..models.config import ALL_BLOCKS
 from .recipes import Recipe
 
 
@@ -35,7 +36,10 @@ class System:
 
     title: its name for people; command: the command that runs it; purpose: what it does, as "... which <purpose>";
     reads_scene: whether the denoising UNet is given the scene's latents and the mask beside the noisy latents;
-    steps, guidance_scale: the release's, where neither the caller nor the model's settings say otherwise.
+    steps, guidance_scale: the release's, where neither the caller nor the model's settings say otherwise;
+    reference_blocks: the spatial blocks of its denoising UNet that read the reference, as `UNetConfig` has them;
+    blocks: rows and columns of the coarse picture that it makes of a mask, inside which the scene is then black
+    (`masks.block_masks`), where a model's settings name no others; None: masks and scenes are as they are given.
     """
 
     name: str
@@ -47,6 +51,13 @@ class System:
     guidance_scale: float
     recipes: Mapping[str, Recipe]
     layout: Layout
+    reference_blocks: str = ALL_BLOCKS
+    blocks: tuple[int, int] | None = None
+
+    def mask_blocks(self, settings: Mapping[str, Any]) -> tuple[int, int] | None:
+        """`blocks`, or those that a model's `settings` name; None for a system that makes none."""
+        rows, columns = (self.blocks and settings.get("blocks", self.blocks)) or (0, 0)
+        return (rows, columns) if self.blocks else None
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of that name. Raises UserError for an unknown one."""

@@ -129,7 +129,9 @@ def drain(items: Iterable[object], count: int = 8) -> None:
 def model() -> Checkpoint:
     torch.manual_seed(0)
     networks = untrained(CONFIGS)
-    return Checkpoint(CONFIGS, {part: module.half().state_dict() for part, module in vars(networks).items()})
+    return Checkpoint(
+        CONFIGS, {part: module.half().state_dict() for part, module in vars(networks).items() if module}
+    )
 
 
 def single(folder: Path) -> Path:
@@ -146,7 +148,7 @@ def animate_anyone(folder: Path) -> Path:
     configs = {part: dict(config) for part, config in CONFIGS.items()}
     configs["denoising_unet"]["in_channels"] = 4
     networks = untrained(configs)
-    weights = {part: module.half().state_dict() for part, module in vars(networks).items()}
+    weights = {part: module.half().state_dict() for part, module in vars(networks).items() if module}
     ANIMATE_ANYONE.layout.write(Checkpoint(configs, weights), folder / "model", None)
     return folder / "model"
 
