@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--task",
-        choices=("swap", "bold-swap", "animation", "bold-animation"),
+        choices=("swap", "bold-swap", "animation", "bold-animation", "interaction"),
         help="kind of tasks (default: the model's; for --export, swap); with --score, the folder's own",
     )
     add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")

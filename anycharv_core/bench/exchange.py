@@ -6,6 +6,8 @@
                      poses.json  POSE_KEYPOINT of every frame; skeletons/ the same drawn, as PNGs
         swap:        driving/    PNGs of the driving video, exact; driving.mp4 the same as H.264
                      masks/      PNGs, white on the driving character; boxes.json its padded box for every frame
+        interaction: the same, masks/ on the body alone, and objects/ white on what it touches; depth/ brighter the
+                     nearer, black where nothing is known
         animation:   reference_mask.png   white on the character
     FOLDER/task_0000/frames/     to be written: one PNG for every pose, or a video frames.mp4 (.mkv, ...)
 
@@ -30,9 +32,10 @@ from ..media.masks import mask_box
 from ..media.pose import write_poses
 from ..media.video_read import VIDEOS
 from ..media.video_write import VideoWriter, write_masks
+from ..puppets.interaction import Interaction
 from ..puppets.task import Swap
 from .puppets import Method, Progress
-from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, SWAP, Setup, Task, tasks
+from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, INTERACTION, SWAP, Setup, Task, tasks
 from .videos import partner, video_frames
 
 RATE = Fraction(12)
@@ -44,6 +47,10 @@ video. `driving/` holds its exact frames, `driving.mp4` the same as H.264; `mask
 `boxes.json` is a padded box, [x0, y0, x1, y1] in pixels, for every frame; `poses.json` is POSE_KEYPOINT,
 `skeletons/` its drawings.
 """
+_INTERACTION = """What the person holds stays, and is held by the character: `objects/` is white on it. `masks/`
+are white on the body alone. `depth/` is brighter the nearer body and thing are, and black elsewhere: it tells
+which limb is in front.
+"""
 _ANIMATION = """# PuppetBench tasks
 
 For every folder here make the character of `reference.png` move as `poses.json` says (POSE_KEYPOINT, drawn in
@@ -53,6 +60,7 @@ place where the character stood. `reference_mask.png` is white on the character.
 _ASKED = {
     SWAP: _SWAP,
     BOLD_SWAP: _SWAP,
+    INTERACTION: _SWAP + _INTERACTION,
     ANIMATION: _ANIMATION,
     BOLD_ANIMATION: _ANIMATION,
 }
@@ -141,7 +149,10 @@ def _write_driving(folder: Path, swap: Swap) -> None:
     with VideoWriter(folder / "driving.mp4", width, height, rate=RATE) as video:
         for frame in swap.driving.frames:
             video.write(frame)
-    write_masks(folder / "masks", swap.driving.mask)
+    if isinstance(swap, Interaction):
+        write_masks(folder / "objects", swap.objects)
+        write_masks(folder / "depth", (swap.depth >> 8).astype(np.uint8))
+    write_masks(folder / "masks", swap.mask if isinstance(swap, Interaction) else swap.driving.mask)
     boxes = [mask_box(box) for box in swap.box]
     (folder / "boxes.json").write_text(json.dumps(boxes) + "\n", encoding="utf-8")
 

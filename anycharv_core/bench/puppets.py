@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,16 @@ from ..media.masks import box_masks
 from ..media.sheet import upscale
 from ..preprocess.tracking import body_looks, looks_distance
 from ..puppets import Clip
+from ..puppets.interaction import Interaction
 from ..puppets.task import Swap
 from .drift import DRIFTS, drift
+from .interaction import joint_error, probe
 from .lpips import Lpips
 from .metrics import gradient_energy, psnr, ssim, warp_error
 from .naming import NAMED, PICTURES, wears
 from .report import Values, summarise
 from .seam import SEAMS, seam
-from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, KINDS, SWAP, VERSION, Setup, Task, tasks
+from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, INTERACTION, KINDS, SWAP, VERSION, Setup, Task, tasks
 
 METRICS = {
     "PSNR": "dB over the region named before it; higher is better, and 148.13 at most, where every pixel is equal",
@@ -61,7 +63,8 @@ Progress = Callable[[int, int], None]
 def tasks_of(pipe: Pipeline) -> tuple[str, ...]:
     """The kinds of task that a model can be scored on, the usual one first: of the world it was trained in."""
     kinds = (SWAP, BOLD_SWAP) if pipe.system.reads_scene else (ANIMATION, BOLD_ANIMATION)
-    return kinds[::-1] if pipe.settings.get("world") == "bold" else kinds
+    kinds = kinds[::-1] if pipe.settings.get("world") == "bold" else kinds
+    return kinds if pipe.system.blocks is None else (INTERACTION, *kinds)
 
 
 def of_model(
@@ -103,7 +106,16 @@ def of_model(
         # What the feathered paste-back blended with black is the driving clip's again.
         return np.where((box_masks(mask, 0.0, 0) > 0)[..., None], made, driving.frames) if cut else made
 
-    return swap if pipe.system.reads_scene else animate
+    def interact(task: Task) -> np.ndarray:
+        given = task.given
+        assert isinstance(given, Interaction)
+        extras = {name: getattr(given, name) for name in pipe.backend.extras}
+        return run(task, given.pose.shape[1], scene=given.driving.frames, mask=given.mask, **extras)
+
+    def replaced(task: Task) -> np.ndarray:
+        return interact(task) if isinstance(task.given, Interaction) else swap(task)
+
+    return replaced if pipe.system.reads_scene else animate
 
 
 def of_codec(pipe: Pipeline) -> Method:
@@ -177,9 +189,15 @@ def identity(clip: Clip, made: np.ndarray) -> float:
 
 
 def measure(
-    methods: Mapping[str, Method], setup: Setup, lpips: Lpips | str, progress: Progress | None = None
+    methods: Mapping[str, Method],
+    setup: Setup,
+    lpips: Lpips | str,
+    progress: Progress | None = None,
+    elsewhere: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
     """Scores every method on every task; progress(done, total) counts clips made.
+
+    elsewhere: the methods whose frames were made elsewhere, of the tasks alone and not of their pairs.
 
     Returns:
         The report (see `METRICS`; "methods" holds `summarise`d scores, "clips" each clip's own, "seconds" each
@@ -195,7 +213,8 @@ def measure(
             made = method(task)
             seconds[name] += time.perf_counter() - started
             pictures[name] = made[setup.frames // 2]
-            for metric, value in score(task, made, lpips).items():
+            scores = {**score(task, made, lpips), **_probed(task, made, method, setup, name in elsewhere)}
+            for metric, value in scores.items():
                 if isinstance(value, str):
                     values[name][metric] = value
                 else:
@@ -211,7 +230,7 @@ def measure(
         "puppetbench": VERSION,
         "setup": asdict(setup),
         "regions": setup.kind.regions,
-        "metrics": METRICS,
+        "metrics": {**METRICS, **setup.kind.probes},
         "methods": {name: _summaries(each) for name, each in values.items()},
         "clips": {
             name: {metric: kept for metric, kept in each.items() if not isinstance(kept, str)}
@@ -220,6 +239,22 @@ def measure(
         "seconds": {name: round(spent, 1) for name, spent in seconds.items()},
     }
     return report, rows
+
+
+def _probed(
+    task: Task, made: np.ndarray, method: Method, setup: Setup, elsewhere: bool
+) -> Mapping[str, float | str]:
+    """The scores of `Kind.probes`."""
+    if not task.kind.probes:
+        return {}
+    clip = task.given.truth
+    assert clip.flow is not None
+    joint = {"joint error": joint_error(made, clip.flow, clip.mask > 0)}
+    if elsewhere:
+        why = "it needs answers to pairs of tasks, which are not exported"
+        return {name: why for name in task.kind.probes if name not in joint} | joint
+    answers = probe(lambda given: method(replace(task, given=given)), task.number, setup.frames, setup.size)
+    return answers | joint
 
 
 def sheet_titles(methods: Mapping[str, Method], task: str = SWAP) -> list[str]:

@@ -1,22 +1,24 @@
 """What PuppetBench asks: held-out characters, motions and scenes, and every pixel of the right answer.
 
-A task is of a puppet world's "heldout" split, of which no training data is drawn, and of one of three `KINDS`. In
+A task is of a puppet world's "heldout" split, of which no training data is drawn, and of one of the `KINDS`. In
 a swap there are a reference picture and a driving clip with its exact mask, box and pose, and the truth shows the
 reference's character in the driving clip's scene and motion; in a bold swap, small in a larger frame. In an
 animation there are a picture of a character before a plain wall, and poses, and the truth shows that character
-moving so before that wall, the camera at rest.
+moving so before that wall, the camera at rest. In an interaction the driving character touches or holds something,
+of which there are masks, and how near everything is; in the truth the other character does so.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..errors import UserError
 from ..media.canvas import FRAME, PERSON
+from ..puppets.interaction import INTERACTION_BASELINES, Interaction, contact_region, sample_interaction
 from ..puppets.task import (
     ANIMATION_BASELINES,
     BASELINES,
@@ -27,9 +29,11 @@ from ..puppets.task import (
     sample_bold_swap,
     sample_swap,
 )
+from .interaction import PROBES
 
 SMALLEST = 32  # pixels a side
 SWAP, BOLD_SWAP, ANIMATION, BOLD_ANIMATION = "swap", "bold-swap", "animation", "bold-animation"
+INTERACTION = "interaction"
 VERSION = 2  # of PuppetBench: 2 has bold swaps; the tasks of 1 are what they were
 
 
@@ -41,7 +45,8 @@ class Kind:
     over, in words and as masks(task), bool [F, H, W] each; pasted(task): the masks uint8 [F, H, W] by which a
     system pastes, None where nothing is pasted; shown: the frames that a system is given besides the reference,
     uint8 [F, H, W, 3], of which the first tell a task from every other; canvas: through which one a model of ours
-    sees them (`Pipeline.__call__`); size: pixels a side where none is asked for.
+    sees them (`Pipeline.__call__`); probes: the scores of `interaction.PROBES`, where it has them; size: pixels a
+    side where none is asked for.
     """
 
     sample: Callable[..., Swap | Animation]
@@ -53,11 +58,20 @@ class Kind:
     canvas: str = FRAME
     size: int = 64
     named: bool = False
+    probes: Mapping[str, str] = field(default_factory=dict)
 
 
 def _swap_masks(swap: Swap) -> dict[str, np.ndarray]:
     box = swap.box > 0
     return {"character": swap.region, "box": box, "background": ~(box | swap.region)}
+
+
+def _interaction_masks(task: Interaction) -> dict[str, np.ndarray]:
+    parts = task.truth.parts
+    assert parts is not None
+    region, box = task.region, task.box > 0
+    regions = {"character": region, "object": parts.objects > 0, "contact": contact_region(parts)}
+    return regions | {"box": box, "scene": box & ~region, "background": ~(box | region)}
 
 
 def _animation_masks(animation: Animation) -> dict[str, np.ndarray]:
@@ -96,6 +110,21 @@ KINDS = {
     SWAP: _SWAPS,
     # So small in their frames that a canvas has to follow them.
     BOLD_SWAP: replace(_SWAPS, sample=sample_bold_swap, canvas=PERSON, size=256, named=True),
+    INTERACTION: replace(
+        _SWAPS,
+        sample=sample_interaction,
+        baselines=INTERACTION_BASELINES,
+        regions={
+            **_SWAPS.regions,
+            "object": "what the true character holds, where that is seen",
+            "contact": "no more than two pixels from both that and the body",
+            "scene": "the box off the driving and the true character",
+        },
+        masks=_interaction_masks,
+        canvas=PERSON,
+        size=128,
+        probes=PROBES,
+    ),
     ANIMATION: _ANIMATIONS,
     BOLD_ANIMATION: replace(_ANIMATIONS, sample=sample_bold_animation, size=80),
 }

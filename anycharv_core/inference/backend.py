@@ -283,7 +283,7 @@ class TorchBackend:
             pose = to_unit(video.poses.take(frames)).to(self.device, self.dtype)
             depth = None if video.depth is None else self._rows(video.depth, frames)
             depth = None if depth is None else depth[:, None].to(self.dtype) / 255
-            return self.networks.pose_guider.of_frames(pose, depth)
+            return self.networks.pose_guider(pose, depth, frames=None)
 
         batch = frames_at_a_time(video.path.canvas.padded)
         return FrameFeatures(compute, batch, len(video.poses), video.poses.empty())

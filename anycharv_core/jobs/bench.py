@@ -72,7 +72,8 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
             methods["the model's autoencoder"] = of_codec(pipe)
         methods |= _model(job, pipe)
     make_folder(job.out)
-    report, rows = measure(methods, setup, lpips, progress)
+    elsewhere = () if job.score is None else (job.score.resolve().name,)
+    report, rows = measure(methods, setup, lpips, progress, elsewhere)
     report["versions"] = versions()
     return report, publish(job.out, report, rows, methods)
 

@@ -89,23 +89,25 @@ class PoseGuider(Trunk):
         self.depth_modulation = DepthModulation(widths, operations, **factory) if cfg.depth_modulation else None
 
     def forward(
-        self, pose: Tensor, depth: Tensor | None = None, frames: int = 1, attention: AttentionFunction = sdpa
+        self,
+        pose: Tensor,
+        depth: Tensor | None = None,
+        frames: int | None = 1,
+        attention: AttentionFunction = sdpa,
     ) -> Tensor:
         """pose [N, 3, H, W] and depth [N, 1, H, W] in 0..1, None = nowhere any -> features [N, C0, H / s, W / s].
 
-        frames: as many consecutive rows follow each other in one video; 1 = none do.
+        frames: as many consecutive rows follow each other in one video; 1 = none do; None gives what depends on no
+        other frame, for `of_videos` to finish.
         """
-        return self.of_videos(self.of_frames(pose, depth, attention), frames)
-
-    def of_frames(self, pose: Tensor, depth: Tensor | None = None, attention: AttentionFunction = sdpa) -> Tensor:
-        """What depends on no other frame: finished features, or with depth modulation what `of_videos` takes."""
         x = self.trunk(pose)
         if self.depth_modulation is None:
             return self.conv_out(x)
-        return self.depth_modulation.merge(x, torch.zeros_like(pose[:, :1]) if depth is None else depth, attention)
+        x = self.depth_modulation.merge(x, torch.zeros_like(pose[:, :1]) if depth is None else depth, attention)
+        return x if frames is None else self.of_videos(x, frames)
 
     def of_videos(self, x: Tensor, frames: int) -> Tensor:
-        """What `of_frames` gave -> features; frames: as in `forward`."""
+        """What `forward` gave for no number of frames -> features; frames: as there."""
         if self.depth_modulation is None:
             return x
         return self.conv_out(x if frames == 1 else self.depth_modulation.over_time(x, frames))
