@@ -41,8 +41,11 @@ def write_error(path: Path | str, error: OSError) -> UserError:
 
 
 @contextmanager
-def atomic_path(final: Path | str) -> Iterator[Path]:
+def atomic_path(final: Path | str, until_then: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `final`, with its suffix, that takes its name when the body succeeds.
+
+    until_then: the temporary path, on the same disk, where it is to have a name that is known; what a killed
+    process left there is replaced.
 
     The temporary file exists, empty, when the body starts. If the body raises anything, Ctrl-C
     included, it is deleted and an old file under the final name is left as it was. A symbolic link
@@ -54,8 +57,9 @@ def atomic_path(final: Path | str) -> Iterator[Path]:
     target = Path(os.path.realpath(final))
     if target.exists() and not target.is_file():
         raise UserError(f"Cannot write {final}: it is not an ordinary file; give a file name.")
-    temporary = _temporary_name(target, target.suffix)
+    temporary = until_then or _temporary_name(target, target.suffix)
     with _cleaned_up(final, temporary):
+        temporary.unlink(missing_ok=True)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         with temporary.open("rb+") as file:
@@ -80,8 +84,12 @@ def atomic_folder(final: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def owned_folder(final: Path | str, inputs: Iterable[Path | str] = ()) -> Iterator[Path]:
+def owned_folder(
+    final: Path | str, inputs: Iterable[Path | str] = (), until_then: Path | None = None
+) -> Iterator[Path]:
     """As `atomic_folder`, but with a manifest, and a folder that this function filled before is replaced.
+
+    until_then: as for `atomic_path`.
 
     The manifest, `.anycharv.json`, names every file with its size and SHA-256. Whatever it does not name, and
     whatever was changed since, belongs to somebody else: then the folder is left as it is. Call `check_owned`
@@ -91,7 +99,7 @@ def owned_folder(final: Path | str, inputs: Iterable[Path | str] = ()) -> Iterat
     """
     target, inputs = _folder_target(final), list(inputs)
     check_owned(final, inputs)
-    with _swapped_in(final, target) as temporary:
+    with _swapped_in(final, target, until_then) as temporary:
         yield temporary
         files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in _files(temporary)}
         content = json.dumps({"written_by": "anycharv", "files": files}, indent=2)
@@ -226,9 +234,10 @@ def _folder_target(final: Path | str) -> Path:
 
 
 @contextmanager
-def _swapped_in(final: Path | str, target: Path) -> Iterator[Path]:
-    temporary = _temporary_name(target, "")
+def _swapped_in(final: Path | str, target: Path, until_then: Path | None = None) -> Iterator[Path]:
+    temporary = until_then or _temporary_name(target, "")
     with _cleaned_up(final, temporary):
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         if not target.exists():

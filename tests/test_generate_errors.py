@@ -297,8 +297,8 @@ def test_control_c_leaves_the_old_video(files: Files, tiny_model: Path, tmp_path
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:
-        # Outputs are tried, and then written under another name: both leave nothing behind.
-        until(lambda: list(tmp_path.glob(".writing*")), process)
+        # Outputs are tried, and then written in a folder beside them: both leave nothing behind.
+        until(lambda: list(tmp_path.glob("*/.unfinished.mp4")), process)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=PATIENCE)
     finally:

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -255,3 +256,19 @@ def test_real_clips_come_back_exactly(tmp_path: Path, name: str) -> None:
     write_masks(tmp_path / "m", read_gray(tmp_path / "m.mkv"))
     for path in (tmp_path / "m.mkv", tmp_path / "m"):
         assert all(np.array_equal(a, b) for a, b in zip(read_gray(path), masks, strict=True))
+
+
+@pytest.mark.parametrize(("ending", "codec", "least"), [(".mp4", "h264", 25), (".mkv", "ffv1", 60)])
+def test_what_is_written_so_far_can_be_watched(tmp_path: Path, ending: str, codec: str, least: int) -> None:
+    shown, so_far, out = (tmp_path / f"{name}{ending}" for name in ("shown", "so_far", "out"))
+    with VideoWriter(out, 64, 48, rate=Fraction(25), codec=codec, until_then=shown) as writer:
+        for picture in noise(110, 48, 64):
+            writer.write(picture)
+        so_far.write_bytes(shown.read_bytes())
+    assert names(tmp_path) == [out.name, so_far.name]
+    count = 0
+    with suppress(UserError):  # where a last part is torn
+        for picture, whole in zip(read_frames(so_far), read_frames(out), strict=False):
+            np.testing.assert_array_equal(picture, whole)
+            count += 1
+    assert count >= least and probe(out).frames == 110

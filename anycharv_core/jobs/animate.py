@@ -43,6 +43,7 @@ from .inputs import (
 from .lengths import KnownLength, Length, Mismatch, as_many, check_early
 from .reference_pose import reference_pose
 from .run import Progress, RenderJob, explained_memory, paths, sheet_frames, thumbnail, write_sheet
+from .work import Work
 
 RATE = 24  # frames per second, where nothing that was given has a rate
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -128,7 +129,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
     frames = len(made.video.poses)
     # The sound of a video cut short would outlast the output.
     sound = given.timed.path if given.timed and info and info.has_audio and info.frames == frames else None
-    writer = _writer(job, given, frames, sound, plan.canvas.source)
+    writer = _writer(job, given, state, frames, sound, plan.canvas.source)
     chosen = sheet_frames(frames) if job.sheet else ()
     output = []
     with writer:
@@ -236,14 +237,15 @@ def _noted(frames: Iterable[np.ndarray], thumbnails: FrameStore) -> Iterator[np.
 
 
 def _writer(
-    job: AnimateJob, given: _Inputs, frames: int, sound: Path | str | None, size: Size
+    job: AnimateJob, given: _Inputs, state: Work, frames: int, sound: Path | str | None, size: Size
 ) -> VideoWriter | PngWriter:
     seen = {"colours": given.filmed.colours if given.filmed else UNTAGGED, "depth": given.depth}
     if given.timed is None:
-        return job.writer(size, rate=Fraction(job.fps or RATE).limit_denominator(1001), **seen)
+        return job.writer(size, state, rate=Fraction(job.fps or RATE).limit_denominator(1001), **seen)
     info = given.timed.info
     return job.writer(
         size,
+        state,
         timestamps=info.timestamps[:frames],
         time_base=info.time_base,
         rate=info.rate,

@@ -172,6 +172,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
     info = video.info
     writer = job.writer(
         plan.canvas.source,
+        state,
         timestamps=info.timestamps,
         time_base=info.time_base,
         rate=info.rate,

@@ -102,9 +102,10 @@ class RenderJob:
                 raise _OnlyTried
         check_places((self.out if ending else None, self.report, self.sheet), inputs)
 
-    def writer(self, size: Size, **announced: Any) -> VideoWriter | PngWriter:
-        """What writes frames of this size to `out`. announced: times, sound and colours, as `VideoWriter` takes
-        them."""
+    def writer(self, size: Size, state: Work, **announced: Any) -> VideoWriter | PngWriter:
+        """What writes frames of this size to `out`, by way of the folder of `state`. announced: times, sound and
+        colours, as `VideoWriter` takes them."""
+        announced["until_then"] = state.unfinished(FORMATS[self.format][0] or "")
         if self.format == PNG:
             return PngWriter(self.out, *size, **announced)
         return VideoWriter(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -27,7 +28,7 @@ from ..inference.latents import Latents
 from ..media.frames import FrameStore
 
 SUFFIX = ".anycharv-work"
-_STATE, _LOCK, _LATENTS = "state.json", "lock", "latents-*-?"
+_STATE, _LOCK, _LATENTS, _UNFINISHED = "state.json", "lock", "latents-*-?", "unfinished"
 _BLOCK, _BLOCKS = 2**20, 256  # bytes; of a larger file that many blocks are looked at, evenly spread
 _log = logging.getLogger(__name__)
 
@@ -158,12 +159,18 @@ class Work:
             made.fill(noise)
         return made
 
+    def unfinished(self, ending: str) -> Path:
+        """Where the video lies while it is written."""
+        return self._place / f"{_UNFINISHED}{ending}"
+
     def remove(self) -> None:
         """Removes all but the folder and its lock."""
-        # Among them halves of a state, which a process that was killed could not remove.
-        for path in (self._place / _STATE, *self._place.glob(_LATENTS), *self._place.glob(".writing-*")):
-            with suppress(OSError):
-                path.unlink()
+        # Among them halves of a state and of a video, which a process that was killed could not remove.
+        for pattern in (_STATE, _LATENTS, ".writing-*", f"*{_UNFINISHED}.*"):
+            for path in self._place.glob(pattern):
+                with suppress(OSError):
+                    path.unlink()
+        shutil.rmtree(self._place / _UNFINISHED, ignore_errors=True)
 
     def _found(self) -> dict[str, dict[str, Any]]:
         path = self._place / _STATE

@@ -29,8 +29,8 @@ class PngWriter:
     `depth`; frames of more than 8 bits become PNGs of 16. A folder holds no sound, and `audio_note` says so. Times
     and colour tags go into frames.json: `timestamps` in units of `time_base` seconds, in the source's own numbers.
 
-    The folder takes its name when the body ends well. One that is there already is replaced only if it is as this
-    class left it.
+    The folder takes its name when the body ends well; until then it is called `until_then`, as for `atomic_path`.
+    One that is there already is replaced only if it is as this class left it.
 
     Raises UserError if the folder cannot be written or holds anything else, or if no frames came; ValueError if
     the frames do not match what was announced.
@@ -48,6 +48,7 @@ class PngWriter:
         sample_aspect: Fraction = Fraction(1),
         colours: Colours = UNTAGGED,
         depth: int = 8,
+        until_then: Path | None = None,
     ) -> None:
         if rate is None if timestamps is None else time_base is None:
             raise ValueError("PngWriter needs timestamps with their time base, or a rate.")
@@ -58,6 +59,7 @@ class PngWriter:
         self._timestamps, self._time_base, self._rate = timestamps, time_base, rate
         self._aspect, self._colours = sample_aspect, colours.as_rgb()
         self._deep = depth > 8
+        self._until_then = until_then
         self._pix_fmt = "rgb48be" if self._deep else "rgb24"
         self._count = 0
 
@@ -75,7 +77,7 @@ class PngWriter:
 
     def __enter__(self) -> PngWriter:
         with ExitStack() as stack:
-            self._folder = stack.enter_context(owned_folder(self.path))
+            self._folder = stack.enter_context(owned_folder(self.path, until_then=self._until_then))
             encoder = av.CodecContext.create("png", "w")
             encoder.width, encoder.height = self._size
             encoder.pix_fmt, encoder.time_base = self._pix_fmt, Fraction(1, 25)

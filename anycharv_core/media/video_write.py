@@ -24,6 +24,7 @@ from .audio import AudioCopy, abandon
 from .colour import DEPTHS, UNSPECIFIED, UNTAGGED, Colours
 from .pictures import RgbPictures, ToPicture, YuvPictures
 from .video_read import VideoInfo, average_rate, open_input, probe, read_frames, read_gray
+from .watchable import Watchable
 
 __all__ = ["VideoInfo", "VideoWriter", "probe", "read_frames", "read_gray", "write_masks"]
 
@@ -39,7 +40,8 @@ class VideoWriter:
     """Write frames to a video with exact timestamps.
 
     Use it in a `with` statement. The file takes its name only when the body ends well; after any
-    exception, Ctrl-C included, an old file of that name is as it was.
+    exception, Ctrl-C included, an old file of that name is as it was. Until then what there is of it
+    can be watched at `until_then`, on the same disk; of an mp4 that is a copy without sound.
 
     `codec` "h264" makes an mp4 of quality `crf` (0 to 51, less is better). `width` and `height` are in pixels.
     H.264 with halved chroma (4:2:0, what every player takes) cannot hold an odd size, so pictures with an odd
@@ -75,6 +77,7 @@ class VideoWriter:
         codec: str = H264,
         colours: Colours = UNTAGGED,
         depth: int = 8,
+        until_then: Path | None = None,
     ) -> None:
         if codec not in CONTAINERS or depth not in DEPTHS:
             raise ValueError(f"VideoWriter cannot write {codec} of {depth} bits.")
@@ -104,6 +107,7 @@ class VideoWriter:
         self._crf = crf
         self._aspect = sample_aspect
         self._deep = depth > 8
+        self._until_then = until_then
         self._picture: ToPicture
         if codec == FFV1:
             self._colours, self._depth = colours.as_rgb(), depth
@@ -131,7 +135,10 @@ class VideoWriter:
 
     def __enter__(self) -> VideoWriter:
         with _write_errors(self.path), ExitStack() as stack:
-            temporary = stack.enter_context(atomic_path(self.path))
+            # An mp4 can't be played before its end is written.
+            shown = self._until_then if self._codec == H264 else None
+            place = shown.with_name(f".{shown.name}") if shown else self._until_then
+            temporary = stack.enter_context(atomic_path(self.path, place))
             source = stack.enter_context(open_input(self._audio_from, "audio")) if self._audio_from else None
             # A stream that FFmpeg has no decoder for cannot be described to the muxer either.
             found = source.streams.audio if source else ()
@@ -148,13 +155,14 @@ class VideoWriter:
                 f"file:{temporary}",
                 "w",
                 format=CONTAINERS[self._codec],
-                container_options=options if self._codec == H264 else {},
+                container_options=options if self._codec == H264 else {"flush_packets": "1"},
             )
             stack.callback(abandon, self._container)
             self._add_video()
             self._audio = AudioCopy(self._audio_from, source, streams, self._container)
             self.audio_note = self._audio.note
             self._container.start_encoding()
+            self._watchable = stack.enter_context(Watchable(shown, self._stream)) if shown else None
             self._stack = stack.pop_all()
         return self
 
@@ -222,6 +230,8 @@ class VideoWriter:
             # Audio keeps pace with video, so the muxer never has more than moments of either waiting.
             self._audio.copy_until(packet.dts * packet.time_base)
             self._container.mux(packet)
+            if self._watchable:
+                self._watchable.mux(packet)
 
 
 _MASK_RATE = Fraction(25)  # where masks come without times
