@@ -18,6 +18,7 @@ from .loader import MODELS, AnyCharVLoader
 from .masks import AnyCharVBoxMask, AnyCharVMaskAugment
 from .people import AnyCharVFindPeople
 from .pose import AnyCharVPoseDraw, AnyCharVPoseRetarget
+from .prepare import AnyCharVLoadPrepared, AnyCharVPrepareVideo
 from .puppets import AnyCharVPuppetClip
 from .reference import AnyCharVReferenceEncode
 from .replace import AnyCharVReplaceCharacter
@@ -54,4 +55,6 @@ class AnyCharVExtension(ComfyExtension):
             AnyCharVFindPeople,
             AnyCharVSegment,
             AnyCharVPoseRetarget,
+            AnyCharVPrepareVideo,
+            AnyCharVLoadPrepared,
         ]

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import folder_paths
 import numpy as np
-from comfy_api.latest import io
+from comfy_api.latest import InputImpl, io, ui
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.media.frames import Reopened
-from ..anycharv_core.media.pose import Poses
-from ..anycharv_core.media.video_read import VideoInfo, read_gray
+from ..anycharv_core.foreign import read_picture
+from ..anycharv_core.jobs.prepared import REPORT, PreparedPerson, read_prepared, write_prepared
+from ..anycharv_core.media.pose import Poses, read_poses
+from ..anycharv_core.media.pose_drawing import draw_poses
+from ..anycharv_core.media.video_read import VideoInfo
+from ..anycharv_core.media.video_write import VideoWriter
 from ..anycharv_core.preprocess.cache import content_key, weights_key
 from ..anycharv_core.preprocess.choose import by_number, chosen_boxes
 from ..anycharv_core.preprocess.find import FoundPeople, Poser, find_in_frames, in_order
-from ..anycharv_core.preprocess.person import BOXES, MASKS, cached_person
-from .dwpose import open_poser, pose_model_files, pose_model_names
+from ..anycharv_core.preprocess.person import cached_person
+from .dwpose import missing_pose_model, open_poser, pose_model_files, pose_model_names
 from .people import chosen, ways_to_choose
-from .pictures import frame_progress
-from .segment import open_segmenter, segmenter_folder, segmenter_names
-from .video import OpenedVideo
+from .pictures import frame_progress, image_tensor
+from .preview import marked
+from .segment import missing_segmenter, open_segmenter, segmenter_folder, segmenter_names
+from .types import CATEGORY, PreparedType
+from .video import OpenedVideo, opened
 
+FOLDER = "anycharv_prepared"  # in ComfyUI's output folder
 BIGGEST = "biggest"
 NOBODY = (
     "Nobody was found in the video: look whether the pose model knows such people (the embedded one knows only "
@@ -32,13 +39,24 @@ NOBODY = (
 )
 
 
-def who_input() -> io.DynamicCombo.Input:
+def who_input(optional: bool = True) -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input(
         "who",
         options=[io.DynamicCombo.Option(BIGGEST, []), *ways_to_choose()],
-        optional=True,
+        optional=optional,
         tooltip="Who is meant, where mask or pose is not wired in: the most prominent person, or one chosen by a "
         "number on AnyCharV Find People's contact sheet, a point on them, a box around them, or a picture.",
+    )
+
+
+def first_input() -> io.Int.Input:
+    return io.Int.Input(
+        "frames",
+        default=0,
+        min=0,
+        max=2**31 - 1,
+        optional=True,
+        tooltip="Only the first frames of the video, for a trial; 0 takes all.",
     )
 
 
@@ -64,24 +82,163 @@ def model_inputs() -> list[io.Combo.Input]:
     ]
 
 
-@dataclass(frozen=True)
-class PreparedPerson:
-    """Somebody of a video: the number on its contact sheet, the poses with nobody else in them, and the folder of
-    the masks."""
+def prepared_folders() -> list[str]:
+    """The names under which AnyCharV Prepare Video has kept something."""
+    root = Path(folder_paths.get_output_directory()) / FOLDER
+    return sorted(path.parent.name for path in root.glob(f"*/{REPORT}"))
 
-    number: int
-    poses: Poses
-    folder: Path
 
-    @property
-    def boxes(self) -> Reopened:
-        """Coarse masks uint8 [H, W] of every frame."""
-        return Reopened(partial(read_gray, self.folder / BOXES), len(self.poses))
+class AnyCharVPrepareVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnyCharVPrepareVideo",
+            display_name="AnyCharV Prepare Video",
+            category=CATEGORY,
+            description="Finds, follows and cuts out the people of a video, and shows the video with masks and "
+            "skeletons over it before anything is generated. What it finds can be kept for later.",
+            search_aliases=["preprocess video", "mask preview", "pose preview", "track person"],
+            is_output_node=True,
+            inputs=[
+                io.Video.Input("video", tooltip="The driving video; frames are read as they are needed."),
+                who_input(optional=False),
+                io.Int.Input(
+                    "people",
+                    default=1,
+                    min=1,
+                    max=10,
+                    tooltip="How many of the most prominent people, where who is 'biggest'.",
+                ),
+                first_input(),
+                *model_inputs(),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    optional=True,
+                    tooltip="Keeps masks and poses in this folder of output/anycharv_prepared, for AnyCharV Load "
+                    "Prepared and 'anycharv generate --prepared'; empty keeps nothing.",
+                ),
+            ],
+            outputs=[
+                PreparedType.Output(
+                    display_name="prepared", tooltip="Masks and poses; for AnyCharV Replace Character."
+                ),
+                io.Video.Output(display_name="preview", tooltip="The video with masks and skeletons over it."),
+                io.Image.Output(display_name="sheet", tooltip="Everybody in the video, numbered."),
+                io.Int.Output(display_name="people", tooltip="How many people the video shows."),
+            ],
+        )
 
-    @property
-    def masks(self) -> Reopened:
-        """Fine masks uint8 [H, W] of every frame."""
-        return Reopened(partial(read_gray, self.folder / MASKS), len(self.poses))
+    @classmethod
+    def validate_inputs(cls, pose_model: str, segmenter: str, who: Any = None) -> bool | str:
+        return missing_pose_model(pose_model) or missing_segmenter(segmenter) or True
+
+    @classmethod
+    def execute(
+        cls,
+        video: Any,
+        who: dict[str, Any],
+        people: int,
+        frames: int,
+        pose_model: str,
+        segmenter: str,
+        save_as: str = "",
+    ) -> io.NodeOutput:
+        target = None if not save_as.strip() else _target(save_as.strip())
+        with opened(video, frames) as source:
+            found = find(source, pose_model)
+            meant = choose(found, who, people if who["who"] == BIGGEST else None)
+            made = [cut_out(source, found, index, segmenter) for index in meant]
+            if target is not None:
+                write_prepared(target, [], _name(source), found, made)
+            shown = _preview(source, made)
+        sheet = image_tensor(np.array(read_picture(found.sheet, "RGB")))
+        preview = ui.PreviewVideo([ui.SavedResult(shown.name, "", io.FolderType.temp)])
+        count = len(found.findings.tracks)
+        return io.NodeOutput(made, InputImpl.VideoFromFile(str(shown)), sheet, count, ui=preview)
+
+
+class AnyCharVLoadPrepared(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnyCharVLoadPrepared",
+            display_name="AnyCharV Load Prepared",
+            category=CATEGORY,
+            description="Masks and poses that AnyCharV Prepare Video has kept, so that another character takes "
+            "the same person's place without finding them again.",
+            search_aliases=["load mask", "load pose", "reuse preprocessing"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=prepared_folders(),
+                    tooltip="A folder in output/anycharv_prepared. Press R after keeping another.",
+                )
+            ],
+            outputs=[PreparedType.Output(display_name="prepared", tooltip="For AnyCharV Replace Character.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        if name in prepared_folders():
+            return True
+        return (
+            f"output/{FOLDER} holds nothing called '{name}': keep something with AnyCharV Prepare Video's "
+            "save_as, and press R."
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> float:
+        return (_target(name) / REPORT).stat().st_mtime
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        kept = read_prepared(_target(name))
+        people = [
+            PreparedPerson(number, read_poses(pose), mask.parent)
+            for number, (mask, pose) in enumerate(kept.people, 1)
+        ]
+        return io.NodeOutput(people)
+
+
+def _target(name: str) -> Path:
+    """Where something of this name is kept. Raises UserError where it is no plain name."""
+    if not re.fullmatch(r"[\w .-]*\w[\w .-]*", name):
+        raise UserError(f"'{name}' is no name of a folder: use letters, digits, spaces, dots and dashes.")
+    root = Path(folder_paths.get_output_directory()) / FOLDER
+    root.mkdir(parents=True, exist_ok=True)
+    return root / name
+
+
+def _name(video: OpenedVideo) -> str:
+    """What the report calls the video."""
+    return next((str(part) for part in video.content if isinstance(part, Path)), "in memory")
+
+
+def _preview(video: OpenedVideo, people: Sequence[PreparedPerson]) -> Path:
+    """A video in ComfyUI's temp folder with everybody's mask and skeleton over it, of even sides, as browsers want
+    them."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"anycharv_{secrets.token_hex(8)}.mp4"
+    info = video.info
+    width, height = (side - side % 2 or 1 for side in (info.width, info.height))
+    with VideoWriter(
+        path,
+        width,
+        height,
+        info.timestamps,
+        info.time_base,
+        info.rate,
+        sample_aspect=info.sample_aspect,
+        audio_from=video.sound,
+    ) as writer:
+        streams = [stream for each in people for stream in (each.masks, draw_poses(each.poses))]
+        for frame, *layers in zip(video.plain, *streams, strict=True):
+            for mask, skeleton in zip(layers[::2], layers[1::2], strict=True):
+                frame = marked(frame, mask, skeleton)
+            writer.write(frame[:height, :width])
+    return path
 
 
 def find(video: OpenedVideo, pose_model: str, given: Poses | None = None) -> FoundPeople:
@@ -102,13 +259,14 @@ def find(video: OpenedVideo, pose_model: str, given: Poses | None = None) -> Fou
     return find_in_frames(key, video.plain, lambda: video.info, poser, NOBODY, lambda done, total: progress(done))
 
 
-def choose(found: FoundPeople, who: dict[str, Any] | None, count: int) -> list[int]:
-    """Indices of the people meant, for `count` characters. Raises UserError where they are not as many."""
+def choose(found: FoundPeople, who: dict[str, Any] | None, count: int | None) -> list[int]:
+    """Indices of the people meant, for `count` characters, None = any number. Raises UserError where they are not
+    as many."""
     tracks, way = found.findings.tracks, (who or {"who": BIGGEST})["who"]
     if who is None or way == BIGGEST:
-        return by_number(tracks, range(1, count + 1))
+        return by_number(tracks, range(1, (count or 1) + 1))
     meant = chosen(tracks, way, who)
-    if len(meant) != count:
+    if count is not None and len(meant) != count:
         raise UserError(
             f"who chooses {len(meant)} of the people but there are pictures of {count} characters: choose as many "
             "by number, such as '1,2', or wire in as many pictures."
@@ -129,8 +287,8 @@ def cut_out(video: OpenedVideo, found: FoundPeople, index: int, segmenter: str) 
 
     # As the command line's key, so that neither does what the other has done.
     sources = *weights_key(Path(folder)), folder
-    made, _ = cached_person(found, sources, boxes, [None] * len(boxes), masks)
-    return PreparedPerson(index + 1, found.findings.poses.only(track.people), made)
+    made, counts = cached_person(found, sources, boxes, [None] * len(boxes), masks)
+    return PreparedPerson(index + 1, found.findings.poses.only(track.people), made, counts)
 
 
 def _counted(masks: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:

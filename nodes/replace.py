@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..anycharv_core.inference.people import put_in_turn
 from ..anycharv_core.inference.phases import Phases
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.skeletons import PictureSkeletons, PointSkeletons, Skeletons
+from ..anycharv_core.jobs.prepared import PreparedPerson
 from ..anycharv_core.media.camera import CONTEXT
 from ..anycharv_core.media.canvas import AUTO, CanvasPath
 from ..anycharv_core.media.frames import Reopened, Source, eight_bit
@@ -35,12 +37,13 @@ from ..anycharv_core.systems.recipes import Recipe
 from .backend import ComfyBackend, node_size
 from .pictures import frame_boxes, image_uint8, mask_fitter, masks_uint8, reference_mask_uint8, rgb_frames
 from .pose import parsed_poses
-from .prepare import choose, cut_out, find, model_inputs, who_input
+from .prepare import choose, cut_out, find, first_input, model_inputs, who_input
 from .preview import SHOWN_EVERY, Overlay, frame_preview
 from .resume import unfinished
 from .types import (
     CATEGORY,
     PoseKeypoint,
+    PreparedType,
     ReferenceNetType,
     canvas_input,
     cfg_input,
@@ -131,14 +134,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     tooltip="More characters, each for another person of the video, who are then found: the next "
                     "most prominent ones, or those of the numbers in who.",
                 ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    optional=True,
-                    tooltip="Only the first frames of the video, for a trial; 0 takes all.",
-                ),
+                first_input(),
                 *model_inputs(),
                 io.Boolean.Input(
                     "resume",
@@ -147,6 +143,12 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     advanced=True,
                     tooltip="Go on after the last finished step where a run of the same inputs was interrupted; "
                     "off starts over.",
+                ),
+                PreparedType.Input(
+                    "prepared",
+                    optional=True,
+                    tooltip="Masks and poses from AnyCharV Prepare Video or AnyCharV Load Prepared, in place of "
+                    "mask and pose.",
                 ),
             ],
             outputs=[io.Video.Output()],
@@ -186,6 +188,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         pose_model: str = "",
         segmenter: str = "",
         resume: bool = True,
+        prepared: list[PreparedPerson] | None = None,
     ) -> io.NodeOutput:
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +206,10 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         with opened(video, frames) as source:
             info, full = source.info, (source.info.width, source.info.height)
             given = _first(mask, frames), _first(pose, frames)
-            people = _people(source, *given, who, len(pictures), pose_model, segmenter)
+            if prepared is None:
+                people = _people(source, *given, who, len(pictures), pose_model, segmenter)
+            else:
+                people = _of_prepared(prepared, info, mask is not None or pose is not None, len(pictures))
             size = node_size(pipe, chosen, full, (width, height))
             plan = pipe.plan(chosen, full, people[0].skeletons.size, size, size)
             references = [pipe.refer(chosen, *each) for each in zip(pictures, alphas, strict=True)]
@@ -302,6 +308,30 @@ def _people(
     if given is not None and points is None:  # pictures
         return [_Replaced(each.boxes, given, (each.folder.name, _digest_of(pose))) for each in people]
     return [_Replaced(each.boxes, PointSkeletons(each.poses), each.folder.name) for each in people]
+
+
+def _of_prepared(prepared: list[PreparedPerson], info: VideoInfo, other: bool, count: int) -> list[_Replaced]:
+    """Who is replaced, by what was prepared. other: whether mask or pose is wired in, too; count: how many.
+
+    Raises UserError where it does not fit.
+    """
+    if other:
+        raise UserError("prepared takes the place of mask and pose: wire in the one or the others.")
+    if len(prepared) != count:
+        raise UserError(
+            f"prepared holds {len(prepared)} people but there are pictures of {count} characters: give as many of "
+            "both."
+        )
+    made = []
+    for each in prepared:
+        if len(each.poses) < info.frames:
+            raise UserError(
+                f"The video has {info.frames} frames but prepared has {len(each.poses)}; prepare this same video."
+            )
+        poses = each.poses.take(range(info.frames))
+        masks = Reopened(partial(islice, each.boxes, info.frames), info.frames)
+        made.append(_Replaced(masks, PointSkeletons(poses), (_digest(masks), _digest(poses.people))))
+    return made
 
 
 def _first(given: Any, count: int) -> Any:

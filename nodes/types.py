@@ -14,6 +14,7 @@ ReferenceNetType = io.Custom("ANYCHARV_REFERENCE_NET")
 ReferenceType = io.Custom("ANYCHARV_REFERENCE")
 PoseKeypoint = io.Custom("POSE_KEYPOINT")
 CanvasType = io.Custom("ANYCHARV_CANVAS")
+PreparedType = io.Custom("ANYCHARV_PREPARED")  # a list of `PreparedPerson`
 
 
 def recipe_input(tooltip: str) -> io.Combo.Input:

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..errors import UserError
+from ..files import owned_folder
 from ..foreign import read_json
-from ..preprocess.person import BOXES
+from ..media.frames import Reopened
+from ..media.pose import Poses, write_poses
+from ..media.video_read import read_gray
+from ..preprocess.find import SHEET, FoundPeople
+from ..preprocess.person import BOXES, MASKS
+from ..preprocess.tracking import Track
 
 POSES, REPORT = "pose.json", "report.json"
+
+
+@dataclass(frozen=True)
+class PreparedPerson:
+    """Somebody chosen: the number on the contact sheet (None for the one inside masks that were given), the poses
+    with nobody else in them, the folder with the masks, and what to report of them."""
+
+    number: int | None
+    poses: Poses
+    folder: Path
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def boxes(self) -> Reopened:
+        """Coarse masks uint8 [H, W] of every frame."""
+        return Reopened(partial(read_gray, self.folder / BOXES), len(self.poses))
+
+    @property
+    def masks(self) -> Reopened:
+        """Fine masks uint8 [H, W] of every frame."""
+        return Reopened(partial(read_gray, self.folder / MASKS), len(self.poses))
 
 
 @dataclass(frozen=True)
@@ -37,3 +71,50 @@ def read_prepared(folder: Path) -> Prepared:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / REPORT} is not from 'anycharv preprocess'; prepare the video.") from error
     return Prepared(video, [(place / BOXES, place / POSES) for place in places], cuts)
+
+
+def write_prepared(
+    out: Path,
+    inputs: Iterable[Path],
+    video: str,
+    found: FoundPeople,
+    people: Sequence[PreparedPerson],
+    **more: Any,
+) -> dict[str, Any]:
+    """Writes what was prepared of a video and returns the report. more: what to report besides; inputs: files that
+    `out` must not hold. Raises UserError where `out` cannot be written or holds anything of others."""
+    report = {
+        "clip": video,
+        "frames": len(found.timestamps),
+        "size": list(found.size),
+        "rate": found.rate,
+        "cuts": found.findings.cuts,
+        "people": [_described(number, track) for number, track in enumerate(found.findings.tracks, 1)],
+        "chosen": [
+            {"number": person.number, "folder": person_folder(place), **person.counts}
+            for place, person in enumerate(people)
+        ],
+        **more,
+    }
+    with owned_folder(out, inputs) as temporary:
+        shutil.copyfile(found.sheet, temporary / SHEET)
+        for place, person in enumerate(people):
+            folder = temporary / person_folder(place)
+            folder.mkdir(exist_ok=True)
+            write_poses(folder / POSES, person.poses)
+            for name in (MASKS, BOXES):
+                shutil.copyfile(person.folder / name, folder / name)
+        (temporary / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _described(number: int, track: Track) -> dict[str, Any]:
+    seen = np.flatnonzero(track.present)
+    width, height = (track.boxes[seen, 2:] - track.boxes[seen, :2]).mean(axis=0)
+    return {
+        "number": number,
+        "frames": len(seen),
+        "first_frame": int(seen[0]),
+        "last_frame": int(seen[-1]),
+        "mean_size": [round(float(width)), round(float(height))],
+    }

@@ -5,8 +5,6 @@ The video is read as a stream, several times over, and is never wholly in memory
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,21 +15,20 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import check_owned, owned_folder, write_error
+from ..files import check_owned, write_error
 from ..media.imaging import Size
-from ..media.pose import Poses, write_poses
 from ..media.video_read import read_frames
 from ..preprocess.cache import weights_key
 from ..preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
-from ..preprocess.find import SHEET, FoundPeople, find_in_video
+from ..preprocess.find import FoundPeople, find_in_video
 from ..preprocess.models import segmenter_name
-from ..preprocess.person import BOXES, MASKS, cached_person, pose_extent, poses_inside
+from ..preprocess.person import cached_person, pose_extent, poses_inside
 from ..preprocess.retarget import retarget
 from ..preprocess.segment import Segmenter
 from ..preprocess.smoothing import smooth_poses
 from ..preprocess.tracking import Track
 from .inputs import mask_frames, read_reference
-from .prepared import POSES, REPORT, person_folder
+from .prepared import PreparedPerson, write_prepared
 from .reference_pose import reference_pose
 
 Progress = Callable[[str, int, int], None]
@@ -67,17 +64,6 @@ class PreprocessJob:
     device: str | None = None
 
 
-@dataclass(frozen=True)
-class _Person:
-    """A chosen person: the number on the contact sheet (None for the one inside the masks given), the poses with
-    nobody else in them, the folder of the masks, and what to report of them."""
-
-    number: int | None
-    poses: Poses
-    masks: Path
-    counts: dict[str, int]
-
-
 def preprocess(job: PreprocessJob, progress: Progress | None = None) -> dict[str, Any]:
     """Finds the people of the video and writes pose, masks and boxes of those chosen to `job.out`.
 
@@ -95,32 +81,17 @@ def preprocess(job: PreprocessJob, progress: Progress | None = None) -> dict[str
     if job.retarget and len(job.retarget) != len(numbers):
         raise UserError(f"{len(numbers)} people are chosen; give as many pictures to retarget to, or none.")
     people = [_prepare(job, found, number, place, progress) for place, number in enumerate(numbers)]
-    report = {
-        "clip": str(job.video.resolve()),
-        "frames": len(found.timestamps),
-        "size": list(found.size),
-        "rate": found.rate,
-        "cuts": found.findings.cuts,
-        "people": [_described(number, track) for number, track in enumerate(found.findings.tracks, 1)],
-        "chosen": [
-            {"number": person.number, "folder": person_folder(place), **person.counts}
-            for place, person in enumerate(people)
-        ],
-        "likeness": likeness,
-        "smooth": job.smooth,
-        "retarget": [str(path) for path in job.retarget],
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    with owned_folder(job.out, _inputs(job)) as temporary:
-        shutil.copyfile(found.sheet, temporary / SHEET)
-        for place, person in enumerate(people):
-            folder = temporary / person_folder(place)
-            folder.mkdir(exist_ok=True)
-            write_poses(folder / POSES, person.poses)
-            for name in (MASKS, BOXES):
-                shutil.copyfile(person.masks / name, folder / name)
-        (temporary / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return report
+    return write_prepared(
+        job.out,
+        _inputs(job),
+        str(job.video.resolve()),
+        found,
+        people,
+        likeness=likeness,
+        smooth=job.smooth,
+        retarget=[str(path) for path in job.retarget],
+        seconds=round(time.perf_counter() - started, 3),
+    )
 
 
 def _check(job: PreprocessJob) -> None:
@@ -165,7 +136,7 @@ def _choose(job: PreprocessJob, tracks: list[Track]) -> tuple[list[int | None], 
 
 def _prepare(
     job: PreprocessJob, found: FoundPeople, number: int | None, place: int, progress: Progress | None
-) -> _Person:
+) -> PreparedPerson:
     """Poses and masks of one person; `place` among those chosen, from 0."""
     findings, count = found.findings, len(found.timestamps)
     boxes: list[Any] = [None] * count
@@ -194,7 +165,7 @@ def _prepare(
 
     sources = *_sources(job.masks or Path(segmenter)), segmenter or None
     folder, counts = cached_person(found, sources, boxes, extents, masks)
-    return _Person(number, poses, folder, counts)
+    return PreparedPerson(number, poses, folder, counts)
 
 
 def _sources(path: Path) -> tuple[object, ...]:
@@ -202,18 +173,6 @@ def _sources(path: Path) -> tuple[object, ...]:
     if path.is_dir():
         return weights_key(path)
     return (path,) if path.is_file() else (str(path),)
-
-
-def _described(number: int, track: Track) -> dict[str, Any]:
-    seen = np.flatnonzero(track.present)
-    width, height = (track.boxes[seen, 2:] - track.boxes[seen, :2]).mean(axis=0)
-    return {
-        "number": number,
-        "frames": len(seen),
-        "first_frame": int(seen[0]),
-        "last_frame": int(seen[-1]),
-        "mean_size": [round(float(width)), round(float(height))],
-    }
 
 
 def _sized(masks: Iterable[np.ndarray], size: Size, path: Path) -> Iterator[np.ndarray]:
