@@ -97,7 +97,14 @@ class AnyCharVPrepareVideo(io.ComfyNode):
             category=CATEGORY,
             description="Finds, follows and cuts out the people of a video, and shows the video with masks and "
             "skeletons over it before anything is generated. What it finds can be kept for later.",
-            search_aliases=["preprocess video", "mask preview", "pose preview", "track person"],
+            search_aliases=[
+                "preprocess video",
+                "mask preview",
+                "pose preview",
+                "track person",
+                "视频预处理",
+                "遮罩预览",
+            ],
             is_output_node=True,
             inputs=[
                 io.Video.Input("video", tooltip="The driving video; frames are read as they are needed."),
@@ -167,7 +174,7 @@ class AnyCharVLoadPrepared(io.ComfyNode):
             category=CATEGORY,
             description="Masks and poses that AnyCharV Prepare Video has kept, so that another character takes "
             "the same person's place without finding them again.",
-            search_aliases=["load mask", "load pose", "reuse preprocessing"],
+            search_aliases=["load mask", "load pose", "reuse preprocessing", "加载遮罩", "加载姿态"],
             inputs=[
                 io.Combo.Input(
                     "name",
