@@ -24,7 +24,7 @@ from training import networks
 from training.config import Config, Phase, read_config
 from training.loop import new_optimizer
 from training.speed import keep_freed_memory
-from training.trainee import Trainee, choose_trained
+from training.trainee import new_trainee
 
 WARM_UP = 2  # steps that are not counted
 
@@ -49,8 +49,7 @@ def steps(config: Config, name: str, now: bool, threads: int, calls: Connection)
         keep_freed_memory()
     phase = config.phases[name]
     nets, _ = networks.build(config, [], lambda line: None)
-    choose_trained(nets, phase)
-    module = Trainee(nets, phase.objective, phase.motion, config.seed, name, config.schedule)
+    module = new_trainee(config, name, nets)
     if now:
         module.to(memory_format=torch.channels_last)
     parameters = [p for p in module.parameters() if p.requires_grad]

@@ -63,10 +63,17 @@ def test_what_cannot_be_known_is_said_and_the_rest_planned(tmp_path: Path, capsy
     assert not [line for line in lines if line.startswith(("  trains", "  memory"))]
 
 
-@pytest.mark.parametrize(("name", "channels"), [("anycharv", 9), ("animate_anyone", 4)])
-def test_published_files_have_known_sizes(name: str, channels: int) -> None:
+STARTS = {"unet", "motion", "pose_guider", "vae", "image_encoder"}
+TUNED = {"model", "vae", "image_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "files"),
+    [("anycharv", 9, STARTS), ("animate_anyone", 4, STARTS), ("lora", 9, TUNED), ("distil", 9, TUNED)],
+)
+def test_published_files_have_known_sizes(name: str, channels: int, files: set[str]) -> None:
     config = read_config(CONFIGS / f"{name}.yaml")
-    assert missing_files(config.init).keys() == {"unet", "motion", "pose_guider", "vae", "image_encoder"}
+    assert missing_files(config.init).keys() == files
     configs = known_configs(config)
     with torch.device("meta"):
         nets = untrained(configs)
@@ -80,3 +87,13 @@ def test_published_files_have_known_sizes(name: str, channels: int) -> None:
         "image_encoder": 304,
     }
     assert configs["denoising_unet"]["in_channels"] == channels
+
+
+def test_a_distillation_counts_its_teacher(tmp_path: Path, capsys) -> None:
+    config = recipe()
+    config["phases"]["few"] = PHASE | {"task": "distil", "train": ["denoising_unet"]}
+    config["phases"]["more"] = PHASE | {"train": ["denoising_unet"]}
+    few, more = (planned(tmp_path, config, capsys, "--phase", name) for name in ("few", "more"))
+    assert starting(few, "few: distil, 6 steps of 2 clips of 2 frames")
+    assert starting(few, "  trains ") == starting(more, "  trains ")
+    assert "GiB" in starting(few, "  memory")

@@ -28,6 +28,7 @@ Steps = Annotated[int, Range(1, TRAIN_STEPS)]
 Share = Annotated[float, Range(0, 1)]
 Amount = Annotated[float, Range(0, 10**6)]
 Decay = Annotated[float, Range(0, 1 - 1e-9)]
+DIFFUSION = "diffusion", "distil"  # tasks that train the networks by what they predict
 Part = Literal["denoising_unet", "reference_unet", "pose_guider", "vae", "image_encoder"]
 
 
@@ -156,6 +157,16 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Distil:
+    """What a phase of task "distil" makes of the model before it (training/distil.py): one of `steps` steps
+    without guidance, each of which leads where the teacher comes in `substeps` of its own with `guidance`."""
+
+    steps: Steps = 4
+    substeps: Annotated[int, Range(2, 100)] = 4
+    guidance: Amount = 3.0
+
+
+@dataclass(frozen=True)
 class Lora:
     """A LoRA of the denoising UNet (Hu et al., 2021). alpha: scale times rank, by default the rank itself;
     targets: ends of the names of linear layers; start: a file of an earlier training to go on from."""
@@ -170,13 +181,15 @@ class Lora:
 class Phase:
     """One phase of the training.
 
-    task: "diffusion" is eq. 2 and 3; "codec" and "decoder" train the embedded model's PatchCodec; "pairs" makes
-    the self-boosting pairs, as its section `pairs` says.
+    task: "diffusion" is eq. 2 and 3; "distil" makes the model before it one of few steps, as its section `distil`
+    says; "codec" and "decoder" train the embedded model's PatchCodec; "pairs" makes the self-boosting pairs, as
+    its section `pairs` says.
     train: what is trained; "spatial" is the denoising UNet without its motion modules, "motion" these alone.
     motion: whether the motion modules run.
     batch: clips per optimizer step over all processes, in `accumulate` portions one after another.
     lr: the peak learning rate, after a linear `warmup` of so many steps; then `schedule` keeps it "constant" or
     lets it fall to a tenth ("cosine").
+    optimizer: "adamw8bit" keeps AdamW's averages in 8 bits (bitsandbytes), "adamw_offload" in main memory.
     ema: decay of the moving average that is validated and exported; 0 is off.
     grad_clip: largest gradient norm; 0 is off.
     checkpointing: whether activations are computed again in the backward pass, to save memory.
@@ -184,7 +197,7 @@ class Phase:
     lora: trained instead of `train`.
     """
 
-    task: Literal["diffusion", "codec", "decoder", "pairs"] = "diffusion"
+    task: Literal["diffusion", "distil", "codec", "decoder", "pairs"] = "diffusion"
     train: tuple[
         Literal["denoising_unet", "spatial", "motion", "reference_unet", "pose_guider", "image_encoder"], ...
     ] = ()
@@ -196,7 +209,7 @@ class Phase:
     lr: Annotated[float, Range(0, 100, above=True)] = 1e-5
     warmup: Count = 0
     schedule: Literal["constant", "cosine"] = "constant"
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "adamw_offload"] = "adamw"
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: Annotated[float, Range(0, 100)] = 0.01
     ema: Decay = 0.0
@@ -211,6 +224,7 @@ class Phase:
     cache: Cache = field(default_factory=Cache)
     export: Export = field(default_factory=Export)
     pairs: Pairs = field(default_factory=Pairs)
+    distil: Distil = field(default_factory=Distil)
     lora: Lora | None = None
 
 
@@ -286,6 +300,11 @@ class Config:
     init: Init = field(default_factory=Init)
     settings: Settings = field(default_factory=Settings)
     engine: Engine = field(default_factory=Engine)
+
+    def settings_of(self, phase: Phase) -> dict[str, Any]:
+        """What the pipeline uses by default with the model of a phase: of a distilled one, its own steps."""
+        own = {"steps": phase.distil.steps, "guidance_scale": 1.0} if phase.task == "distil" else {}
+        return self.settings.to_dict() | own
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -396,15 +415,20 @@ def _check_phase(phase: Phase, where: str) -> None:
             f"'{where}.batch' is {phase.batch}, which its 'accumulate', {phase.accumulate}, does not divide; "
             "choose a multiple of it."
         )
-    if phase.task in ("diffusion", "decoder") and not phase.steps:
+    if phase.task in (*DIFFUSION, "decoder") and not phase.steps:
         raise UserError(f"'{where}.steps' is 0: give the number of steps.")
-    if phase.task == "diffusion":
+    if phase.task in DIFFUSION:
         if phase.lora is not None and phase.train:
             raise UserError(f"'{where}.train' must be empty: a phase with 'lora' trains that alone.")
         if phase.lora is None and not phase.train:
             raise UserError(f"'{where}.train' is empty: list what the phase trains, or give it a 'lora'.")
         if phase.train == ("motion",) and not phase.motion:
             raise UserError(f"'{where}.motion' is false, but the phase trains the motion modules alone: set it.")
+    if phase.task == "distil" and phase.distil.steps * phase.distil.substeps > TRAIN_STEPS:
+        raise UserError(
+            f"'{where}.distil' asks for {phase.distil.steps} steps of {phase.distil.substeps}, but there are only "
+            f"{TRAIN_STEPS} timesteps: lower one of them."
+        )
     if phase.lora is not None and not phase.lora.targets:
         raise UserError(f"'{where}.lora.targets' is empty: name at least one, such as to_q.")
     if phase.validate.every and not phase.validate.timesteps:

@@ -28,6 +28,7 @@ from training import checkpoints
 from training.config import Engine, Phase
 from training.data.samples import Samples, loader
 from training.ema import Ema
+from training.offload import OffloadedAdamW
 from training.speed import Meter
 from training.stop import Stop, Unfinished
 
@@ -74,8 +75,10 @@ def new_accelerator(engine: Engine, phase: Phase, folder: Path, cpu: bool) -> Ac
 
 
 def new_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, or the one of bitsandbytes whose state takes a quarter of the memory."""
+    """AdamW, the one whose state lies in main memory, or that of bitsandbytes, in a quarter of the memory."""
     options: dict[str, Any] = {"lr": phase.lr, "betas": phase.betas, "weight_decay": phase.weight_decay}
+    if phase.optimizer == "adamw_offload":
+        return OffloadedAdamW(parameters, **options)
     if phase.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options, fused=True)
     try:

@@ -8,7 +8,8 @@ writes a model with the LoRA in its weights: a folder in the official layout, or
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,24 @@ def add_lora(unet: DenoisingUNet, lora: Lora, motion: bool) -> list[nn.Parameter
     if lora.start is not None:
         _load(unet, Path(lora.start))
     return trained
+
+
+@contextmanager
+def without_lora(unet: DenoisingUNet) -> Iterator[None]:
+    """The network computes meanwhile as it did before `add_lora`; nothing changes for one without a LoRA."""
+    if not hasattr(unet, "peft_config"):
+        yield
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def _targets(unet: DenoisingUNet, ends: tuple[str, ...], motion: bool) -> list[str]:

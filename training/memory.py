@@ -17,11 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS
 from anycharv_core.checkpoints.networks import Networks, untrained
+from anycharv_core.models.layers import sdpa
+from training.frozen import narrow_frozen
 
 GIB = 2**30
-# AdamW's two averages per parameter; in 8 bits (Dettmers et al., 2022) with a float32 scale per block of 256.
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
+# AdamW's two averages per parameter; in 8 bits (Dettmers et al., 2022) with a float32 scale per block of 256; in
+# main memory.
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256), "adamw_offload": 0.0}
 # The CUDA context, cuDNN's and cuBLAS's scratch space, and what the allocator leaves unused between tensors.
 OVERHEAD = 1.5 * GIB
 
@@ -50,11 +54,11 @@ class Memory:
 def estimate(trained: int, frozen: int, optimizer: str, ema: bool, activations: float) -> Memory:
     """Memory of one process that holds everything itself (no FSDP, no ZeRO).
 
-    trained, frozen: numbers of parameters, all float32, as the gradients and the average are.
+    trained: number of parameters, float32, as the gradients and the average are; frozen: bytes of the others.
     """
     return Memory(
         trained=4 * trained,
-        frozen=4 * frozen,
+        frozen=frozen,
         gradients=4 * trained,
         optimizer=OPTIMIZER_BYTES[optimizer] * trained,
         average=4 * trained if ema else 0,
@@ -77,35 +81,47 @@ def phase_memory(
     size: tuple[int, int],
     frames: int,
     clips: int,
-    choose: Callable[[Networks], Any],
+    choose: Callable[[Networks], Mapping[str, nn.Module] | None],
     optimizer: str = "adamw",
     ema: bool = False,
     precision: str = "bf16",
     motion: bool = True,
+    cached: bool = True,
+    guidance: float | None = None,
 ) -> Memory:
-    """Memory of a step on `clips` clips at a time of `frames` frames of `size` (width, height), latents cached.
+    """Memory of a step on `clips` clips at a time of `frames` frames of `size` (width, height).
 
-    configs: of every part. `choose(networks)` turns on what is trained, a LoRA and checkpointing too. precision:
-    "fp32", or "bf16" by autocast over float32 weights. The VAE and the image encoder are frozen; they count with
-    their weights, not with what encoding needs, which is over when the step begins.
+    configs: of every part. `choose(networks)` turns on what is trained, a LoRA and checkpointing too, and gives
+    the copies that a teacher keeps, whose `guidance` is given then. precision: "fp32", or "bf16" by autocast over
+    float32 weights, frozen ones as `narrow_frozen` leaves them. The VAE and the image encoder are frozen: with
+    `cached` encodings they are not on the card; else they count with their weights, not with what encoding needs,
+    which is over when the step begins.
     """
     with torch.device("meta"):
         nets = untrained(configs)
-        parts = [net for net in vars(nets).values() if net is not None]
-        for net in parts:
-            net.requires_grad_(False)
-        choose(nets)
-    counts = {True: 0, False: 0}
-    for p in (p for net in parts for p in net.parameters()):
-        counts[p.requires_grad] += p.numel()
+        for net in vars(nets).values():
+            if net is not None:
+                net.requires_grad_(False)
+        copies = choose(nets) or {}
+    own = {part: net for part, net in vars(nets).items() if net is not None}
+    step_nets = [*(net for part, net in own.items() if part not in LIBRARY_PARTS), *copies.values()]
+    for net in step_nets:
+        narrow_frozen(net, precision)
+    on_card = (
+        step_nets if cached else [*step_nets, *(net for net in (nets.vae, nets.image_encoder) if net is not None)]
+    )
+    parameters = [p for net in on_card for p in net.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
+    teacher = None if guidance is None else Networks(**(vars(nets) | dict(copies)))
     with FakeTensorMode():
-        for net in parts:
+        for net in step_nets:
             _imagine(net)
             if precision == "bf16":
                 _normalise_in_float32(net)
-        step = _step(nets, configs, size, frames, clips, precision, motion)
-        activations = max(0, peak_bytes(step) - 4 * counts[True])
-    return estimate(counts[True], counts[False], optimizer, ema, activations)
+        step = _step(nets, configs, size, frames, clips, precision, motion, teacher, guidance or 1.0)
+        activations = max(0, peak_bytes(step) - 4 * trained)
+    return estimate(trained, frozen, optimizer, ema, activations)
 
 
 def _imagine(net: nn.Module) -> None:
@@ -133,14 +149,17 @@ def _step(
     clips: int,
     precision: str,
     motion: bool,
+    teacher: Networks | None = None,
+    guidance: float = 1.0,
 ) -> Callable[[], Tensor]:
-    from training.objective import predict
+    from training.objective import guided, predict
 
     unet = nets.denoising_unet.cfg
     ratio = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     width, height = (-(-side // ratio) for side in size)
     latents = torch.randn(clips, frames, unet.out_channels, height, width)
     encoded = {
+        "latents": latents,
         "scene": torch.randn_like(latents),
         "mask": torch.ones(clips, frames, 1, height, width),
         "reference": torch.randn_like(latents[:, 0]),
@@ -151,7 +170,11 @@ def _step(
     def step() -> Tensor:
         at = torch.zeros(clips, dtype=torch.long)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            v = predict(nets, encoded, latents, at, 0, motion)
+            if teacher is not None:
+                with torch.no_grad():
+                    guided(teacher, encoded, guidance, motion, sdpa)(latents, at)
+            # The one that a card uses.
+            v = predict(nets, encoded, latents, at, 0, motion, sdpa)
         return (v.float() - latents).square().mean()
 
     return step

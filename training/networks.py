@@ -19,7 +19,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, owned_folder
 from anycharv_core.jobs.precision import DTYPES
 from anycharv_core.systems import write_folder
-from training.config import Config, Export, Lora
+from training.config import Config, Lora, Phase
 from training.lora import FILE, add_lora, lora_state_dict, merge_lora, write_lora
 from training.start.initialise import initialise
 
@@ -67,13 +67,14 @@ def load_into(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:
 
 
 def export_weights(
-    nets: Networks, configs: Configs, weights: dict[str, Tensor], config: Config, export: Export, folder: Path
+    nets: Networks, configs: Configs, weights: dict[str, Tensor], config: Config, phase: Phase, folder: Path
 ) -> None:
     """Writes the model of a finished phase, and then, as the sign that it is finished, what it trained."""
     load_into(nets, weights, folder / WEIGHTS)
     own = {part: net.state_dict() for part, net in vars(nets).items() if net is not None}
+    export = phase.export
     parts: dict[str, Any] = own if export.parts is None else {str(part): own[part] for part in export.parts}
-    checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings.to_dict())
+    checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings_of(phase))
     dtype = DTYPES[export.dtype]
     if export.layout != "folder":
         write_single(checkpoint, folder / f"{MODEL}.safetensors", dtype)

@@ -6,7 +6,7 @@ A denoising UNet that takes no scene is trained as Animate Anyone is: the same w
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.inference.encode import frames_at_a_time
 from anycharv_core.media.imaging import clip_batch, latent_mask, to_unit
+from anycharv_core.models.guidance import guide, is_guided
+from anycharv_core.models.hooks import AttentionFunction
 from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, add_noise, alphas_cumprod
 from anycharv_core.systems import system_of
 from training.config import Objective
@@ -85,11 +87,11 @@ def embed(nets: Networks, picture: Tensor) -> Tensor:
         return nets.image_encoder(clip_batch(to_unit(picture), nets.image_encoder.config.image_size)).image_embeds
 
 
-def read_reference(nets: Networks, encoded: Batch) -> tuple[list[Tensor], Tensor]:
+def read_reference(nets: Networks, encoded: Batch, attention: AttentionFunction) -> tuple[list[Tensor], Tensor]:
     """ReferenceNet tokens per block [B, T, C] and image embeddings [B, D]."""
     embeds = encoded["embeds"] if "embeds" in encoded else embed(nets, encoded["picture"])
     latents = encoded["reference"]
-    return nets.reference_unet(latents, embeds, attention=attention_for(latents.device)), embeds
+    return nets.reference_unet(latents, embeds, attention=attention), embeds
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,19 @@ def loss(
     t, noise = draws.t[order], draws.noise[order]
     target = encoded["latents"].float()
     noisy, wanted = add_noise(target, noise, t, schedule)
-    shown = encoded if cfg.mask_input else encoded | {"mask": torch.zeros_like(encoded["mask"])}
-    prediction = predict(nets, shown, noisy, t, plain, motion).float()
+    prediction = predict(nets, shown(encoded, cfg), noisy, t, plain, motion).float()
+    return weighed(prediction, wanted, encoded, t, cfg, schedule)
 
+
+def shown(encoded: Batch, cfg: Objective) -> Batch:
+    """What the networks see of a batch."""
+    return encoded if cfg.mask_input else encoded | {"mask": torch.zeros_like(encoded["mask"])}
+
+
+def weighed(
+    prediction: Tensor, wanted: Tensor, encoded: Batch, t: Tensor, cfg: Objective, schedule: NoiseSchedule
+) -> dict[str, Tensor]:
+    """Squared errors [B] of predictions [B, F, c, h, w] at timesteps t [B], by name as `loss` gives them."""
     mask, character = encoded["mask"].float(), encoded["character"].float()
     inside = cfg.outside + (cfg.inside - cfg.outside) * (mask > 0)
     weight = torch.maximum(character, inside)
@@ -156,30 +168,88 @@ def loss(
     }
 
 
-def predict(nets: Networks, encoded: Batch, noisy: Tensor, t: Tensor, plain: int, motion: bool) -> Tensor:
+def predict(
+    nets: Networks,
+    encoded: Batch,
+    noisy: Tensor,
+    t: Tensor,
+    plain: int,
+    motion: bool,
+    attention: AttentionFunction | None = None,
+) -> Tensor:
     """The prediction [B, F, c, h, w] for noisy latents of that shape at timesteps t [B]; the first `plain` clips
-    are read without their reference."""
-    clips, frames = noisy.shape[:2]
-    tokens, embeds = read_reference(nets, encoded)
-    embeds = torch.cat([torch.zeros_like(embeds[:plain]), embeds[plain:]])
-    around = (encoded[name].flatten(0, 1) if name in encoded else None for name in ("scene", "mask"))
-    rows = system_of(nets.denoising_unet.cfg).unet_input(noisy.flatten(0, 1), *around)
-    prediction = nets.denoising_unet(
+    are read without their reference. attention: None = the fastest."""
+    return denoise(nets, read(nets, encoded, plain, attention), noisy, t, motion)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the networks read of B clips of F frames before any timestep. scene [B F, c, h, w] and mask
+    [B F, 1, h, w]; embeds [B, D]; the pose's features; the bank of all but the first `plain` clips; nothing: a
+    zero that the gradient goes through."""
+
+    scene: Tensor | None
+    mask: Tensor | None
+    embeds: Tensor
+    pose: Tensor
+    bank: Any
+    plain: int
+    nothing: Tensor | int
+    attention: AttentionFunction
+
+
+def read(nets: Networks, encoded: Batch, plain: int, attention: AttentionFunction | None = None) -> Read:
+    """The conditions of a batch, the first `plain` clips without their reference."""
+    attention = attention or attention_for(encoded["reference"].device)
+    tokens, embeds = read_reference(nets, encoded, attention)
+    scene, mask = (encoded[name].flatten(0, 1) if name in encoded else None for name in ("scene", "mask"))
+    return Read(
+        scene,
+        mask,
+        torch.cat([torch.zeros_like(embeds[:plain]), embeds[plain:]]),
         # On a CPU, GroupNorm's way back crashes on channels-last input that needs no gradient (torch 2.13).
-        rows.contiguous(),
-        t.repeat_interleave(frames),
-        embeds.repeat_interleave(frames, dim=0),
         nets.pose_guider(to_unit(encoded["pose"].flatten(0, 1)).contiguous()),
         nets.denoising_unet.project_bank([x[plain:] for x in tokens]),
-        frames=frames,
-        plain_rows=plain * frames,
-        motion=motion,
-        attention=attention_for(noisy.device),
+        plain,
+        # The sum of nothing: where processes share the weights of a ReferenceNet, the one whose videos all go
+        # without it must still go back through it, or the others wait for it for ever.
+        sum(token[:0].sum() for token in tokens),
+        attention,
     )
-    # The sum of nothing: where processes share the weights of a ReferenceNet, the one whose videos all go without
-    # it must still go back through it, or the others wait for it for ever.
-    nothing = sum(token[:0].sum() for token in tokens)
-    return prediction.unflatten(0, (clips, frames)) + nothing
+
+
+def denoise(nets: Networks, read: Read, noisy: Tensor, t: Tensor, motion: bool) -> Tensor:
+    """The prediction for noisy latents [B, F, c, h, w] at timesteps t [B] under what was read of the clips."""
+    clips, frames = noisy.shape[:2]
+    rows = system_of(nets.denoising_unet.cfg).unet_input(noisy.flatten(0, 1), read.scene, read.mask)
+    prediction = nets.denoising_unet(
+        rows.contiguous(),
+        t.repeat_interleave(frames),
+        read.embeds.repeat_interleave(frames, dim=0),
+        read.pose,
+        read.bank,
+        frames=frames,
+        plain_rows=read.plain * frames,
+        motion=motion,
+        attention=read.attention,
+    )
+    return prediction.unflatten(0, (clips, frames)) + read.nothing
+
+
+def guided(
+    nets: Networks, encoded: Batch, guidance: float, motion: bool, attention: AttentionFunction | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(noisy [B, F, c, h, w], t [B]) -> the prediction with classifier-free guidance, float32. The batch is read
+    here, once for all calls."""
+    if not is_guided(guidance):
+        alone = read(nets, encoded, 0, attention)
+        return lambda noisy, t: denoise(nets, alone, noisy, t, motion).float()
+    clips = len(encoded["latents"])
+    twice = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in encoded.items()}
+    both = read(nets, twice, clips, attention)
+    return lambda noisy, t: guide(
+        denoise(nets, both, torch.cat([noisy, noisy]), torch.cat([t, t]), motion).float(), guidance
+    )
 
 
 def min_snr_weight(t: Tensor, gamma: float, schedule: NoiseSchedule = NoiseSchedule()) -> Tensor:

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS, NETWORKS
-from anycharv_core.checkpoints.networks import untrained
+from anycharv_core.checkpoints.networks import Networks, untrained
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_json
 from anycharv_core.systems.animate_anyone import SD15
 from training import networks
-from training.config import Config, Data, Init, Phase
+from training.config import DIFFUSION, Config, Data, Init, Phase
 from training.data.sources import open_dataset
 from training.memory import phase_memory
 from training.start.initialise import GUIDER, denoising_config, reference_config
-from training.trainee import choose_trained, trained_parameters
+from training.trainee import choose_trained, copied, trained_parameters
 
 ASSUMED = (576, 1024)  # pixels, where the shards' own sizes are taken
 # What the config.json of the published VAE and image encoder say about their sizes.
@@ -63,7 +63,7 @@ def describe(config: Config, out: Path, only: str | None = None) -> None:
             print(f"  data: {_data(phase, out, phase.pairs.pairs)}")
             continue
         print(f"{name}: {phase.task}, {phase.steps} steps of {phase.batch} clips of {phase.frames} frames")
-        if phase.task == "diffusion" and configs is not None:
+        if phase.task in DIFFUSION and configs is not None:
             with torch.device("meta"):
                 nets = untrained(configs)
                 choose_trained(nets, phase)
@@ -98,18 +98,20 @@ def missing_files(init: Init) -> dict[str, str]:
 
 def known_configs(config: Config) -> networks.Configs:
     """The config of every part of which it is known without the files: as `networks` has it, or that of the
-    published model where `init` names its file. Of a model to fine-tune, which may be of any size, nothing is."""
+    published model where `init` names its file. A model to fine-tune, which may be of any size, is taken for one
+    of the published size where the published VAE and image encoder are named beside it."""
     init, configs = config.init, dict(config.networks or {})
-    if init.unet is not None:
+    tuned = init.model is not None and None not in (init.vae, init.image_encoder)
+    if tuned or init.unet is not None:
         configs.setdefault("denoising_unet", denoising_config(SD15, None, init.scene is not False))
-    if init.unet is not None or init.reference_unet is not None:
+    if tuned or init.unet is not None or init.reference_unet is not None:
         configs.setdefault("reference_unet", reference_config(SD15))
     for part in LIBRARY_PARTS:
         folder = getattr(init, part)
         if folder is not None:
             own = Path(folder) / "config.json"
             configs[part] = read_json(own) if own.is_file() else PUBLISHED[part]
-    if init.model is None and "denoising_unet" in configs:
+    if (tuned or init.model is None) and "denoising_unet" in configs:
         width = configs["denoising_unet"]["block_out_channels"][0]
         configs.setdefault("pose_guider", {**GUIDER, "conditioning_embedding_channels": width})
     return configs
@@ -117,16 +119,25 @@ def known_configs(config: Config) -> networks.Configs:
 
 def _memory(config: Config, phase: Phase, configs: networks.Configs) -> str:
     size, clips = phase.data.size or ASSUMED, phase.batch // phase.accumulate
+    distilled = phase.task == "distil"
+
+    def choose(nets: Networks) -> dict[str, Any]:
+        copies = copied(nets, phase) if distilled else {}
+        choose_trained(nets, phase)
+        return copies
+
     memory = phase_memory(
         configs,
         size,
         phase.frames,
         clips,
-        lambda nets: choose_trained(nets, phase),
+        choose,
         phase.optimizer,
         bool(phase.ema),
         "fp32" if config.engine.precision == "fp32" else "bf16",
         phase.motion,
+        bool(phase.cache.variants),
+        phase.distil.guidance if distilled else None,
     )
     return f"{memory} with {clips} clips at a time of {size[0]} x {size[1]} pixels"
 

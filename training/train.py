@@ -22,10 +22,11 @@ from pathlib import Path
 import cv2
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import commands, networks, plan
@@ -35,12 +36,13 @@ from training.data.cache import EncodedClips, cache_name, fill, identity
 from training.data.samples import Samples, batches
 from training.data.shards import read_lines
 from training.data.sources import open_dataset
+from training.frozen import narrow_frozen
 from training.loop import Validation, fit, new_accelerator
 from training.prepare.pairs import make_pairs, new_job
 from training.sections import plain
 from training.speed import keep_freed_memory
 from training.stop import Stop, Unfinished
-from training.trainee import Trainee, choose_trained
+from training.trainee import Trainee, new_trainee
 from training.validate import held_out, validate
 
 
@@ -81,8 +83,7 @@ def train_phase(run: Run, name: str) -> None:
         if phase.task == "decoder":
             module: nn.Module = DecoderTrainee(nets.vae, config.seed, name)
         else:
-            choose_trained(nets, phase)
-            module = Trainee(nets, phase.objective, phase.motion, config.seed, name, config.schedule)
+            module = new_trainee(config, name, nets)
             validation = _validation(run, phase, folder)
             module.to(accelerator.device)
             if accelerator.device.type == "cuda" or nets.denoising_unet.conv_in.weight.requires_grad:
@@ -90,6 +91,7 @@ def train_phase(run: Run, name: str) -> None:
                 # where its input carries no gradient (torch 2.13).
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch documents
             data = _cached(run, accelerator, module, data, phase)
+            _spare_memory(accelerator, module, bool(phase.cache.variants))
         weights = fit(
             accelerator, module, data, phase, folder, config.seed, config.engine.workers, run.stop, validation
         )
@@ -99,7 +101,7 @@ def train_phase(run: Run, name: str) -> None:
         nets, configs = networks.build(config, run.before(name), lambda line: None)
         if phase.lora is not None:
             weights = networks.export_lora(nets, weights, phase.lora, phase.motion, folder)
-        networks.export_weights(nets, configs, weights, config, phase.export, folder)
+        networks.export_weights(nets, configs, weights, config, phase, folder)
     accelerator.wait_for_everyone()
 
 
@@ -112,6 +114,17 @@ def _validation(run: Run, phase: Phase, folder: Path) -> Validation | None:
         return validate(accelerator, model, data, phase.validate, folder / "sheets" / f"{step:06d}.png")
 
     return check
+
+
+def _spare_memory(accelerator: Accelerator, trainee: Trainee, cached: bool) -> None:
+    """What training/memory.py reckons with, where processes do not divide the weights among them."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    for name, net in trainee.named_children():
+        if name not in LIBRARY_PARTS:
+            narrow_frozen(net, accelerator.mixed_precision)
+    if cached:
+        trainee.set_aside()
 
 
 def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Samples, phase: Phase) -> Samples:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
 from anycharv_core.models import DenoisingUNet, ObjectGuider, PoseGuider, ReferenceNet
-from anycharv_core.models.guidance import guide, is_guided
 from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.unet import UNet
 from anycharv_core.models.windows import Windows
-from training import objective
-from training.config import Objective, Phase
+from training import distil, objective
+from training.config import Config, Distil, Objective, Phase
+from training.frozen import Aside
 from training.lora import add_lora
-from training.objective import Batch, clip_generator
+from training.objective import Batch, Draws, clip_generator
 
 # What a phase's `train` may name: the part, and which of its parameters.
 TRAINABLE = {
@@ -32,12 +34,15 @@ TRAINABLE = {
     "image_encoder": ("image_encoder", lambda name: True),
 }
 
+PARTS = tuple(field.name for field in fields(Networks))
+
 
 class Trainee(nn.Module):
     """All networks of a model, the frozen ones among them, as eq. 2 and eq. 3 train them.
 
     `purpose` keeps the random draws of phases apart; `schedule` is that of sampling. The parts have the names that
-    `Networks` gives them.
+    `Networks` gives them. `lesson`: distils the model in place of training it, from a teacher in whose place
+    `copies` stand for the parts that are trained.
     """
 
     denoising_unet: DenoisingUNet
@@ -55,23 +60,43 @@ class Trainee(nn.Module):
         seed: int,
         purpose: str,
         schedule: NoiseSchedule = NoiseSchedule(),
+        lesson: Distil | None = None,
+        copies: Mapping[str, nn.Module] | None = None,
     ):
         super().__init__()
         for name, net in vars(nets).items():
             self.add_module(name, net)
+        self.lesson, self.copies, self.aside = lesson, nn.ModuleDict(copies), Aside()
         self.cfg, self.motion, self.seed, self.purpose, self.schedule = cfg, motion, seed, purpose, schedule
 
     @property
     def nets(self) -> Networks:
         """The networks as they are now: spreading a training may put others in place of the first."""
-        return Networks(**{field.name: getattr(self, field.name) for field in fields(Networks)})
+        parts: dict[str, Any] = {
+            name: self.aside[name] if name in self.aside else getattr(self, name) for name in PARTS
+        }
+        return Networks(**parts)
+
+    @property
+    def teacher(self) -> Networks:
+        """The networks of which the student's trained parts are copies."""
+        return Networks(**(vars(self.nets) | dict(self.copies.items())))
+
+    def set_aside(self) -> None:
+        """Keeps the VAE and the image encoder, where frozen, on the CPU, whence validation fetches them: for a
+        training on encodings, which has no other use for them."""
+        for part in LIBRARY_PARTS:
+            if not any(p.requires_grad for p in getattr(self, part).parameters()):
+                self.aside[part] = getattr(self, part).to("cpu")
+                delattr(self, part)
 
     def forward(self, batch: Batch, task: str = "loss", **options: Any) -> Any:
         """Everything goes through here, because a wrapped module gathers its parameters only for this.
 
         batch: B clips from a dataset or their `encode_batch` encodings, with int64 `position` [B]. task:
         "loss" -> {"loss": scalar to minimise, more to log}, the means over the clips; "held_out" -> float
-        [B, T], the plain loss at `timesteps`; "sample" -> float [B, F, 3, H, W] in 0..1, the clips made by DDIM.
+        [B, T], the plain loss at `timesteps`, of a student at the steps that hold them; "sample" -> float
+        [B, F, 3, H, W] in 0..1, the clips made by DDIM.
         """
         if "latents" not in batch:
             batch = batch | self.encode(batch)
@@ -84,15 +109,21 @@ class Trainee(nn.Module):
 
     def encode(self, batch: Batch) -> Batch:
         """The batch's encodings (`objective.encode_batch`), without gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), self.aside.on(batch["frames"].device):
             return objective.encode_batch(self.nets, batch)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         generators = [clip_generator(self.seed, self.purpose, p) for p in batch["position"].tolist()]
         latents = batch["latents"]
         draws = objective.draw(self.cfg, generators, latents.shape[1:], latents.device)
-        losses = objective.loss(self.nets, _tensors(batch), draws, self.cfg, self.motion, self.schedule)
-        return {name: value.mean() for name, value in losses.items()}
+        return {name: value.mean() for name, value in self._losses(batch, draws, self.cfg).items()}
+
+    def _losses(self, batch: Batch, draws: Draws, cfg: Objective) -> dict[str, Tensor]:
+        encoded = _tensors(batch)
+        if self.lesson is None:
+            return objective.loss(self.nets, encoded, draws, cfg, self.motion, self.schedule)
+        lesson, nets, teacher = self.lesson, self.nets, self.teacher
+        return distil.loss(nets, teacher, encoded, draws, cfg, lesson, self.motion, self.schedule)
 
     def _held_out(self, batch: Batch, timesteps: tuple[int, ...]) -> Tensor:
         latents, plain = batch["latents"], Objective()
@@ -100,33 +131,25 @@ class Trainee(nn.Module):
         draws = objective.draw(plain, generators, latents.shape[1:], latents.device)
         losses = []
         for t in timesteps:
-            at = objective.Draws(torch.full_like(draws.t, t), draws.noise, draws.dropped)
-            found = objective.loss(self.nets, _tensors(batch), at, plain, self.motion, self.schedule)
-            losses.append(found["loss"])
+            at = Draws(torch.full_like(draws.t, t), draws.noise, draws.dropped)
+            losses.append(self._losses(batch, at, plain)["loss"])
         return torch.stack(losses, dim=1)
 
     def _sample(self, batch: Batch, steps: int, guidance: float) -> Tensor:
         shape = batch["latents"].shape
         generators = [clip_generator(self.seed, "sampled", p) for p in batch["position"].tolist()]
         noise = objective.draw(Objective(), generators, shape[1:], batch["latents"].device).noise
-        batch = _tensors(batch)
-        guided = is_guided(guidance)
-        if guided:
-            batch = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in batch.items()}
+        predicted = objective.guided(self.nets, _tensors(batch), guidance, self.motion)
 
         def denoise(x: Tensor, t: int, _: object) -> Tensor:
-            x = x.unflatten(0, shape[:2])
-            if not guided:
-                at = torch.full((len(x),), t, device=x.device)
-                return objective.predict(self.nets, batch, x, at, 0, self.motion).float().flatten(0, 1)
-            at = torch.full((2 * len(x),), t, device=x.device)
-            both = objective.predict(self.nets, batch, torch.cat([x, x]), at, len(x), self.motion).float()
-            return guide(both, guidance).flatten(0, 1)
+            at = torch.full((shape[0],), t, device=x.device)
+            return predicted(x.unflatten(0, shape[:2]), at).flatten(0, 1)
 
         rows = shape[0] * shape[1]
         everything = Windows((tuple(range(rows)),), ((1.0,) * rows,))
         latents = sample(denoise, noise.flatten(0, 1), steps, everything, self.schedule)
-        return objective.decode(self.vae, latents).unflatten(0, shape[:2])
+        with self.aside.on(latents.device):
+            return objective.decode(self.nets.vae, latents).unflatten(0, shape[:2])
 
 
 def _tensors(batch: Batch) -> Batch:
@@ -159,6 +182,24 @@ def choose_trained(nets: Networks, phase: Phase) -> None:
     for net in vars(nets).values():
         if isinstance(net, UNet):
             net.set_checkpointing(phase.checkpointing)
+
+
+def new_trainee(config: Config, name: str, nets: Networks) -> Trainee:
+    """The phase of that name, ready to be trained; raises UserError as `choose_trained` does."""
+    phase = config.phases[name]
+    lesson = phase.distil if phase.task == "distil" else None
+    copies = copied(nets, phase) if lesson is not None else None
+    choose_trained(nets, phase)
+    return Trainee(
+        nets, phase.objective, phase.motion, config.seed, name, config.schedule, lesson=lesson, copies=copies
+    )
+
+
+def copied(nets: Networks, phase: Phase) -> dict[str, nn.Module]:
+    """Copies of the parts that the phase trains, by name, frozen, as a teacher keeps them; none for a LoRA, whose
+    teacher is the network without it."""
+    parts = dict.fromkeys(TRAINABLE[name][0] for name in phase.train)
+    return {part: copy.deepcopy(getattr(nets, part)).requires_grad_(False) for part in parts}
 
 
 def trained_parameters(nets: Networks) -> Iterator[tuple[str, nn.Parameter]]:
