@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     make_folder(args.out)
-
+    lpips = load_lpips(args.lpips_weights, "cpu")
     models = {name: Pipeline.from_pretrained(name) for name in args.model or ["embedded"]}
     made_for = {(tasks_of(pipe)[0], pipe.settings["size"][0]) for pipe in models.values()}
     if len(made_for) > 1:
@@ -57,7 +57,7 @@ def main() -> None:
         print(f"\r{done}/{total}", end="", file=sys.stderr, flush=True)
 
     setup = Setup(args.clips, args.frames_per_clip, size, task)
-    report, rows = measure(methods, setup, load_lpips(args.lpips_weights, "cpu"), progress)
+    report, rows = measure(methods, setup, lpips, progress)
     report["versions"] = versions()
     print(publish(args.out, report, rows, methods))
 

@@ -369,6 +369,19 @@ def test_lpips_says_what_it_lacks(tmp_path: Path) -> None:
         load_lpips(broken, "cpu")
 
 
+def test_what_cannot_be_written_or_scored_is_said_before_the_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", "puppets", "--clips", "1", "--device", "cpu", "--dtype", "fp32", "--out"]
+    (tmp_path / "taken" / "sheet.png").mkdir(parents=True)
+    assert main([*words, str(tmp_path / "taken"), "--model", str(tmp_path / "unread")]) == 2
+    assert "sheet.png: it is not an ordinary file" in capsys.readouterr().err
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    broken = ["--lpips-weights", str(tmp_path / "broken.pth"), "--model", str(tmp_path / "unread")]
+    assert main([*words, str(tmp_path / "out"), *broken]) == 2
+    assert "broken.pth is not a file of weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("system", "guidance"), [(ANYCHARV, "3"), (ANIMATE_ANYONE, "3.5")])
 def test_without_other_word_a_model_runs_with_its_systems_guidance(system: System, guidance: str) -> None:
     class Model:

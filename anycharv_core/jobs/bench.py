@@ -17,7 +17,7 @@ from ..files import atomic_path
 from ..inference.pipeline import Pipeline
 from ..media.sheet import sheet
 from .precision import precision_for
-from .run import versions
+from .run import check_places, versions
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
     Raises UserError for anything the user can put right.
     """
     device = pick_device(job.device)
+    make_folder(job.out)
+    check_places((job.out / name for name in ("puppets.json", "puppets.md", "sheet.png")), ())
     lpips = load_lpips(job.lpips_weights, device)
     if job.score is not None:
         setup = read_setup(job.score)
@@ -71,7 +73,6 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
         methods |= _model(job, pipe)
-    make_folder(job.out)
     elsewhere = () if job.score is None else (job.score.resolve().name,)
     report, rows = measure(methods, setup, lpips, progress, elsewhere)
     report["versions"] = versions()
