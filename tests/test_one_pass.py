@@ -25,7 +25,7 @@ from anycharv_core.inference.phases import Phases
 from anycharv_core.jobs.animate import AnimateJob, animate
 from anycharv_core.jobs.inputs import Replacement
 from anycharv_core.jobs.replace import ReplaceJob, generate
-from anycharv_core.media import pose_drawing, video_read
+from anycharv_core.media import mask_read, pose_drawing, video_read
 from anycharv_core.media.video_write import VideoWriter, write_masks
 
 WIDTH, HEIGHT, FRAMES = 32, 24, 30
@@ -78,7 +78,7 @@ def test_a_job_decodes_and_draws_each_frame_once_to_encode_and_once_to_paste(
     """To follow a person takes a look at all masks and for cuts before."""
     decoded: Counter[str] = Counter()
     drawn = []
-    decode, draw = video_read._decoded, pose_drawing._drawn
+    decode, draw = video_read.decoded_frames, pose_drawing._drawn
 
     def counted(path: Path, *args: object, **kwargs: object) -> Iterator[object]:
         for frame in decode(path, *args, **kwargs):
@@ -89,7 +89,8 @@ def test_a_job_decodes_and_draws_each_frame_once_to_encode_and_once_to_paste(
         drawn.append(1)
         return draw(*args)
 
-    monkeypatch.setattr(video_read, "_decoded", counted)
+    for reader in (video_read, mask_read):
+        monkeypatch.setattr(reader, "decoded_frames", counted)
     monkeypatch.setattr(pose_drawing, "_drawn", counted_drawing)
     report = generate(job(people, canvas))
     times = 2 if canvas == "frame" else 3
@@ -106,14 +107,15 @@ def test_an_animation_decodes_its_scene_and_masks_twice_and_its_skeletons_once(
     made = job(1, "frame")
     person = made.people[0]
     decoded: Counter[str] = Counter()
-    decode = video_read._decoded
+    decode = video_read.decoded_frames
 
     def counted(path: Path, *args: object, **kwargs: object) -> Iterator[object]:
         for frame in decode(path, *args, **kwargs):
             decoded[Path(path).name] += 1
             yield frame
 
-    monkeypatch.setattr(video_read, "_decoded", counted)
+    for reader in (video_read, mask_read):
+        monkeypatch.setattr(reader, "decoded_frames", counted)
     skeletons = made.video.with_name("skeletons.mp4")
     skeletons.write_bytes(made.video.read_bytes())
     given = {"scene": made.video, "mask": person.mask, "pose": skeletons}

@@ -22,9 +22,10 @@ from anycharv_core.jobs.animate import AnimateJob
 from anycharv_core.jobs.inputs import Replacement
 from anycharv_core.jobs.replace import ReplaceJob, generate
 from anycharv_core.media.colour import Colours, widened
+from anycharv_core.media.mask_read import numbered_pngs
 from anycharv_core.media.png_write import TIMES as TIMES_FILE
 from anycharv_core.media.png_write import PngWriter
-from anycharv_core.media.video_read import numbered_pngs, probe, read_frames
+from anycharv_core.media.video_read import probe, read_frames
 
 OUTSIDE = paste_weights(masks(1)[0]) == 0
 

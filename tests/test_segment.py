@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tiny_sam2 import IMAGE_SIZE, save_tiny
 
 from anycharv_core.errors import UserError
-from anycharv_core.media.video_read import has_alpha, read_alpha
+from anycharv_core.media.mask_read import has_alpha, read_alpha
 from anycharv_core.preprocess import segment
 from anycharv_core.preprocess.sam2 import load_model
 from anycharv_core.preprocess.segment import (

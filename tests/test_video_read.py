@@ -195,6 +195,6 @@ def test_what_is_no_video_file_is_refused_without_waiting_for_it(tmp_path: Path)
 def test_a_video_with_huge_pictures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_clip(tmp_path / "a.mkv", list(noise(1)), codec="ffv1")
     height, width = next(noise(1)).shape[:2]
-    monkeypatch.setattr("anycharv_core.media.video_read._MOST_PIXELS", width * height - 1)
+    monkeypatch.setattr("anycharv_core.media.decode._MOST_PIXELS", width * height - 1)
     with pytest.raises(UserError, match=f"is {width}x{height}; give one of at most"):
         probe(tmp_path / "a.mkv")

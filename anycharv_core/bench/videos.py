@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..media.frames import checked
-from ..media.video_read import VIDEOS, numbered_pngs, read_frames
+from ..media.mask_read import numbered_pngs
+from ..media.video_read import VIDEOS, read_frames
 
 
 def video_frames(path: Path) -> Iterator[np.ndarray]:

@@ -14,9 +14,10 @@ from ..inference.skeletons import PointSkeletons, cut_to
 from ..media.canvas import CanvasPath
 from ..media.frames import Reopened, Source
 from ..media.imaging import Size
+from ..media.mask_read import has_alpha, numbered_pngs, read_alpha, read_gray
 from ..media.masks import boxes_to_masks, read_boxes
 from ..media.pose import read_poses
-from ..media.video_read import Video, has_alpha, numbered_pngs, read_alpha, read_gray
+from ..media.video_read import Video
 from .lengths import KnownLength, Length, MaskLength, Mismatch, as_many, check_early
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..media.frames import Reopened
-from ..media.video_read import likely_frames, numbered_pngs
+from ..media.mask_read import numbered_pngs
+from ..media.video_read import likely_frames
 
 Mismatch = Callable[[int, int], UserError]
 """The sentence for a count, and the one it should be."""

@@ -16,8 +16,8 @@ from ..errors import UserError
 from ..files import owned_folder
 from ..foreign import read_json
 from ..media.frames import Reopened
+from ..media.mask_read import read_gray
 from ..media.pose import Poses, write_poses
-from ..media.video_read import read_gray
 from ..preprocess.find import SHEET, FoundPeople
 from ..preprocess.person import BOXES, MASKS
 from ..preprocess.tracking import Track

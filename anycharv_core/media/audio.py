@@ -11,7 +11,7 @@ import av
 from av.container import InputContainer, OutputContainer
 
 from ..errors import UserError
-from .video_read import open_input
+from .decode import open_input
 
 
 class AudioCopy:

@@ -9,7 +9,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from .colour import BT709, Colours, narrowed, to_yuv
-from .video_read import EXACT
+from .pixels import EXACT
 
 ToPicture = Callable[[np.ndarray], av.VideoFrame]
 """A frame uint8 RGB [H, W, 3], or uint16 where it is deeper -> what an encoder takes."""

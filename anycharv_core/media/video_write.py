@@ -22,8 +22,10 @@ from ..errors import UserError
 from ..files import atomic_path, owned_folder, write_error
 from .audio import AudioCopy, abandon
 from .colour import DEPTHS, UNSPECIFIED, UNTAGGED, Colours
+from .decode import open_input
+from .mask_read import read_gray
 from .pictures import RgbPictures, ToPicture, YuvPictures
-from .video_read import VideoInfo, average_rate, open_input, probe, read_frames, read_gray
+from .video_read import VideoInfo, average_rate, probe, read_frames
 from .watchable import Watchable
 
 __all__ = ["VideoInfo", "VideoWriter", "probe", "read_frames", "read_gray", "write_masks"]

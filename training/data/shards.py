@@ -35,8 +35,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from anycharv_core.foreign import MOST_JSON_BYTES, parse_json, read_bytes
+from anycharv_core.media.pixels import EXACT
 from anycharv_core.media.pose import Poses, parse_poses
-from anycharv_core.media.video_read import EXACT
 from training.sections import Range, build, shown
 
 MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
