@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
+import comfy.utils
 import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -31,6 +32,9 @@ from .vae import ModuleVAE
 
 MODELS = "anycharv"
 SD15_SCALING = 0.18215
+# What the releases are used with, by the names under which the workflows offer the download.
+VAE_FILE = "vae-ft-mse-840000-ema-pruned.safetensors"
+ENCODER_FILE = "sd-image-variations-image-encoder.safetensors"
 SD15_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "norm_num_groups": 32}
 
 
@@ -102,9 +106,9 @@ class AnyCharVLoader(io.ComfyNode):
                 ReferenceNetType.Output(
                     display_name="REFERENCE_NET", tooltip="Reads the reference; for AnyCharV Reference Encode."
                 ),
-                io.Vae.Output(tooltip="The checkpoint's own VAE. If it has none, load sd-vae-ft-mse."),
+                io.Vae.Output(tooltip=f"The checkpoint's own VAE, or else {VAE_FILE} from models/vae."),
                 io.ClipVision.Output(
-                    tooltip="The checkpoint's own image encoder. If it has none, load CLIP ViT-L."
+                    tooltip=f"The checkpoint's own image encoder, or else {ENCODER_FILE} from models/clip_vision."
                 ),
             ],
         )
@@ -116,16 +120,29 @@ class AnyCharVLoader(io.ComfyNode):
             model,
             reference_net,
             vae
+            or _vae_of_models()
             or ExecutionBlocker(
-                f"The checkpoint '{checkpoint}' has no VAE: add Load VAE with sd-vae-ft-mse "
-                "(vae-ft-mse-840000-ema-pruned.safetensors) and wire it instead."
+                f"The checkpoint '{checkpoint}' has no VAE: add Load VAE with sd-vae-ft-mse and wire it instead, "
+                f"or put {VAE_FILE} into models/vae."
             ),
             clip_vision
+            or _encoder_of_models()
             or ExecutionBlocker(
                 f"The checkpoint '{checkpoint}' has no image encoder: add Load CLIP Vision with the ViT-L "
-                "encoder it was trained with (lambdalabs/sd-image-variations-diffusers) and wire it instead."
+                "encoder it was trained with (lambdalabs/sd-image-variations-diffusers) and wire it instead, or "
+                f"put it into models/clip_vision as {ENCODER_FILE}."
             ),
         )
+
+
+def _vae_of_models() -> Any:
+    path = folder_paths.get_full_path("vae", VAE_FILE)
+    return path and comfy.sd.VAE(sd=comfy.utils.load_torch_file(path))
+
+
+def _encoder_of_models() -> Any:
+    path = folder_paths.get_full_path("clip_vision", ENCODER_FILE)
+    return path and comfy.clip_vision.load(path)
 
 
 def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:

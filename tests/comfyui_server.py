@@ -261,21 +261,6 @@ def small_prompt(frames: int = 8, steps: int = 1, size: int = 64) -> dict[str, A
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in workflow.items()}
 
 
-def without_canvas(workflow: dict[str, Any]) -> dict[str, Any]:
-    """The workflow as it was saved before AnyCharV Conditioning handed its canvas to AnyCharV Composite."""
-    wires = {link[0] for link in workflow["links"] if link[5] == "ANYCHARV_CANVAS"}
-    nodes = [
-        node
-        | {
-            sockets: [entry for entry in node[sockets] if entry["type"] != "ANYCHARV_CANVAS"]
-            for sockets in ("inputs", "outputs")
-            if sockets in node
-        }
-        for node in workflow["nodes"]
-    ]
-    return workflow | {"nodes": nodes, "links": [link for link in workflow["links"] if link[0] not in wires]}
-
-
 def unpacked(workflow: dict[str, Any]) -> dict[str, Any]:
     """The workflow with the nodes of its subgraphs (none within another) in place of the subgraphs' own nodes.
 
@@ -369,6 +354,7 @@ def _widget_values(specs: dict[str, Any], values: Iterator[Any], where: str, pre
             inner = chosen.get("required", {}) | chosen.get("optional", {})
             inputs |= _widget_values(inner, values, where, f"{prefix}{name}.")
         # The page puts a widget without an input of its own behind these.
-        if options.get("control_after_generate") or any(options.get(upload) for upload in UPLOADS):
+        seed = kind == "INT" and name in ("seed", "noise_seed")
+        if options.get("control_after_generate", seed) or any(options.get(upload) for upload in UPLOADS):
             next(values, None)
     return inputs

@@ -44,7 +44,7 @@ def execute(node: str, **inputs: Any) -> tuple[Any, ...]:
 
 
 def core(module: str) -> Any:
-    """A module of the anycharv_core that the pack itself uses."""
+    """A module of the pack, such as one of the anycharv_core that it uses."""
     return importlib.import_module(f"{str(PACK).replace('.', '_x_')}.{module}")
 
 

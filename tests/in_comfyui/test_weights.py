@@ -28,6 +28,22 @@ def test_half_precision_is_near_full() -> None:
     assert differences["fp16"] < 1e-2 and differences["bf16"] < 5e-2, differences
 
 
+def test_what_a_checkpoint_lacks_comes_from_comfyuis_folders(tmp_path: Path) -> None:
+    loader = core("nodes.loader")
+    files = [tmp_path / loader.VAE_FILE, tmp_path / loader.ENCODER_FILE]
+    for folder, file in zip(("vae", "clip_vision"), files, strict=True):
+        save_file({"weight": torch.zeros(1)}, file)
+        folder_paths.add_model_folder_path(folder, str(tmp_path))
+    with (
+        patch.object(loader, "_vae", return_value=None),
+        patch.object(loader, "_clip_vision", return_value=None),
+        patch("comfy.sd.VAE", side_effect=lambda sd: sd),
+        patch("comfy.clip_vision.load", side_effect=lambda path: path),
+    ):
+        *_, vae, encoder = load()
+    assert vae.keys() == {"weight"} and encoder == str(files[1])
+
+
 def add_lora(model: Any, folder: Path) -> Any:
     """The model with random LoRAs on its spatial attention, saved in `folder` and loaded by ComfyUI's node."""
     torch.manual_seed(0)
