@@ -59,6 +59,13 @@ class AnyCharVComposite(io.ComfyNode):
                     tooltip="From the AnyCharV Conditioning that the frames were generated with: how it scaled "
                     "and padded them. Without it that is guessed from the sizes, and the log says so.",
                 ),
+                io.Boolean.Input(
+                    "even_sides",
+                    default=True,
+                    optional=True,
+                    tooltip="Leaves out the last column or row of frames with odd sides, which Save Video cannot "
+                    "write (avcodec_open2 fails).",
+                ),
             ],
             outputs=[io.Image.Output()],
         )
@@ -72,6 +79,7 @@ class AnyCharVComposite(io.ComfyNode):
         mask: Tensor | None = None,
         reference: Reference | None = None,
         canvas: CanvasPath | None = None,
+        even_sides: bool = False,  # as graphs have it that were saved before there was a choice
     ) -> io.NodeOutput:
         for name, image in (("generated", generated), ("original", original)):
             image_uint8(image[:1], name)
@@ -83,13 +91,18 @@ class AnyCharVComposite(io.ComfyNode):
         sizes = (original.shape[2], original.shape[1]), (generated.shape[2], generated.shape[1])
         path = CanvasPath(assumed_canvas(*sizes)) if canvas is None else handed_path(canvas, len(original), *sizes)
         if mask is not None:
-            return io.NodeOutput(composite_images(generated, original, path, mask, feather))
-        if reference is not None:
-            return io.NodeOutput(keyed_images(generated, original, path, reference))
-        raise UserError(
-            "Nothing says where the generated frames are to show: wire in the mask given to AnyCharV "
-            "Conditioning, or for Animate Anyone without a mask the reference."
-        )
+            result = composite_images(generated, original, path, mask, feather)
+        elif reference is not None:
+            result = keyed_images(generated, original, path, reference)
+        else:
+            raise UserError(
+                "Nothing says where the generated frames are to show: wire in the mask given to AnyCharV "
+                "Conditioning, or for Animate Anyone without a mask the reference."
+            )
+        if even_sides:
+            height, width = (max(1, side // 2 * 2) for side in result.shape[1:3])
+            result = result[:, :height, :width]
+        return io.NodeOutput(result)
 
 
 def composite_images(generated: Tensor, original: Tensor, path: CanvasPath, mask: Tensor, width: int) -> Tensor:

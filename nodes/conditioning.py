@@ -76,6 +76,8 @@ class AnyCharVConditioning(io.ComfyNode):
                 CanvasType.Output(
                     display_name="canvas", tooltip="How frames became what is sampled; for AnyCharV Composite."
                 ),
+                io.Int.Output(display_name="width", tooltip="Width of what is sampled, in pixels."),
+                io.Int.Output(display_name="height", tooltip="Height of what is sampled, in pixels."),
             ],
         )
 
@@ -102,7 +104,7 @@ class AnyCharVConditioning(io.ComfyNode):
         if scene is not None and (scene.shape[1] % 2 or scene.shape[2] % 2):
             logging.warning(
                 "AnyCharV: The scene is %dx%d, and so will be AnyCharV Composite's frames, but Save Video writes "
-                "even sides only: crop the video by a pixel first, or save pictures.",
+                "even sides only: leave even_sides of AnyCharV Composite on, or save pictures.",
                 scene.shape[2],
                 scene.shape[1],
             )
@@ -133,4 +135,4 @@ class AnyCharVConditioning(io.ComfyNode):
             made.video, range(made.shape[0]), made.shape, tokens, made.reference.image_embed
         )
         latents = {"samples": torch.zeros(made.shape, device=backend.device)}
-        return io.NodeOutput(positive, negative, latents, path)
+        return io.NodeOutput(positive, negative, latents, path, *path.canvas.padded)

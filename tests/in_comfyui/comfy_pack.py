@@ -66,7 +66,7 @@ def conditioned(
         mask=cut,
     )
     (pose,) = execute("AnyCharVPoseDraw", keypoints=keypoints, width=256, height=256)
-    positive, negative, latent, canvas = execute(
+    positive, negative, latent, canvas, *_ = execute(
         "AnyCharVConditioning",
         model=model,
         reference=reference,
@@ -147,7 +147,7 @@ def animated(
         image=picture(task.reference[None]),
         **({"mask": picture(task.cutout[None])} if scene else {}),
     )
-    positive, negative, latent, canvas = execute(
+    positive, negative, latent, canvas, *_ = execute(
         "AnyCharVConditioning",
         model=model,
         reference=reference,

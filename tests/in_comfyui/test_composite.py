@@ -161,3 +161,11 @@ def test_an_assumed_canvas_is_right_at_the_models_own_size() -> None:
             size = backend.node_size(pipe, recipe, source, asked)
             canvas = recipe.canvas(source, source, size, pipe.backend.multiple)
             assert composite.assumed_canvas(source, canvas.padded).inner == canvas.inner, (source, asked)
+
+
+def test_even_sides_leave_out_a_pixel() -> None:
+    original, mask = torch.rand(2, 63, 65, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 63, 65)
+    mask[:, 20:30, 20:30] = 1
+    settings = {"generated": torch.rand(2, 64, 72, 3), "original": original, "mask": mask, "feather": 2}
+    (whole,), (even,) = (execute("AnyCharVComposite", **settings, even_sides=even) for even in (False, True))
+    assert whole.shape == original.shape and torch.equal(even, whole[:, :62, :64])

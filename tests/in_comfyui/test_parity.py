@@ -38,7 +38,7 @@ def test_official_recipe_equals_core() -> None:
             clip_vision=clip_vision,
             image=picture(inputs["ref"][None]),
         )
-        positive, negative, latent, _ = execute(
+        positive, negative, latent, *_ = execute(
             "AnyCharVConditioning",
             model=model,
             reference=reference,
@@ -93,7 +93,7 @@ def test_animate_official_recipe_equals_core() -> None:
             clip_vision=clip_vision,
             image=picture(inputs["ref"][None]),
         )
-        positive, negative, latent, _ = execute(
+        positive, negative, latent, *_ = execute(
             "AnyCharVConditioning",
             model=model,
             reference=reference,
