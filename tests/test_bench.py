@@ -400,9 +400,9 @@ def test_without_other_word_a_model_runs_with_its_systems_guidance(system: Syste
 
 def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    size = ["--clips", "1", "--frames", "2"]
+    size = ["--task", "swap", "--clips", "1", "--frames", "2"]
     weights = ["--lpips-weights", str(alexnet(tmp_path / "alexnet.pth"))]
-    assert main(["bench", "puppets", *size, *weights, "--out", str(out)]) == 0
+    assert main(["bench", "puppets", *size, "--steps", "1", *weights, "--out", str(out)]) == 0
     report = json.loads((out / "puppets.json").read_text())
     model = report["methods"]["embedded, 1 step, guidance 1"]
     assert model["character PSNR"]["clips"] == 1
@@ -456,7 +456,7 @@ def test_bold_swaps_are_seen_through_a_canvas_that_follows(monkeypatch: pytest.M
         pipe.backend, "encode", lambda pictures: seen.append(pictures.shape[1:3]) or encode(pictures)
     )
     made = of_model(pipe, 1, 1.0)(task)
-    assert set(seen) == {(64, 64)}, "the model works at its own size on 256 pixels"
+    assert set(seen) == {tuple(pipe.settings["size"][::-1])}, "the model works at its own size on 256 pixels"
     assert made.shape == task.given.truth.frames.shape
     outside = cv2.dilate(task.given.box.max(axis=0), np.ones((25, 25), np.uint8)) == 0
     np.testing.assert_array_equal(made[:, outside], task.given.driving.frames[:, outside])
