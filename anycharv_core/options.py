@@ -85,6 +85,15 @@ def to_finite(text: str) -> float:
     return value
 
 
+def to_interval(text: str) -> tuple[float, float]:
+    """Two noise levels, of which `Shortcuts` says what is wrong with them."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not two numbers with a comma between them") from None
+    return low, high
+
+
 def adders(parser: argparse.ArgumentParser) -> tuple[Callable[..., Any], Callable[..., None]]:
     """What adds an argument to the parser, and what adds one that is a path."""
 
@@ -136,6 +145,7 @@ def add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None:
         help=f"guidance scale (default: the model's, else {cfg})",
     )
     add("--seed", type=to_seed, default=42, metavar="N", help="default: %(default)s")
+    add_shortcuts(parser)
     add_device(parser, "cpu", "cuda", "mps")
     add(
         "--dtype",
@@ -143,6 +153,29 @@ def add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None:
         default=dtype,
         help="default: %(default)s; auto: bf16 if the device has it and the model tolerates it, else fp32",
     )
+
+
+def add_shortcuts(parser: argparse.ArgumentParser) -> None:
+    """Ways to be faster, see docs/performance.md."""
+    add, _ = adders(parser)
+    add(
+        "--fast",
+        action="store_true",
+        help="fewer steps unless --steps is given, and the three below at their best: see docs/performance.md",
+    )
+    add(
+        "--guidance-interval",
+        type=to_interval,
+        metavar="LO,HI",
+        help="guidance only at these noise levels, from 0 (clean) to 1 (noise alone) (default: 0,1)",
+    )
+    add(
+        "--deep-cache",
+        type=to_count,
+        metavar="N",
+        help="compute the deep blocks of the UNet at every N-th step only (default: 1)",
+    )
+    add("--solver", choices=("ddim", "dpm++2m"), help="default: ddim; dpm++2m needs fewer steps")
 
 
 def add_device(parser: argparse.ArgumentParser, *names: str) -> None:

@@ -16,6 +16,7 @@ from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.sampling import Progress
+from ..anycharv_core.inference.shortcuts import NONE, Shortcuts
 from ..anycharv_core.media.canvas import nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square, to_levels
 from ..anycharv_core.models.windows import Windows
@@ -80,11 +81,14 @@ class ComfyBackend:
         guidance_scale: float,
         windows: Windows,
         progress: Progress | None = None,
+        shortcuts: Shortcuts = NONE,
     ) -> None:
         handler = self.model.model_options.get(HANDLER)
         if isinstance(handler, OwnWindows):
             windows = handler.make(len(latents))
         elif handler is not None:
+            if shortcuts != NONE:
+                raise UserError("Fast modes don't go with another node's context windows: leave one of both out.")
             noise = latents.whole()
             conditions = conditionings(video, range(len(noise)), latents.shape, tokens, image_embed)
             sampled = run_sampler(self.model, *conditions, noise, steps, guidance_scale, None)
@@ -92,7 +96,9 @@ class ComfyBackend:
             return
         first, *_ = windows.indices
         conditions = conditionings(video, first, latents.shape, tokens, image_embed)
-        sample_windows(self.model, *conditions, video, latents, steps, guidance_scale, windows, progress)
+        sample_windows(
+            self.model, *conditions, video, latents, steps, guidance_scale, windows, progress, shortcuts
+        )
 
 
 def conditionings(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.encode import frames_at_a_time
 from ..anycharv_core.inference.features import FrameFeatures
+from ..anycharv_core.inference.shortcuts import SHALLOW, DeepCache
 from ..anycharv_core.media.frames import FrameStore
 from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
 from ..anycharv_core.models.layers import KeyValue
@@ -31,6 +33,8 @@ from .patches import Patches
 VIDEO = "anycharv_video"  # where a conditioning's options hold its VideoConditions
 RUN = "anycharv_run"  # where the options that reach the network hold the `Run`
 CONDITIONAL = 0  # ComfyUI's index of the first conditioning
+
+DEEP = "anycharv_deep"  # where they hold the `DeepStep`, if there is one
 
 Prepared = tuple[list[KeyValue], FrameFeatures]
 
@@ -70,6 +74,26 @@ class Unconditional(comfy.conds.CONDConstant):
         return sum((other.cond for other in others), self.cond)
 
 
+class DeepStep:
+    """The deep features of one sampling run, and whether the present step renews them.
+
+    There is a cache for each arrangement of rows: ComfyUI may evaluate both conditionings together or in turn.
+    """
+
+    def __init__(self, new: Callable[[], DeepCache]):
+        self._caches: defaultdict[tuple[bool, ...], DeepCache] = defaultdict(new)
+        self.whole = True
+
+    def take(self, plain: tuple[bool, ...], window: tuple[int, ...]) -> Tensor | None:
+        """What this step starts from, or None; plain: for each conditioning whether its rows ignore the bank."""
+        return None if self.whole else self._caches[plain].take(window)
+
+    def keep(self, plain: tuple[bool, ...], window: tuple[int, ...], features: Tensor) -> None:
+        """For the steps to come, if this is one that does that."""
+        if self.whole:
+            self._caches[plain].keep(window, features)
+
+
 class NativeUNet(DenoisingUNet):
     """DenoisingUNet with the pose guider inside, called the way ComfyUI calls diffusion models.
 
@@ -89,7 +113,7 @@ class NativeUNet(DenoisingUNet):
         self.dtype = dtype
         self.in_channels = unet.in_channels  # as patches know it of SD1.5
 
-    def forward(  # type: ignore[override]  # ComfyUI's arguments
+    def forward(
         self,
         x: Tensor,
         timesteps: Tensor,
@@ -132,20 +156,27 @@ class NativeUNet(DenoisingUNet):
             return torch.cat([chunks[place] for place in places])
 
         run = options.get(RUN)
-        bank, features = self.prepare(video, x) if run is None else run.prepared(self, video, x)
+        bank, guided = self.prepare(video, x) if run is None else run.prepared(self, video, x)
         x, timesteps, context = (arranged(rows, order) for rows in (x, timesteps, context))
-        hooks = Patches.of(options, [unconditional[place] for place in order], x, timesteps, context)
-        made = super().forward(
+        plain = tuple(unconditional[place] for place in order)
+        hooks = Patches.of(options, plain, x, timesteps, context)
+        deep: DeepStep | None = None if hooks else options.get(DEEP)
+        window = tuple(frame_numbers[:frames].tolist())
+        made, features = self.denoise(
             x,
             timesteps,
             context[::frames, 0],
-            features.take(frame_numbers[:frames].tolist()).repeat(count, 1, 1, 1),
+            guided.take(window).repeat(count, 1, 1, 1),
             bank,
             frames,
             plain_rows=frames * sum(unconditional),
             attention=partial(optimized_attention, transformer_options=hooks.options if hooks else options),
             hooks=hooks,
+            shallow=SHALLOW if deep else 0,
+            deep=deep.take(plain, window) if deep else None,
         )
+        if deep and features is not None:
+            deep.keep(plain, window, features)
         return arranged(made, [order.index(i) for i in range(count)])
 
     def prepare(self, video: VideoConditions, like: Tensor) -> Prepared:

@@ -33,7 +33,7 @@ def unfinished(
     depends on, see `content_key`. take_up: go on from what lies there.
     """
     if hidden is None or hidden.dynprompt is None:
-        yield lambda number, shape, noise: Latents.begun(noise, temporary)
+        yield lambda number, shape, noise, parts: Latents.begun(noise, temporary, parts)
         return
     root = Path(folder_paths.get_output_directory()) / FOLDER
     root.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,12 @@ from torch import Tensor
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.sampling import Progress, sample_video
+from ..anycharv_core.inference.shortcuts import NONE, DeepCache, Shortcuts
 from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
+from ..anycharv_core.models.solvers import timesteps_of
 from ..anycharv_core.models.windows import Windows
-from .model import FrameNumbers, check_model
+from .model import DEEP, DeepStep, FrameNumbers, check_model
 from .preview import Previewer
 from .types import CATEGORY, cfg_input, recipe_input, seed_input, steps_input
 from .windows import HANDLER, with_windows
@@ -124,6 +126,7 @@ def sample_windows(
     cfg: float,
     windows: Windows,
     progress: Progress | None = None,
+    shortcuts: Shortcuts = NONE,
 ) -> None:
     """Takes latents from the step that they are at to those of the finished video, as `sample_video` does: ComfyUI
     sees one window after the other, so that no more than a window is in memory.
@@ -134,12 +137,17 @@ def sample_windows(
     model.model_options.pop(HANDLER, None)  # the windows are `windows`
     schedule = model.model.schedule
     sigmas = model.get_model_object("model_sampling").sigmas.cpu()
-    timesteps = [t for t, _ in ddim_timesteps(steps, schedule)]
+    timesteps = [t for t, _ in timesteps_of(shortcuts.solver, steps, schedule)]
+    whole_steps = dict(zip(timesteps, shortcuts.whole(steps, schedule), strict=True))
+    deep = DeepStep(lambda: DeepCache(video.poses.empty()))
+    scale = cfg if is_guided(cfg) else 1.0
     previewer = Previewer(model)
 
     def run(guider: Any, extra: dict[str, Any]) -> None:
         device = guider.model_patcher.load_device
         whole = guider.conds
+        if not all(whole_steps.values()):
+            extra["model_options"]["transformer_options"][DEEP] = deep
 
         def predict(x: Tensor, t: int, frames: Sequence[int]) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -148,6 +156,8 @@ def sample_windows(
                 name: [cond | {"model_conds": cond["model_conds"] | conditions} for cond in conds]
                 for name, conds in whole.items()
             }
+            guider.set_cfg(scale if shortcuts.guides(t) else 1.0)
+            deep.whole = whole_steps[t]
             sigma = sigmas[t].to(device)
             x = x * (1 + sigma**2).sqrt()
             clean = guider(x, sigma.expand(len(x)), **extra)
@@ -159,11 +169,11 @@ def sample_windows(
             if progress is not None:
                 progress(done, total)
 
-        sample_video(predict, latents, steps, windows, schedule, device, report)
+        sample_video(predict, latents, steps, windows, schedule, device, report, shortcuts)
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
-    guider.set_cfg(cfg if is_guided(cfg) else 1.0)
+    guider.set_cfg(scale)
     shown = torch.zeros(len(windows.indices[0]), *latents.shape[1:])
     guider.sample(shown, shown, _Running(run), torch.cat([sigmas[timesteps], torch.zeros(1)]), seed=0)
 

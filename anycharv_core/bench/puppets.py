@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..inference.pipeline import Pipeline
+from ..inference.shortcuts import NONE, Shortcuts
 from ..media.canvas import PERSON
 from ..media.masks import box_masks
 from ..media.sheet import upscale
@@ -75,12 +76,13 @@ def of_model(
     fine: bool = False,
     cut: bool = False,
     canvas: str | None = None,
+    shortcuts: Shortcuts = NONE,
 ) -> Method:
     """A model as a method for `tasks_of(pipe)`. It is given a swap's box and whole clip, as in use.
 
     fine: the driving character's exact mask in place of the box. cut: the masked part of the scene is black, as
     stage one is trained (eq. 2; the finished product sees the whole clip, eq. 3). canvas: as in
-    `Pipeline.__call__`; None = the one of the kind of task.
+    `Pipeline.__call__`; None = the one of the kind of task. shortcuts: ways to be faster.
     """
 
     def run(task: Task, side: int, **scene: Any) -> np.ndarray:
@@ -88,6 +90,7 @@ def of_model(
         # A canvas that follows has the model's own size, whatever that of the frames.
         size = tuple(pipe.settings.get("size", (side, side))) if seen == PERSON else (side, side)
         settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": size}
+        settings["shortcuts"] = shortcuts
         given = task.given
         frames = pipe(given.reference, **scene, pose=given.poses(), canvas=seen, **settings).frames
         assert isinstance(frames, np.ndarray)

@@ -20,7 +20,9 @@ from ..errors import UserError
 from ..media.frames import FrameStore
 from ..media.imaging import clip_input, to_levels, to_unit
 from ..models.guidance import guide, is_guided
+from ..models.layers import KeyValue
 from ..models.schedule import NoiseSchedule, schedule_of
+from ..models.solvers import timesteps_of
 from ..models.windows import Windows
 from ..systems import System, read_checkpoint, system_of
 from .encode import EncodedVideo, frames_at_a_time
@@ -28,6 +30,7 @@ from .features import FrameFeatures
 from .latents import Latents
 from .memory import Ladder, Rung
 from .sampling import Progress, sample_chained, sample_video
+from .shortcuts import NONE, SHALLOW, DeepCache, Shortcuts
 
 # Values a denoising UNet of SD1.5's shape has alive at once, of one row, by latent pixel and channel of its first
 # block: counted on its layers at 8 and 24 frames.
@@ -91,6 +94,7 @@ class Backend(Protocol):
         guidance_scale: float,
         windows: Windows,
         progress: Progress | None = None,
+        shortcuts: Shortcuts = NONE,
     ) -> None:
         """Takes latents, noise before the first step, from the step they are at to those of the video with the
         reference in it.
@@ -222,6 +226,7 @@ class TorchBackend:
         guidance_scale: float,
         windows: Windows,
         progress: Progress | None = None,
+        shortcuts: Shortcuts = NONE,
     ) -> None:
         unet = self.networks.denoising_unet
         guided = is_guided(guidance_scale)
@@ -236,6 +241,15 @@ class TorchBackend:
             objects = self._object_features(video)
             given = torch.cat([torch.zeros_like(image_embed), image_embed]) if guided else image_embed
             image = unet.project_image(given)
+            without, of = [row[:1] for row in image], [row[-1:] for row in image]
+            times = timesteps_of(shortcuts.solver, steps, self.schedule)
+            whole = {
+                t
+                for (t, _), is_whole in zip(times, shortcuts.whole(steps, self.schedule), strict=True)
+                if is_whole
+            }
+            shallow = SHALLOW if len(whole) < steps else 0
+            cache = DeepCache(video.poses.empty())
 
             def predict(x: Tensor, t: int, index: Sequence[int], known: Tensor | None = None) -> Tensor:
                 rows, frames = list(index), len(index)
@@ -245,28 +259,48 @@ class TorchBackend:
                     scene[: len(known)], mask[: len(known)] = known.to(scene), 0
                 x = self.system.unet_input(x, scene, mask).to(self.dtype)
                 at = torch.full((1,), t, device=self.device)
+                guides = guided and shortcuts.guides(t)
+                kept = None if t in whole else cache.take(tuple(rows))
 
-                def run() -> Tensor:
+                def call(
+                    x: Tensor,
+                    image: Sequence[Tensor],
+                    pose: Tensor,
+                    bank: Sequence[KeyValue] | None,
+                    plain_rows: int,
+                    deep: Tensor | None,
+                    held: Held,
+                ) -> tuple[Tensor, Tensor | None]:
+                    given = x, at, image, pose, bank, frames, plain_rows
+                    if not shallow:
+                        return unet(*given, **held), None
+                    return unet.denoise(*given, **held, shallow=shallow, deep=deep)
+
+                def run() -> tuple[Tensor, Tensor | None]:
                     turn()
                     pose = self.networks.pose_guider.of_videos(poses.take(rows), frames)
                     held = objects(rows)
-                    if not guided:
-                        return unet(x, at, image, pose, bank, frames, **held)
+                    if not guides:
+                        return call(x, of, pose, bank, 0, kept, held)
                     if Rung.ROWS_APART in self.ladder.taken:
-                        without, of = ([row[at : at + 1] for row in image] for at in range(2))
+                        halves = (None, None) if kept is None else kept.chunk(2)
                         apart = [
-                            unet(x, at, without, pose, None, frames, **held),
-                            unet(x, at, of, pose, bank, frames, **held),
+                            call(x, without, pose, None, 0, halves[0], held),
+                            call(x, of, pose, bank, 0, halves[1], held),
                         ]
-                        return guide(torch.cat(apart).float(), guidance_scale)
-                    twice = x.repeat(2, 1, 1, 1), at, image, pose.repeat(2, 1, 1, 1)
-                    held = doubled(held)
-                    return guide(unet(*twice, bank, frames, plain_rows=frames, **held).float(), guidance_scale)
+                        deep = [each for _, each in apart if each is not None]
+                        return torch.cat([made for made, _ in apart]), torch.cat(deep) if deep else None
+                    twice = x.repeat(2, 1, 1, 1), image, pose.repeat(2, 1, 1, 1)
+                    return call(*twice, bank, frames, kept, doubled(held))
 
-                return self.ladder.run(run, *((Rung.ROWS_APART, Rung.TURNS) if guided else (Rung.TURNS,)))
+                rungs = (Rung.ROWS_APART, Rung.TURNS) if guides else (Rung.TURNS,)
+                made, deep = self.ladder.run(run, *rungs)
+                if deep is not None and t in whole:
+                    cache.keep(tuple(rows), deep)
+                return guide(made.float(), guidance_scale) if guides else made
 
             sampler = sample_chained if windows.chained else sample_video
-            sampler(predict, latents, steps, windows, self.schedule, self.device, progress)
+            sampler(predict, latents, steps, windows, self.schedule, self.device, progress, shortcuts)
 
     def _rows(self, store: FrameStore | None, frames: list[int]) -> Tensor | None:
         return None if store is None else torch.from_numpy(store.take(frames)).to(self.device)

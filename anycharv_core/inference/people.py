@@ -15,9 +15,10 @@ from .latents import Latents
 from .phases import Phases
 from .pipeline import Pipeline, Reference
 from .sampling import Progress
+from .shortcuts import NONE, Shortcuts
 
-Begin = Callable[[int, tuple[int, ...], Iterator[Tensor]], Latents]
-"""(number of the person, shape of the latents, noise) -> the latents to go on from."""
+Begin = Callable[[int, tuple[int, ...], Iterator[Tensor], int], Latents]
+"""(number of the person, shape of the latents, noise, parts) -> the latents to go on from."""
 
 
 def put_in_turn(
@@ -34,6 +35,7 @@ def put_in_turn(
     phases: Phases,
     progress: Progress | None = None,
     deep: bool = False,
+    shortcuts: Shortcuts = NONE,
 ) -> tuple[Iterable[np.ndarray], list[PasteBack]]:
     """The finished frames, and what pasted every person into them.
 
@@ -49,8 +51,8 @@ def put_in_turn(
             frames = before
         made = pipe.prepared(recipe, reference, one)
         share = progress and _share(progress, number, len(encoded))
-        latents = begin(number, made.shape, pipe.noise(made, seed))
-        pipe.sample(made, latents, steps, guidance_scale, phases, share)
+        latents = begin(number, made.shape, pipe.noise(made, seed), shortcuts.parts)
+        pipe.sample(made, latents, steps, guidance_scale, phases, share, shortcuts)
         finish: Finish = whole
         if recipe.paste_back:
             finish = PasteBack(frames, masks[number], recipe.paste_growth)

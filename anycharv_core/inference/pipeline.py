@@ -39,6 +39,7 @@ from .finish import Finish, PasteBack, keyed, paste_reach, whole
 from .latents import Latents
 from .phases import Phases
 from .sampling import Progress
+from .shortcuts import NONE, Shortcuts
 from .skeletons import PictureSkeletons, PointSkeletons
 
 
@@ -154,6 +155,7 @@ class Pipeline:
         context: float = CONTEXT,
         objects: Frames | None = None,
         depth: Frames | None = None,
+        shortcuts: Shortcuts = NONE,
     ) -> Output:
         """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
 
@@ -170,6 +172,8 @@ class Pipeline:
         `context` around the mask as a fraction of its longer side, and "auto" (default) the person where that at
         least halves the background that the networks would see. Windows have the size asked for as `size`, rounded
         to latent pixels. Only a recipe that pastes into a scene can follow; all others see whole frames.
+
+        shortcuts: how to sample faster, see `Shortcuts`; recipe "official" takes none.
 
         A model of Animate Anyone needs only reference and pose, gives frames of the poses' size or `size`
         (divisible by `multiple`) and takes the background from the reference. Where a scene is given all the same,
@@ -194,6 +198,7 @@ class Pipeline:
         held = None if objects is None else Source("objects", objects, None)
         far = None if depth is None else Source("depth", depth, None, deep=True)
         phases = Phases()
+        check_shortcuts(chosen.recorded, shortcuts)
         self.system.check_inputs(scene, mask, pose, chosen)
         split_reference(reference, reference_mask)  # says what is wrong with it before the video is looked at
         pictures = Source("pose", () if pose is None or isinstance(pose, Poses) else pose, 3)
@@ -210,8 +215,9 @@ class Pipeline:
                 f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}; give noise of "
                 "that shape."
             )
-        latents = Latents.begun(self.noise(made, seed) if noise is None else [noise], self.folder)
-        self.sample(made, latents, steps, guidance_scale, phases, progress)
+        start = self.noise(made, seed) if noise is None else [noise]
+        latents = Latents.begun(start, self.folder, shortcuts.parts)
+        self.sample(made, latents, steps, guidance_scale, phases, progress, shortcuts)
         finish = self.finish(made, given, regions)
         frames = self.decode(made, latents, finish, phases, given is not None and given.deep)
         return Output(frames if streamed else np.stack(list(frames)), latents, phases.seconds)
@@ -395,9 +401,10 @@ class Pipeline:
         guidance_scale: float,
         phases: Phases,
         progress: Progress | None = None,
+        shortcuts: Shortcuts = NONE,
     ) -> None:
-        """Takes latents, noise before the first step, to those of the video with the character in it. progress: as
-        in `__call__`."""
+        """Takes latents, noise before the first step and with `shortcuts.parts`, to those of the video with the
+        character in it. progress: as in `__call__`."""
         recipe, video = made.recipe, made.video
         windows = recipe.windows(len(latents), guidance_scale)
         if recipe.paste_back:
@@ -414,7 +421,8 @@ class Pipeline:
             if latents.steps == 0:
                 show_scene()
             tokens, image_embed = self.reference_tokens(made), made.reference.image_embed
-            self.backend.denoise(video, tokens, image_embed, latents, steps, guidance_scale, windows, progress)
+            call = video, tokens, image_embed, latents, steps, guidance_scale, windows
+            self.backend.denoise(*call, progress, shortcuts)
             show_scene()
 
     def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish:
@@ -443,6 +451,14 @@ def check_steps(steps: int) -> None:
     """Raises UserError for a number of denoising steps that DDIM cannot take."""
     if steps < 1 or steps > 1000:
         raise UserError(f"steps is {steps}; use 1 to 1000.")
+
+
+def check_shortcuts(recorded: bool, shortcuts: Shortcuts) -> None:
+    """Raises UserError where a recipe, which is `recorded` or not, takes none of them."""
+    if recorded and shortcuts != NONE:
+        raise UserError(
+            "The recipe 'official' computes all as the release does: leave fast modes out, or use 'default'."
+        )
 
 
 def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""DDIM over temporal windows, which are fused at every step, or sampled one after another."""
+"""Sampling over temporal windows, which are fused at every step, or sampled one after another."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
+from ..models.schedule import NoiseSchedule, ddim_step
+from ..models.solvers import DDIM, clean_latents, dpm_step, timesteps_of
 from ..models.windows import Windows
 from .latents import Latents
+from .shortcuts import NONE, Shortcuts
 
 Denoise = Callable[[Tensor, int, Sequence[int]], Tensor]
 """(latents [w, c, h, w], timestep, frame indices [w]) -> guided prediction of the same shape."""
@@ -40,8 +42,9 @@ def sample_video(
     schedule: NoiseSchedule,
     device: torch.device,
     progress: Progress | None = None,
+    shortcuts: Shortcuts = NONE,
 ) -> None:
-    """DDIM of the latents of a whole video, from the step that they are at to the last of `steps`.
+    """The latents of a whole video go from the step that they are at to the last of `steps`.
 
     At every step the windows' predictions are fused frame by frame (paper A.2, "temporally aggregated"); a frame
     that lies in no window stays as it is. `device` is where `denoise` takes and gives tensors, of which only a
@@ -52,7 +55,9 @@ def sample_video(
         last[list(index)] = number
     unseen = np.flatnonzero(last < 0).tolist()
     calls = len(windows.indices)
-    for step, (t, t_prev) in enumerate(ddim_timesteps(steps, schedule)):
+    times = timesteps_of(shortcuts.solver, steps, schedule)
+    whole = [*shortcuts.whole(steps, schedule), True]
+    for step, (t, _) in enumerate(times):
         if step < latents.steps:
             continue
         fused: dict[int, tuple[Tensor, Tensor]] = {}
@@ -65,14 +70,16 @@ def sample_video(
             total, mass = before + share * denoise(x, t, index).to(x.dtype), mass + share
             done = [place for place, frame in enumerate(index) if last[frame] == number]
             prediction = total[done] / mass[done] if windows.average else total[done]
-            latents.put([index[place] for place in done], ddim_step(prediction, x[done], t, t_prev, schedule))
+            frames = [index[place] for place in done]
+            earlier = latents.take(frames, part=1).to(device) if step and frames and latents.parts > 1 else None
+            latents.put(frames, *_after(shortcuts.solver, prediction, x[done], times, step, schedule, earlier))
             waiting = [place for place, frame in enumerate(index) if last[frame] > number]
             fused |= {index[place]: (total[place], mass[place]) for place in waiting}
             if progress is not None:
                 progress(step * calls + number + 1, steps * calls)
         for frame in unseen:
             latents.put([frame], latents.take([frame]))
-        latents.advance()
+        latents.advance(resumable=whole[step + 1])
 
 
 Chained = Callable[[Tensor, int, Sequence[int], Tensor], Tensor]
@@ -87,8 +94,9 @@ def sample_chained(
     schedule: NoiseSchedule,
     device: torch.device,
     progress: Progress | None = None,
+    shortcuts: Shortcuts = NONE,
 ) -> None:
-    """DDIM of the latents of a whole video, window after window (Animate Anyone 2, section 4.1).
+    """Sampling of the latents of a whole video, window after window (Animate Anyone 2, section 4.1).
 
     A window gets what those before it made of its first frames, which stay as they are. `latents.steps` counts
     windows here, from the first that is not finished; a frame in no window stays as it is.
@@ -96,14 +104,18 @@ def sample_chained(
     settled = set[int]()  # frames that `latents` holds the same of before and after the window
     finished = {frame for index in windows.indices[: latents.steps] for frame in index}
     calls = len(windows.indices) * steps
+    times = timesteps_of(shortcuts.solver, steps, schedule)
     for number, index in enumerate(windows.indices):
         if number < latents.steps:
             continue
         carried = next((place for place, frame in enumerate(index) if frame not in finished), len(index))
         x = latents.take(index).to(device)
         known = x[:carried].clone()
-        for step, (t, t_prev) in enumerate(ddim_timesteps(steps, schedule)):
-            x = ddim_step(denoise(x, t, index, known).to(x.dtype), x, t, t_prev, schedule)
+        earlier = None
+        for step, (t, _) in enumerate(times):
+            prediction = denoise(x, t, index, known).to(x.dtype)
+            x, *cleaned = _after(shortcuts.solver, prediction, x, times, step, schedule, earlier)
+            earlier = cleaned[0] if cleaned else None
             if progress is not None:
                 progress(number * steps + step + 1, calls)
         # A frame that fills the window up comes a second time.
@@ -114,3 +126,21 @@ def sample_chained(
         latents.advance()
         settled = set(range(len(latents))) - made.keys()
         finished |= made.keys()
+
+
+def _after(
+    solver: str,
+    prediction: Tensor,
+    x: Tensor,
+    times: Sequence[tuple[int, int]],
+    step: int,
+    schedule: NoiseSchedule,
+    earlier: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """What latents x are after a step, part by part; earlier: the second part after the step before, if any."""
+    t, t_next = times[step]
+    if solver == DDIM:
+        return (ddim_step(prediction, x, t, t_next, schedule),)
+    clean = clean_latents(prediction, x, t, schedule)
+    before = None if earlier is None else (earlier, times[step - 1][0])
+    return dpm_step(clean, x, t, t_next, schedule, before), clean

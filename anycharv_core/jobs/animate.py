@@ -17,7 +17,7 @@ import numpy as np
 from ..device import pick_device
 from ..errors import UserError
 from ..inference.phases import Phases
-from ..inference.pipeline import check_steps, scene_key, split_reference
+from ..inference.pipeline import scene_key, split_reference
 from ..inference.skeletons import PointSkeletons
 from ..media.canvas import CanvasPath
 from ..media.colour import UNTAGGED, check_transfer
@@ -112,8 +112,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
     with phases("check"):
         given = _read(job)
     pipe, recipe, precision, state = job.load("animate", device, phases, partial(_check, job, given), stack)
-    steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
-    check_steps(steps)
+    steps, guidance = job.sampling(pipe)
     poses = FrameStore(pipe.folder) if job.sheet else None
     with phases("encode"):
         skeletons = _rescaled(job, recipe, given.skeletons)
@@ -133,8 +132,8 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
     chosen = sheet_frames(frames) if job.sheet else ()
     output = []
     with writer:
-        latents = state.latents(0, made.shape, pipe.noise(made, job.seed))
-        pipe.sample(made, latents, steps, guidance, phases, progress)
+        latents = state.latents(0, made.shape, pipe.noise(made, job.seed), job.shortcuts.parts)
+        pipe.sample(made, latents, steps, guidance, phases, progress, job.shortcuts)
         with phases("write"):
             for index, frame in enumerate(
                 pipe.decode(made, latents, pipe.finish(made, given.scene, given.mask), phases, given.depth > 8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from ..device import pick_device
 from ..errors import UserError
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
+from ..inference.shortcuts import NONE
 from ..media.sheet import sheet
 from .precision import precision_for
 from .run import check_places, versions
+from .sampling import SamplingOptions
 
 
 @dataclass(frozen=True)
-class PuppetJob:
+class PuppetJob(SamplingOptions):
     """What to score. `score`: a folder of tasks that another system has run, in place of `model`.
 
     None = the model's own setting, for the size that of the kind of task. task: the kind of
@@ -35,9 +37,6 @@ class PuppetJob:
     clips: int = 64
     frames: int = 8
     size: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int = 42
     vae: Path | None = None
     image_encoder: Path | None = None
     lpips_weights: Path | None = None
@@ -97,10 +96,12 @@ def publish(out: Path, report: dict[str, Any], rows: list[list[Any]], methods: d
 
 def _model(job: PuppetJob, pipe: Pipeline) -> dict[str, Method]:
     """The model as asked for, and in one step: what its further steps are worth."""
-    asked, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
+    asked, guidance = job.sampling(pipe)
+    taken = {name: value for name, value in asdict(job.shortcuts).items() if value != getattr(NONE, name)}
+    more = "".join(f", {name.replace('_', ' ')} {value}" for name, value in taken.items())
     return {
-        f"{Path(job.model).stem}, {steps} step{'' if steps == 1 else 's'}, guidance {guidance:g}": of_model(
-            pipe, steps, guidance, job.seed
+        f"{Path(job.model).stem}, {steps} step{'' if steps == 1 else 's'}, guidance {guidance:g}{more}": of_model(
+            pipe, steps, guidance, job.seed, shortcuts=job.shortcuts
         )
         for steps in sorted({1, asked})
     }

@@ -21,7 +21,6 @@ from ..errors import UserError
 from ..inference.encode import Person
 from ..inference.people import put_in_turn
 from ..inference.phases import Phases
-from ..inference.pipeline import check_steps
 from ..media.camera import CONTEXT
 from ..media.canvas import AUTO, CanvasPath
 from ..media.colour import check_transfer
@@ -146,8 +145,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         opened = [open_replacement(files, video) for files in job.people]
     check = partial(_check, job, video, opened)
     pipe, recipe, precision, state = job.load("generate", device, phases, check, stack)
-    steps, guidance = pipe.system.sampling(pipe.settings, job.steps, job.guidance_scale)
-    check_steps(steps)
+    steps, guidance = job.sampling(pipe)
     with phases("encode"):
         size = pipe.working_size(recipe, video.size, job.size)
         plan = pipe.plan(recipe, video.size, opened[0].skeletons.size, size, job.size)
@@ -198,6 +196,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
             phases,
             progress,
             deep=info.depth > 8,
+            shortcuts=job.shortcuts,
         )
         with phases("write"):
             for index, frame in enumerate(frames):

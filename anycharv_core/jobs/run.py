@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import cycle
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..files import atomic_path, owned_folder
 from ..inference.memory import FULL_MEMORY, is_full_memory
 from ..inference.phases import Phases
-from ..inference.pipeline import Pipeline
+from ..inference.pipeline import Pipeline, check_shortcuts
 from ..media.colour import eight_bits
 from ..media.imaging import Size, resize
 from ..media.png_write import PNG, PngWriter
@@ -33,6 +33,7 @@ from ..systems import SYSTEMS, System
 from ..systems.recipes import Recipe
 from .doctor import OPENCV
 from .precision import Precision, precision_for
+from .sampling import SamplingOptions
 from .work import Work, identity, work
 
 # The ending of the output's name, None for a folder, and what it is.
@@ -47,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenderJob:
+class RenderJob(SamplingOptions):
     """Which networks make a video, how, and where it goes. None = the model's own setting, or nothing given.
 
     size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
@@ -62,9 +63,6 @@ class RenderJob:
     vae: Path | None = None
     image_encoder: Path | None = None
     size: Size | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int = 42
     recipe: str = "default"
     device: str | None = None
     dtype: str = "fp32"
@@ -131,9 +129,10 @@ class RenderJob:
         able = [system for system in systems if self.recipe in system.recipes]
         if not able:
             systems[0].recipe(self.recipe)  # says so before the weights are read
+        recorded = any(system.recipes[self.recipe].recorded for system in able)
+        check_shortcuts(recorded, self.shortcuts)
         _check_early([(system, system.recipes[self.recipe]) for system in able], check)
         with phases("load"):
-            recorded = any(system.recipes[self.recipe].recorded for system in able)
             precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device, recorded)
             decides = identity(self, UNDECIDING, dtype=precision.name, device=device, versions=versions())
             state = stack.enter_context(work(self.out, decides, self.fresh))
@@ -154,6 +153,7 @@ class RenderJob:
             "steps": steps,
             "guidance_scale": guidance_scale,
             "seed": self.seed,
+            **asdict(self.shortcuts),
             "size": list(size) if size else None,
             "dtype": precision.name,
         } | ({} if precision.why is None else {"dtype_because": precision.why})

@@ -118,20 +118,36 @@ def work(out: Path, decides: Mapping[str, str], fresh: bool) -> Iterator[Work]:
 
 
 class _Kept(Latents):
-    """Latents in files, of which every step is kept as soon as it is finished."""
+    """Latents in files, of which every step that can be resumed is kept as soon as it is finished."""
 
-    def __init__(self, now: FrameStore, following: FrameStore, steps: int, keep: Callable[[_Kept], None]) -> None:
-        super().__init__(now, following, steps)
+    def __init__(
+        self,
+        now: FrameStore,
+        following: FrameStore,
+        spare: Callable[[], FrameStore],
+        steps: int,
+        parts: int,
+        keep: Callable[[_Kept], None],
+    ) -> None:
+        """spare: makes a third store, for steps after which the one before is still the one to resume from."""
+        super().__init__(now, following, steps, parts)
         self._keep = keep
+        self._kept = now if steps else None
+        self._make_spare = spare
+        self._spare: FrameStore | None = None
 
     @property
     def path(self) -> Path:
         """The file of what is read."""
         return Path(self._now.name)
 
-    def advance(self) -> None:
-        super().advance()
-        self._keep(self)
+    def advance(self, resumable: bool = True) -> None:
+        super().advance(resumable)
+        if resumable:
+            self._keep(self)
+            self._kept = self._now
+        elif self._following is self._kept:
+            self._following, self._spare = self._spare or self._make_spare(), self._following
 
 
 class Work:
@@ -142,15 +158,22 @@ class Work:
         self.people: dict[str, dict[str, Any]] = {} if fresh else self._found()
         self.taken_up = 0  # steps that an earlier process has finished
 
-    def latents(self, number: int, shape: Sequence[int], noise: Iterable[Tensor]) -> Latents:
-        """The latents of person `number` after the last step that was finished, or else noise."""
+    def latents(self, number: int, shape: Sequence[int], noise: Iterable[Tensor], parts: int = 1) -> Latents:
+        """The latents of person `number` after the last step that was finished, or else noise. parts: as in
+        `Latents`."""
+        frames, channels, *sides = shape
+        shape = (frames, channels * parts, *sides)
         kept = self._kept(number, shape)
         letter, steps = kept or ("a", 0)
-        other = "b" if letter == "a" else "a"
+        other, third = (each for each in "abc" if each != letter)
         held = (shape, np.dtype(np.float32)) if kept else None
         now = FrameStore.in_file(self._open(number, letter, "r+b" if kept else "w+b"), held)
         following = FrameStore.in_file(self._open(number, other, "w+b"))
-        made = _Kept(now, following, steps, lambda latents: self._keep(number, latents))
+
+        def spare() -> FrameStore:
+            return FrameStore.in_file(self._open(number, third, "w+b"))
+
+        made = _Kept(now, following, spare, steps, parts, lambda latents: self._keep(number, latents))
         if kept:
             self.taken_up += steps
             _log.warning("Going on after step %d, which an earlier run had finished.", steps)

@@ -111,19 +111,20 @@ class DownStage(Stage):
         down = [] if last else [Downsample(widths[-1][1], operations, **factory)]
         self.downsamplers = nn.ModuleList(down) if down else None
 
-    def forward(self, x: Tensor, cond: Conditions, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """x [N, C, h, w] -> the next stage's x, and the tokens of its spatial blocks; adds to the skips to the way
-        up."""
-        tokens = []
-        for index in range(len(self.resnets)):
-            _begin("input", cond)
-            x, own = self.layer(index, x, cond)
-            x = _keep(x, cond, skips)
-            tokens += own
-        if self.downsamplers is not None:
-            _begin("input", cond)
-            x = _keep(self.downsamplers[0](x), cond, skips)
-        return x, tokens
+    @property
+    def blocks(self) -> range:
+        """The indices of its blocks: the layers, and the downsampler if it has one."""
+        return range(len(self.resnets) + (self.downsamplers is not None))
+
+    def forward(self, index: int, x: Tensor, cond: Conditions, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """x [N, C, h, w] -> what block `index` makes of it, which joins the skips to the way up, too, and the
+        tokens of its spatial block."""
+        _begin("input", cond)
+        if index < len(self.resnets):
+            x, tokens = self.layer(index, x, cond)
+        else:
+            x, tokens = cast(nn.ModuleList, self.downsamplers)[0](x), []
+        return _keep(x, cond, skips), tokens
 
 
 class UpStage(Stage):
@@ -143,17 +144,19 @@ class UpStage(Stage):
         up = [Upsample(widths[-1][1], operations, **factory)] if level else []
         self.upsamplers = nn.ModuleList(up) if up else None
 
-    def forward(self, x: Tensor, cond: Conditions, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """x [N, C, h, w] -> the next stage's x, and the tokens of its spatial blocks.
+    @property
+    def blocks(self) -> range:
+        """The indices of its blocks: the layers, of which the last has the upsampler, too."""
+        return range(len(self.resnets))
 
-        It takes its skips off the end of the list, so that each one's memory is free once it is read.
+    def forward(self, index: int, x: Tensor, cond: Conditions, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """x [N, C, h, w] -> what block `index` makes of it, and the tokens of its spatial block.
+
+        It takes its skip off the end of the list, so that the memory is free once it is read.
         """
-        tokens = []
-        for index in range(len(self.resnets)):
-            _begin("output", cond)
-            x, own = self.layer(index, _joined(x, cond, skips), cond)
-            tokens += own
-        if self.upsamplers is not None:
+        _begin("output", cond)
+        x, tokens = self.layer(index, _joined(x, cond, skips), cond)
+        if index == self.blocks[-1] and self.upsamplers is not None:
             x = self.upsamplers[0](x, skips[-1].shape[-2:])
         return x, tokens
 
@@ -276,21 +279,37 @@ class UNet(nn.Module):
         wave = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
         return self.time_embedding(wave.to(dtype))
 
-    def trunk(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
-        """x [N, C0, h, w] -> the same, and the tokens of all spatial blocks where `cond.keep_tokens`."""
+    def trunk(
+        self, x: Tensor, cond: Conditions, shallow: int = 0, deep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """x [N, C0, h, w] -> the same, the tokens of all spatial blocks where `cond.keep_tokens`, and what came
+        before the last `shallow` output blocks, [N, C, h', w'], or None for 0 of them.
+
+        deep: that of another call, whose place it takes; then only those output blocks are computed, and the input
+        blocks that they have skips of (Ma et al., "DeepCache", section 3.2).
+        """
+        inputs = [(stage, index) for stage in cast(list[DownStage], self.down_blocks) for index in stage.blocks]
+        outputs = [(stage, index) for stage in cast(list[UpStage], self.up_blocks) for index in stage.blocks]
+        if deep is not None:
+            inputs, outputs = inputs[: shallow - 1], outputs[-shallow:]
         skips: list[Tensor] = []
         tokens = []
         _begin("input", cond)
         x = _keep(x, cond, skips)
-        for stage in self.down_blocks:
-            x, own = stage(x, cond, skips)
+        for down, index in inputs:
+            x, own = down(index, x, cond, skips)
             tokens += own
-        x, own = self.mid_block(x, cond)
-        tokens += own
-        for stage in self.up_blocks:
-            x, own = stage(x, cond, skips)
+        if deep is None:
+            x, own = self.mid_block(x, cond)
             tokens += own
-        return x, tokens
+        else:
+            x = deep
+        for up, index in outputs:
+            if len(skips) == shallow:
+                deep = x
+            x, own = up(index, x, cond, skips)
+            tokens += own
+        return x, tokens, deep
 
 
 class ReferenceNet(UNet):
@@ -355,7 +374,11 @@ class DenoisingUNet(UNet):
         blocks = self.reading_blocks()
         return [(b.attn1.to_k(tokens[b.index]), b.attn1.to_v(tokens[b.index])) for b in blocks]
 
-    def forward(
+    def forward(self, *call: Any, **settings: Any) -> Tensor:
+        """The prediction that `denoise` makes."""
+        return self.denoise(*call, **settings)[0]
+
+    def denoise(
         self,
         x: Tensor,
         t: Tensor,
@@ -369,7 +392,9 @@ class DenoisingUNet(UNet):
         hooks: Hooks | None = None,
         objects: Sequence[Tensor] | None = None,
         holds: Tensor | None = None,
-    ) -> Tensor:
+        shallow: int = 0,
+        deep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """One denoising call on N = videos x frames rows, video after video.
 
         x [N, 9, h, w]: noisy latent 4 | scene latent 4 | mask 1, or [N, 4, h, w]: the noisy latent alone;
@@ -379,8 +404,9 @@ class DenoisingUNet(UNet):
         ignore the bank, as unconditional rows must; without `motion` the frames are independent of each other, as
         in the frame-wise training phases (A.2). attention: what all spatial and temporal self-attention calls,
         but for what `hooks`, called at the blocks, put in its place. objects: what the object guider made of each
-        row's object; holds [N, 1, 1, 1]: 1 where the row has one, else 0. Returns the prediction [N, 4, h, w].
-        Raises UserError when `frames` is more than the motion modules have positions for.
+        row's object; holds [N, 1, 1, 1]: 1 where the row has one, else 0. shallow, deep: see `trunk`. Returns the
+        prediction [N, 4, h, w] and the deep features. Raises UserError when `frames` is more than the motion
+        modules have positions for.
         """
         positions = self.cfg.motion.max_len if self.cfg.motion else frames
         if frames > positions:
@@ -400,6 +426,6 @@ class DenoisingUNet(UNet):
             attention=attention,
             hooks=hooks,
         )
-        h, _ = self.trunk(self.conv_in(x) + pose, cond)
+        h, _, deep = self.trunk(self.conv_in(x) + pose, cond, shallow, deep)
         h = normalised(h, self.conv_norm_out, cond.frames if self.cfg.joint_norm else 1)
-        return self.conv_out(F.silu(h))
+        return self.conv_out(F.silu(h)), deep

@@ -201,3 +201,14 @@ def test_whole_job_equals_core_where_nobody_is() -> None:
     expected = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded")(*inputs, **settings)
     assert np.array_equal(ours.frames[9:], swap.driving.frames[9:])
     assert np.abs(ours.frames.astype(int) - expected.frames).max() <= 1
+
+
+def test_fast_modes_equal_core() -> None:
+    backend, swap = core("nodes.backend"), core("anycharv_core.puppets.task").sample_swap(4, 26, 64)
+    pipeline = core("anycharv_core.inference.pipeline").Pipeline
+    shortcuts = core("anycharv_core.inference.shortcuts").Shortcuts((0.3, 0.8), 2, "dpm++2m")
+    inputs = (swap.reference, swap.driving.frames, swap.box, swap.pose)
+    settings = {"steps": 6, "guidance_scale": 2.0, "seed": 1, "size": (64, 64), "shortcuts": shortcuts}
+    ours = pipeline(backend.ComfyBackend(*load()))(*inputs, **settings)
+    expected = pipeline.from_pretrained("embedded")(*inputs, **settings)
+    assert np.abs(ours.frames.astype(int) - expected.frames).max() <= 1
