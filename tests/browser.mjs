@@ -1,18 +1,19 @@
 // Drives ComfyUI's page in Chromium for test_comfyui_browser.py, which judges what this prints.
 //
-//   node browser.mjs PORT WORKFLOWS SCREENSHOTS RUN
+//   node browser.mjs PORT WORKFLOWS SCREENSHOTS RUN HELP
 //
-// drops the workflow RUN of the folder WORKFLOWS on the canvas and runs it, opens the help of its nodes and the
-// template browser, drops the other workflows, turns the page to Chinese, and prints one JSON object. CHROMIUM names
-// the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
+// drops the workflow RUN of the folder WORKFLOWS on the canvas and runs it, then HELP, whose nodes' help it opens. It
+// opens the template browser, drops the other workflows, opens as apps those that can be, searches for blueprints,
+// turns the page to Chinese, and prints one JSON object. CHROMIUM names the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
 
 import { readFileSync, readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join, resolve } from 'node:path'
 
 const PACK = 'ComfyUI-AnyCharV'
-const [port, folder, screenshots, run] = process.argv.slice(2)
+const [port, folder, screenshots, run, helped] = process.argv.slice(2)
 const { chromium } = createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))('playwright-core')
+const blueprints = ['Replace Character (AnyCharV)', 'Animate Character (AnyCharV)', 'Prepare Video (AnyCharV)']
 const origin = `http://127.0.0.1:${port}`
 const workflows = readdirSync(folder)
   .filter((file) => file.endsWith('.json'))
@@ -230,6 +231,38 @@ async function help(id) {
   return { text: await settled(text, (value) => value.length > 200, 15), tables: await content.locator('table').count() }
 }
 
+// The form of App Mode, as a user reads it, and the values in it.
+async function asApp({ name, text, graph }) {
+  const shown = { ...graph, extra: { ...graph.extra, linearMode: true } }
+  await drop({ name, text: JSON.stringify(shown), graph })
+  const skip = page.getByRole('button', { name: 'Skip' })
+  await settled(() => skip.isVisible(), (seen) => seen, apps++ ? 1 : 10)
+  if (await skip.isVisible()) await skip.click()
+  const form = page.getByTestId('linear-widgets')
+  await settled(() => form.isVisible(), (seen) => seen, 15)
+  await picture(`app_${name}`)
+  return form.innerText()
+}
+let apps = 0
+
+// Adds the first thing that a search for some words finds, and tells what it is.
+async function searched(words) {
+  await page.mouse.dblclick(800, 700)
+  await page.keyboard.type(words)
+  await page.getByRole('option').first().waitFor()
+  // The list may still grow.
+  await page.waitForTimeout(1000)
+  const offered = await page.getByRole('option').allInnerTexts()
+  await picture(`search ${words}`)
+  await page.keyboard.press('Enter')
+  const last = () =>
+    page.evaluate(() => {
+      const node = window.app.graph.nodes.at(-1)
+      return { title: node?.title, within: node?.subgraph?.nodes.map((one) => one.type) ?? [] }
+    })
+  return { offered, added: await settled(last, (node) => node.within.length, 10) }
+}
+
 async function chinese() {
   await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.Locale', 'zh'))
   await page.reload()
@@ -241,7 +274,7 @@ async function chinese() {
   })
 }
 
-const seen = { workflows: {}, help: {} }
+const seen = { workflows: {}, help: {}, apps: {}, searched: {} }
 try {
   await page.goto(origin)
   await page.waitForFunction(() => window.app?.graph)
@@ -254,15 +287,21 @@ try {
   seen.run = await queue()
   await portrait('run')
   seen.run.errors = taken()
-  const documented = first.graph.nodes.filter((node) => node.type.startsWith('AnyCharV'))
+  const second = workflows.find((workflow) => workflow.name === helped)
+  seen.workflows[helped] = await open(second)
+  const documented = second.graph.nodes.filter((node) => node.type.startsWith('AnyCharV'))
   for (const { type, id } of documented) seen.help[type] ??= await help(id)
   await picture('help')
   await closePanels()
   seen.help_errors = taken()
   seen.templates = await templates()
   seen.templates_errors = taken()
-  for (const workflow of workflows.filter((one) => one !== first)) {
+  for (const workflow of workflows.filter((one) => one !== first && one !== second)) {
     seen.workflows[workflow.name] = await open(workflow)
+  }
+  for (const words of [...blueprints, 'character swap', '视频换人']) seen.searched[words] = await searched(words)
+  for (const workflow of workflows.filter((one) => one.graph.extra.linearData)) {
+    seen.apps[workflow.name] = await asApp(workflow)
   }
   seen.chinese = await chinese()
 } catch (error) {

@@ -317,6 +317,17 @@ def test_chinese_help_pages_say_what_the_english_ones_do() -> None:
         assert re.search("[\u4e00-\u9fff]", chinese[0])
 
 
+def test_help_pages_show_pictures_that_are_there() -> None:
+    folder, shown = REPO / "web/docs", set()
+    for page in folder.rglob("*.md"):
+        # The page looks for them beside the pages, whatever the language.
+        named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        assert named or page.stem == "AnyCharVPrepareVideo", page
+        shown |= {folder / name for name in named}
+    assert shown == set((folder / "pictures").iterdir())
+    assert max(picture.stat().st_size for picture in shown) < 40_000
+
+
 @pytest.fixture(scope="module")
 def ignored() -> Any:
     """Whether .comfyignore leaves a path out, by the part of gitignore's rules that it uses."""
