@@ -245,8 +245,10 @@ async function asApp({ name, text, graph }) {
 }
 let apps = 0
 
-// Adds the first thing that a search for some words finds, and tells what it is.
+// Adds the first thing that a search for some words finds to an empty workflow, and tells what it is.
 async function searched(words) {
+  await command('Comfy.NewBlankWorkflow')
+  await settled(graphNodes, (nodes) => nodes.length === 0, 10)
   await page.mouse.dblclick(800, 700)
   await page.keyboard.type(words)
   await page.getByRole('option').first().waitFor()
@@ -255,6 +257,8 @@ async function searched(words) {
   const offered = await page.getByRole('option').allInnerTexts()
   await picture(`search ${words}`)
   await page.keyboard.press('Enter')
+  // It hangs on the pointer until it is put down.
+  await page.mouse.click(800, 300)
   const last = () =>
     page.evaluate(() => {
       const node = window.app.graph.nodes.at(-1)
