@@ -10,6 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.opencv import MISSING
+from .animate import AnyCharVAnimateCharacter
 from .composite import AnyCharVComposite
 from .conditioning import AnyCharVConditioning
 from .dwpose import MODELS as POSE_MODELS
@@ -57,4 +58,5 @@ class AnyCharVExtension(ComfyExtension):
             AnyCharVPoseRetarget,
             AnyCharVPrepareVideo,
             AnyCharVLoadPrepared,
+            AnyCharVAnimateCharacter,
         ]

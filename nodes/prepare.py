@@ -60,21 +60,26 @@ def first_input() -> io.Int.Input:
     )
 
 
+def pose_model_input() -> io.Combo.Input:
+    names = pose_model_names()
+    return io.Combo.Input(
+        "pose_model",
+        options=names,
+        default=names[0],
+        optional=True,
+        tooltip="Finds people and poses where none are wired in: 'dwpose' is the released pair of files in "
+        "models/detection, which 'anycharv download pose' fetches; 'embedded' knows only puppets.",
+    )
+
+
 def model_inputs() -> list[io.Combo.Input]:
-    pose, segment = pose_model_names(), segmenter_names()
+    names = segmenter_names()
     return [
-        io.Combo.Input(
-            "pose_model",
-            options=pose,
-            default=pose[0],
-            optional=True,
-            tooltip="Finds people and poses where none are wired in: 'dwpose' is the released pair of files in "
-            "models/detection, which 'anycharv download pose' fetches; 'embedded' knows only puppets.",
-        ),
+        pose_model_input(),
         io.Combo.Input(
             "segmenter",
-            options=segment,
-            default=segment[0],
+            options=names,
+            default=names[0],
             optional=True,
             tooltip="Cuts people out where no mask is wired in: a folder of a SAM 2 video model under "
             "models/sam2, which 'anycharv download sam2' fetches; 'embedded' knows only puppets.",

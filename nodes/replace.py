@@ -111,15 +111,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 seed_input(),
                 *size_inputs(),
                 recipe_input("'official' does everything as the release does, without pasting back."),
-                io.Int.Input(
-                    "crf",
-                    default=CRF,
-                    min=0,
-                    max=WORST_CRF,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Quality of the H.264 video: 0 is best, 17 shows no difference, 51 is worst.",
-                ),
+                crf_input(),
                 canvas_input(AUTO),
                 context_input(),
                 who_input(),
@@ -137,14 +129,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 ),
                 first_input(),
                 *model_inputs(),
-                io.Boolean.Input(
-                    "resume",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Go on after the last finished step where a run of the same inputs was interrupted; "
-                    "off starts over.",
-                ),
+                resume_input(),
                 PreparedType.Input(
                     "prepared",
                     optional=True,
@@ -217,7 +202,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         phases = Phases()
         with opened(video, frames) as source:
             info, full = source.info, (source.info.width, source.info.height)
-            given = _first(mask, frames), _first(pose, frames)
+            given = first_of(mask, frames), first_of(pose, frames)
             if prepared is None:
                 people = _people(source, *given, who, len(pictures), pose_model, segmenter)
             else:
@@ -285,6 +270,28 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 
+def crf_input() -> io.Int.Input:
+    return io.Int.Input(
+        "crf",
+        default=CRF,
+        min=0,
+        max=WORST_CRF,
+        optional=True,
+        tooltip="Quality of the H.264 video: 0 is best, 17 shows no difference, 51 is worst.",
+    )
+
+
+def resume_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "resume",
+        default=True,
+        optional=True,
+        advanced=True,
+        tooltip="Go on after the last finished step where a run of the same inputs was interrupted; off starts "
+        "over.",
+    )
+
+
 @dataclass(frozen=True)
 class _Replaced:
     """Somebody to replace: masks uint8 [H, W] of every frame, which can be read again, skeletons, and what tells
@@ -309,14 +316,14 @@ def _people(
             "unwired, so that everybody is found, or the further pictures."
         )
     masks = None if mask is None else _masks(mask, info)
-    given = None if pose is None else _poses(pose, info)
+    given = None if pose is None else given_poses(pose, info)
     if masks is not None and given is not None:
-        return [_Replaced(masks, given, (_digest(masks), _digest_of(pose)))]
+        return [_Replaced(masks, given, (digest(masks), _digest_of(pose)))]
     points = given.poses if isinstance(given, PointSkeletons) else None
     found = find(video, pose_model, points)
     if masks is not None:
         poses = PointSkeletons(poses_inside(found.findings.poses, masks))
-        return [_Replaced(masks, poses, (_digest(masks), found.key))]
+        return [_Replaced(masks, poses, (digest(masks), found.key))]
     people = [cut_out(video, found, index, segmenter) for index in choose(found, who, count)]
     if given is not None and points is None:  # pictures
         return [_Replaced(each.boxes, given, (each.folder.name, _digest_of(pose))) for each in people]
@@ -343,25 +350,26 @@ def _of_prepared(prepared: list[PreparedPerson], info: VideoInfo, other: bool, c
             )
         poses = each.poses.take(range(info.frames))
         masks = Reopened(partial(islice, each.boxes, info.frames), info.frames)
-        made.append(_Replaced(masks, PointSkeletons(poses), (_digest(masks), _digest(poses.people))))
+        made.append(_Replaced(masks, PointSkeletons(poses), (digest(masks), digest(poses.people))))
     return made
 
 
-def _first(given: Any, count: int) -> Any:
+def first_of(given: Any, count: int) -> Any:
     """What is given for the first `count` frames, 0 = all; what is given once is for all."""
     several = isinstance(given, (list, Tensor)) and len(given) > 1
     return given[:count] if several and count else given
 
 
-def _digest(frames: Iterable[np.ndarray]) -> bytes:
-    digest = sha256()
+def digest(frames: Iterable[np.ndarray]) -> bytes:
+    """Tells frames from others."""
+    made = sha256()
     for frame in frames:
-        digest.update(frame.tobytes())
-    return digest.digest()
+        made.update(frame.tobytes())
+    return made.digest()
 
 
 def _digest_of(pose: Any) -> bytes:
-    return _digest(rgb_frames(pose, "pose") if isinstance(pose, Tensor) else parsed_poses(pose).people)
+    return digest(rgb_frames(pose, "pose") if isinstance(pose, Tensor) else parsed_poses(pose).people)
 
 
 def _check_size(recipe: Recipe, masks: Iterable[np.ndarray], size: Size) -> None:
@@ -387,7 +395,7 @@ def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
     return Reopened(lambda: (fit(masks_uint8(mask[i : i + 1], "mask")[0]) for i in range(info.frames)))
 
 
-def _poses(pose: Any, info: VideoInfo) -> Skeletons:
+def given_poses(pose: Any, info: VideoInfo) -> Skeletons:
     given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
     if isinstance(given, Tensor):
         image_uint8(given[:1], "pose")
