@@ -16,6 +16,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.finish import whole
 from ..anycharv_core.inference.phases import Phases
 from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.inference.shortcuts import NONE
 from ..anycharv_core.inference.skeletons import PointSkeletons, Skeletons
 from ..anycharv_core.media.canvas import CanvasPath
 from ..anycharv_core.media.frames import Source
@@ -170,7 +171,7 @@ class AnyCharVAnimateCharacter(io.ComfyNode):
             )
             phases = Phases()
             with unfinished(cls.hidden, NETWORKS, content, resume, folder) as begin, writer:
-                latents = begin(0, made.shape, pipe.noise(made, seed))
+                latents = begin(0, made.shape, pipe.noise(made, seed), NONE.parts)
                 pipe.sample(made, latents, steps, cfg, phases)
                 bar = comfy.utils.ProgressBar(info.frames)
                 for index, frame in enumerate(pipe.decode(made, latents, whole, phases)):
