@@ -43,7 +43,7 @@ def random_batch(phase: Phase, generator: torch.Generator) -> dict[str, torch.Te
 
 
 def steps(config: Config, name: str, now: bool, threads: int, calls: Connection) -> None:
-    """Takes one step for every message of `calls`, and answers with its seconds."""
+    """Takes one step for every message of `calls`, and answers with its seconds of processor time."""
     torch.set_num_threads(threads)
     if now:
         keep_freed_memory()
@@ -56,14 +56,14 @@ def steps(config: Config, name: str, now: bool, threads: int, calls: Connection)
     optimizer = new_optimizer(phase, parameters) if now else torch.optim.AdamW(parameters, foreach=False)
     batch = random_batch(phase, torch.Generator().manual_seed(0))
     while calls.recv():
-        began = time.perf_counter()
+        began = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=now and has_bf16("cpu")):
             loss = module(batch)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, phase.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        calls.send(time.perf_counter() - began)
+        calls.send(time.process_time() - began)
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
     print(f"{device_name('cpu')}, {args.threads} thread(s), {images} images a step, median of {args.rounds}")
     for kind, seconds in medians.items():
         spread = f"{min(taken[kind]):.2f} to {max(taken[kind]):.2f} s"
-        print(f"{kind:>6}: {seconds:.2f} s a step ({spread}), {images / seconds:.1f} images/s")
+        print(f"{kind:>6}: {seconds:.2f} s a step ({spread}), {images / seconds:.1f} images per processor second")
     print(f" ratio: {medians['before'] / medians['now']:.2f}")
 
 
