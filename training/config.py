@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import parse_yaml, read_yaml
-from anycharv_core.models import PoseGuiderConfig, UNetConfig
+from anycharv_core.models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
 from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, schedule_of
 from training.sections import Range, build, mapping, merged, path, plain, shown, unknown
 
@@ -29,7 +29,8 @@ Share = Annotated[float, Range(0, 1)]
 Amount = Annotated[float, Range(0, 10**6)]
 Decay = Annotated[float, Range(0, 1 - 1e-9)]
 DIFFUSION = "diffusion", "distil"  # tasks that train the networks by what they predict
-Part = Literal["denoising_unet", "reference_unet", "pose_guider", "vae", "image_encoder"]
+Part = Literal["denoising_unet", "reference_unet", "pose_guider", "object_guider", "vae", "image_encoder"]
+Counts = tuple[Annotated[int, Range(1, 1000)], Annotated[int, Range(1, 1000)]]
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,27 @@ class Data:
 
     source: "puppets" renders `clips` of them; "shards" reads what prepare_dataset wrote to `path`; "pairs" reads
     what make_pairs wrote to `path`, or what the phase named by `made_by` wrote to the run's own folder.
-    world: of puppets, "first" or "bold" (anycharv_core/puppets/bold.py).
+    world: of puppets, "first", "bold" (anycharv_core/puppets/bold.py), or "acts", in which the bold ones touch
+    things (interact.py).
     context: puppets are seen on a canvas that follows them (media/camera.py), with a context from this range;
     None shows whole frames.
     size: [width, height] in pixels; None takes each shard's own bucket, and 64 x 64 for puppets.
     mask: the kind of mask the network gets (paper 3.2 and 3.3): "fine" is exact, with an irregular border if
     `augment`; "box"; or "block", which is Animate Anyone 2's.
+    rows, columns: of the blocks of that, lowest and highest number; drawn once for every clip, all orders of
+    magnitude being as likely.
     strength: lowest and highest factor on the reach of that border (`masks.augment_mask`).
     box_share: share of clips that get a box instead of an augmented mask.
     padding: lowest and highest margin of a box, as a fraction of its size.
+    conditions: what else a clip has: masks of "objects" that the person holds, and structured "depth"
+    (anycharv_core/media/depth.py). With objects, masks are of the body alone, and references show empty hands.
+    scale: lowest and highest factor by which person and objects are made larger or smaller, in a share of
+    `scale_share` of the clips, while scene and mask stay those of their own size (Animate Anyone 2, section 3.2).
+    carried: share of clips whose first frame is given whole, as the last one of the clip before is at inference.
     reference: "cutout" shows the person in another frame on black, as in the paper; "picture" does so with the
-    background; "frame" is Animate Anyone's, a whole frame of the same clip. With "frame", puppets perform and
-    stand in front of a plain wall.
+    background; "background" with another one, of another clip, of one colour, or noise; "frame" is Animate
+    Anyone's, a whole frame of the same clip. With "frame", puppets perform and stand
+    in front of a plain wall.
     pose_scale: how many times larger skeletons are drawn before they are scaled down; None: 4 for puppets, as
     the embedded model needs it, else 1.
     stride: frames of a real video from one frame of a clip to the next.
@@ -64,19 +74,35 @@ class Data:
     made_by: str | None = None
     size: tuple[Side, Side] | None = None
     clips: Annotated[int, Range(1, 10**7)] = 1000
-    world: Literal["first", "bold"] = "first"
+    world: Literal["first", "bold", "acts"] = "first"
     context: tuple[Amount, Amount] | None = None
     mask: Literal["fine", "box", "block"] = "fine"
+    rows: Counts = (10, 10)
+    columns: Counts = (10, 10)
+    conditions: tuple[Literal["objects", "depth"], ...] = ()
+    scale: tuple[Annotated[float, Range(0.1, 10)], Annotated[float, Range(0.1, 10)]] | None = None
+    scale_share: Share = 0.5
+    carried: Share = 0.0
     augment: bool = True
     strength: tuple[Amount, Amount] = (0.2, 2.0)
     box_share: Share = 0.0
     padding: tuple[Amount, Amount] = (0.0, 0.2)
-    reference: Literal["cutout", "picture", "frame"] = "cutout"
+    reference: Literal["cutout", "picture", "background", "frame"] = "cutout"
     pose_scale: Annotated[int, Range(1, 16)] | None = None
     stride: Some = 1
     flip: Share = 0.0
     split: Literal["train", "heldout"] = "train"
     seed: Count = 0
+
+
+# Options that data had not before; caches and pairs that were made without them are of their defaults.
+_LATER = ("rows", "columns", "conditions", "scale", "scale_share", "carried")
+
+
+def data_facts(data: Data) -> dict[str, Any]:
+    """The options of data as JSON can hold them, by which what was made with them is known again."""
+    defaults, facts = plain(Data()), plain(data)
+    return {key: value for key, value in facts.items() if key not in _LATER or value != defaults[key]}
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,7 @@ class Objective:
     min_snr: the gamma of Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy"; 0 is off.
     noise_offset: strength of a noise that is equal in all pixels and frames of a clip.
     mask_input: whether the network gets the mask, as in the paper; false is for the ablation.
+    drop_objects, drop_depth: share of clips trained without them, so that either may be missing in use.
     """
 
     drop: Share = 0.0
@@ -99,6 +126,8 @@ class Objective:
     min_snr: Amount = 0.0
     noise_offset: Amount = 0.0
     mask_input: bool = True
+    drop_objects: Share = 0.0
+    drop_depth: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,7 +228,16 @@ class Phase:
 
     task: Literal["diffusion", "distil", "codec", "decoder", "pairs"] = "diffusion"
     train: tuple[
-        Literal["denoising_unet", "spatial", "motion", "reference_unet", "pose_guider", "image_encoder"], ...
+        Literal[
+            "denoising_unet",
+            "spatial",
+            "motion",
+            "reference_unet",
+            "pose_guider",
+            "object_guider",
+            "image_encoder",
+        ],
+        ...,
     ] = ()
     motion: bool = False
     steps: Count = 0
@@ -255,6 +293,8 @@ class Init:
     motion: AnimateDiff's motion file.
     pose_guider: a ControlNet, such as control_v11p_sd15_openpose.
     vae, image_encoder: their folders.
+    additions: settings laid over the configs of parts that come from files, such as what Animate Anyone 2 has
+    beyond the model or the published networks it starts from; what they add starts fresh.
     """
 
     model: str | None = None
@@ -265,6 +305,7 @@ class Init:
     pose_guider: str | None = None
     vae: str | None = None
     image_encoder: str | None = None
+    additions: dict[str, dict[str, Any]] | None = None
 
     def files(self) -> dict[str, str]:
         """The paths that are given, by key."""
@@ -280,8 +321,9 @@ class Settings:
     size: tuple[Side, Side] | None = None
     pose_scale: Annotated[int, Range(1, 16)] | None = None
     steps: Steps | None = None
+    blocks: Counts | None = None
     guidance_scale: Amount | None = None
-    world: Literal["first", "bold"] | None = None
+    world: Literal["first", "bold", "acts"] | None = None
     noise_scheduler_kwargs: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -407,6 +449,11 @@ def _check(config: Config) -> None:
             UNetConfig.from_dict(network, path("networks", part))
         elif part == "pose_guider":
             PoseGuiderConfig.from_dict(network, path("networks", part))
+        elif part == "object_guider":
+            ObjectGuiderConfig.from_dict(network, path("networks", part))
+    for part in config.init.additions or {}:
+        if part not in typing.get_args(Part):
+            raise unknown("init.additions", part, typing.get_args(Part))
 
 
 def _check_phase(phase: Phase, where: str) -> None:
@@ -436,10 +483,15 @@ def _check_phase(phase: Phase, where: str) -> None:
 
 
 def _check_data(data: Data, where: str, before: Mapping[str, Phase]) -> None:
-    for key in ("strength", "padding", "context"):
+    for key in ("strength", "padding", "context", "rows", "columns", "scale"):
         low, high = getattr(data, key) or (0, 0)
         if low > high:
             raise UserError(f"'{where}.{key}' is [{low:g}, {high:g}]: give the lower number first.")
+    if data.source == "shards" and data.scale and data.scale[0] < 1:
+        raise UserError(
+            f"'{where}.scale' begins at {data.scale[0]:g}: a person made smaller would bare the one in the video; "
+            "give numbers from 1 on, or use puppets."
+        )
     if data.made_by is not None:
         if data.made_by not in before or before[data.made_by].task != "pairs":
             raise UserError(

@@ -56,7 +56,9 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
     and character [B, F, 1, h, w] in 0..1; reference [B, c, h, w]; picture uint8 [B, H, W, 3], which CLIP
     sees, or `embeds` [B, D] where the image encoder is frozen; pose uint8 [B, F, H, W, 3]. The scene is the
     batch's own, a generated driving video (eq. 3), or else its frames with the mask cut out, black (eq. 2); there
-    is none for a network that takes none.
+    is none for a network that takes none. Animate Anyone 2's sees nothing of either inside the mask. With an
+    object guider there are objects [B, F, c, h, w], and holds [B, F], 1 where a frame has one; depth, where the
+    batch has it, stays uint8 [B, F, H, W].
     """
     clips, frames = batch["frames"].shape[:2]
     unit = to_unit(batch["frames"].flatten(0, 1))
@@ -73,11 +75,18 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
         "mask": latent_mask(masks, size),
         "character": F.adaptive_max_pool2d(character, size),
     }
-    if system_of(nets.denoising_unet.cfg).reads_scene:
-        around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * (masks < 128)[:, None]
-        by_clip["scene"] = encode(nets.vae, around)
+    system = system_of(nets.denoising_unet.cfg)
+    if system.reads_scene:
+        outside = (masks < 128)[:, None]
+        around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * outside
+        by_clip["scene"] = encode(nets.vae, around if system.blocks is None else around * outside)
+    if nets.object_guider is not None and "objects" in batch:
+        held = batch["objects"].flatten(0, 1) > 127
+        by_clip["objects"] = encode(nets.vae, unit * held[:, None])
+        by_clip["holds"] = held.flatten(1).any(dim=1).float()
     encoded = {name: rows.unflatten(0, (clips, frames)) for name, rows in by_clip.items()}
-    return encoded | seen | {"reference": encode(nets.vae, to_unit(picture)), "pose": batch["pose"]}
+    drawn = {name: batch[name] for name in ("pose", "depth") if name in batch}
+    return encoded | seen | {"reference": encode(nets.vae, to_unit(picture))} | drawn
 
 
 def embed(nets: Networks, picture: Tensor) -> Tensor:
@@ -97,11 +106,13 @@ def read_reference(nets: Networks, encoded: Batch, attention: AttentionFunction)
 @dataclass(frozen=True)
 class Draws:
     """What chance decides for B clips: timesteps int64 [B], noise [B, F, c, h, w], and who goes without
-    reference, bool [B] on the CPU."""
+    reference, without objects and without depth, bool [B] each, on the CPU."""
 
     t: Tensor
     noise: Tensor
     dropped: Tensor
+    emptied: Tensor
+    flattened: Tensor
 
 
 def clip_generator(seed: int, purpose: str, position: int) -> torch.Generator:
@@ -112,7 +123,7 @@ def clip_generator(seed: int, purpose: str, position: int) -> torch.Generator:
 
 def draw(cfg: Objective, generators: Sequence[torch.Generator], shape: torch.Size, device: torch.device) -> Draws:
     """Each clip's draws, in a fixed order whatever options are on; shape: [F, c, h, w] of one clip."""
-    t, dropped, noise = [], [], []
+    t, dropped, noise, without = [], [], [], []
     for generator in generators:
         step = int(torch.randint(TRAIN_STEPS, (), generator=generator))
         terminal, drop = torch.rand(2, generator=generator).tolist()
@@ -121,7 +132,12 @@ def draw(cfg: Objective, generators: Sequence[torch.Generator], shape: torch.Siz
         t.append(TRAIN_STEPS - 1 if terminal < cfg.terminal else step)
         dropped.append(drop < cfg.drop)
         noise.append(own + cfg.noise_offset * shared)
-    return Draws(torch.tensor(t, device=device), torch.stack(noise).to(device), torch.tensor(dropped))
+        objects, depth = torch.rand(2, generator=generator).tolist()
+        without.append((objects < cfg.drop_objects, depth < cfg.drop_depth))
+    emptied, flattened = torch.tensor(without).unbind(1)
+    return Draws(
+        torch.tensor(t, device=device), torch.stack(noise).to(device), torch.tensor(dropped), emptied, flattened
+    )
 
 
 def loss(
@@ -139,6 +155,11 @@ def loss(
     # The network takes the clips without reference first.
     order = torch.argsort(draws.dropped, descending=True, stable=True).to(draws.t.device)
     plain = int(draws.dropped.sum())
+    for name, gone in (("holds", draws.emptied), ("depth", draws.flattened)):
+        if name in encoded and gone.any():
+            value = encoded[name].clone()
+            value[gone.to(value.device)] = 0
+            encoded = encoded | {name: value}
     encoded = {name: value[order] for name, value in encoded.items()}
     t, noise = draws.t[order], draws.noise[order]
     target = encoded["latents"].float()
@@ -185,8 +206,8 @@ def predict(
 @dataclass(frozen=True)
 class Read:
     """What the networks read of B clips of F frames before any timestep. scene [B F, c, h, w] and mask
-    [B F, 1, h, w]; embeds [B, D]; the pose's features; the bank of all but the first `plain` clips; nothing: a
-    zero that the gradient goes through."""
+    [B F, 1, h, w]; embeds [B, D]; the pose's features by frame; the bank of all but the first `plain` clips;
+    nothing: a zero that the gradient goes through; held: what the denoising UNet is told of objects."""
 
     scene: Tensor | None
     mask: Tensor | None
@@ -196,6 +217,7 @@ class Read:
     plain: int
     nothing: Tensor | int
     attention: AttentionFunction
+    held: dict[str, Any]
 
 
 def read(nets: Networks, encoded: Batch, plain: int, attention: AttentionFunction | None = None) -> Read:
@@ -208,13 +230,14 @@ def read(nets: Networks, encoded: Batch, plain: int, attention: AttentionFunctio
         mask,
         torch.cat([torch.zeros_like(embeds[:plain]), embeds[plain:]]),
         # On a CPU, GroupNorm's way back crashes on channels-last input that needs no gradient (torch 2.13).
-        nets.pose_guider(to_unit(encoded["pose"].flatten(0, 1)).contiguous()),
+        _pose_features(nets, encoded, attention),
         nets.denoising_unet.project_bank([x[plain:] for x in tokens]),
         plain,
         # The sum of nothing: where processes share the weights of a ReferenceNet, the one whose videos all go
         # without it must still go back through it, or the others wait for it for ever.
         sum(token[:0].sum() for token in tokens),
         attention,
+        _objects(nets, encoded),
     )
 
 
@@ -226,12 +249,13 @@ def denoise(nets: Networks, read: Read, noisy: Tensor, t: Tensor, motion: bool) 
         rows.contiguous(),
         t.repeat_interleave(frames),
         read.embeds.repeat_interleave(frames, dim=0),
-        read.pose,
+        nets.pose_guider.of_videos(read.pose, frames if motion else 1),
         read.bank,
         frames=frames,
         plain_rows=read.plain * frames,
         motion=motion,
         attention=read.attention,
+        **read.held,
     )
     return prediction.unflatten(0, (clips, frames)) + read.nothing
 
@@ -250,6 +274,29 @@ def guided(
     return lambda noisy, t: guide(
         denoise(nets, both, torch.cat([noisy, noisy]), torch.cat([t, t]), motion).float(), guidance
     )
+
+
+def _pose_features(nets: Networks, encoded: Batch, attention: AttentionFunction) -> Tensor:
+    """What the pose guider makes of single frames' skeletons and depth, for `PoseGuider.of_videos` to finish."""
+    pose = to_unit(encoded["pose"].flatten(0, 1)).contiguous()
+    depth = encoded["depth"].flatten(0, 1)[:, None].to(pose) / 255 if "depth" in encoded else None
+    return nets.pose_guider(pose, depth, None, attention)
+
+
+def _objects(nets: Networks, encoded: Batch) -> dict[str, Any]:
+    """The denoising UNet's arguments for a batch's objects.
+
+    The guider runs even where there is none: processes that share its weights would wait for each other for ever.
+    """
+    if nets.object_guider is None:
+        return {}
+    frames = encoded["pose"].shape[1]
+    if "objects" in encoded:
+        rows, holds = encoded["objects"].flatten(0, 1), encoded["holds"].flatten()
+    else:
+        rows = torch.zeros_like(encoded["reference"]).repeat_interleave(frames, dim=0)
+        holds = rows.new_zeros(len(rows))
+    return {"objects": nets.object_guider(rows.contiguous()), "holds": holds.to(rows).reshape(-1, 1, 1, 1)}
 
 
 def min_snr_weight(t: Tensor, gamma: float, schedule: NoiseSchedule = NoiseSchedule()) -> Tensor:

@@ -18,7 +18,7 @@ from training import networks
 from training.config import DIFFUSION, Config, Data, Init, Phase
 from training.data.sources import open_dataset
 from training.memory import phase_memory
-from training.start.initialise import GUIDER, denoising_config, reference_config
+from training.start.initialise import GUIDER, add_settings, denoising_config, reference_config
 from training.trainee import choose_trained, copied, trained_parameters
 
 ASSUMED = (576, 1024)  # pixels, where the shards' own sizes are taken
@@ -114,6 +114,7 @@ def known_configs(config: Config) -> networks.Configs:
     if (tuned or init.model is None) and "denoising_unet" in configs:
         width = configs["denoising_unet"]["block_out_channels"][0]
         configs.setdefault("pose_guider", {**GUIDER, "conditioning_embedding_channels": width})
+    add_settings(init, configs)
     return configs
 
 

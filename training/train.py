@@ -31,7 +31,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import commands, networks, plan
 from training.codec import DecoderTrainee, fit_codec
-from training.config import Config, Phase, read_config
+from training.config import Config, Phase, data_facts, read_config
 from training.data.cache import EncodedClips, cache_name, fill, identity
 from training.data.samples import Samples, batches
 from training.data.shards import read_lines
@@ -40,7 +40,7 @@ from training.frozen import narrow_frozen
 from training.loop import Validation, fit, new_accelerator
 from training.prepare.pairs import make_pairs, new_job
 from training.sections import plain
-from training.speed import keep_freed_memory
+from training.speed import channels_last, keep_freed_memory
 from training.stop import Stop, Unfinished
 from training.trainee import Trainee, new_trainee
 from training.validate import held_out, validate
@@ -89,7 +89,7 @@ def train_phase(run: Run, name: str) -> None:
             if accelerator.device.type == "cuda" or nets.denoising_unet.conv_in.weight.requires_grad:
                 # The layout that convolutions are fastest in. On a processor GroupNorm's way back crashes in it
                 # where its input carries no gradient (torch 2.13).
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch documents
+                channels_last(module)
             data = _cached(run, accelerator, module, data, phase)
             _spare_memory(accelerator, module, bool(phase.cache.variants))
         weights = fit(
@@ -132,9 +132,8 @@ def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Samples,
     if not variants:
         return data
     content = identity(plan.placed(phase.data, run.out))
-    name = cache_name(
-        (trainee.vae, trainee.image_encoder), plain(phase.data), content, phase.frames, config.engine.precision
-    )
+    encoders = trainee.vae, trainee.image_encoder
+    name = cache_name(encoders, data_facts(phase.data), content, phase.frames, config.engine.precision)
     clips = EncodedClips(data, run.out / "cache" / name, variants)
     buckets = getattr(data, "buckets", [0] * len(clips))
     micro = phase.batch // phase.accumulate

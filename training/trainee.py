@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ TRAINABLE = {
     "motion": ("denoising_unet", lambda name: "motion_modules" in name),
     "reference_unet": ("reference_unet", lambda name: True),
     "pose_guider": ("pose_guider", lambda name: True),
+    "object_guider": ("object_guider", lambda name: True),
     "image_encoder": ("image_encoder", lambda name: True),
 }
 
@@ -131,7 +132,7 @@ class Trainee(nn.Module):
         draws = objective.draw(plain, generators, latents.shape[1:], latents.device)
         losses = []
         for t in timesteps:
-            at = Draws(torch.full_like(draws.t, t), draws.noise, draws.dropped)
+            at = replace(draws, t=torch.full_like(draws.t, t))
             losses.append(self._losses(batch, at, plain)["loss"])
         return torch.stack(losses, dim=1)
 
@@ -154,8 +155,9 @@ class Trainee(nn.Module):
 
 def _tensors(batch: Batch) -> Batch:
     """The encodings of a batch, without the counters that came with it and the pictures they were made of."""
-    known = ("latents", "scene", "mask", "character", "reference", "picture", "embeds", "pose")
-    return {name: batch[name] for name in known if name in batch}
+    known = ("latents", "scene", "mask", "character", "reference", "picture", "embeds")
+    drawn = ("pose", "depth", "objects", "holds")
+    return {name: batch[name] for name in (*known, *drawn) if name in batch}
 
 
 def choose_trained(nets: Networks, phase: Phase) -> None:
@@ -170,7 +172,13 @@ def choose_trained(nets: Networks, phase: Phase) -> None:
         part, chosen = TRAINABLE[name]
         net = getattr(nets, part)
         # What never gets a gradient has no optimizer state, without which FSDP cannot go on from a checkpoint.
-        modules = net.idle_modules() if isinstance(net, UNet) else ()
+        if net is None:
+            raise UserError(f"'train' names {name}, which these networks do not have; leave it out.")
+        modules: Sequence[nn.Module] = ()
+        if isinstance(net, UNet):
+            modules = net.idle_modules()
+        elif isinstance(net, PoseGuider):
+            modules = net.idle_modules(phase.motion)
         idle = {parameter for module in modules for parameter in module.parameters()}
         for key, parameter in net.named_parameters():
             if chosen(key) and parameter not in idle:

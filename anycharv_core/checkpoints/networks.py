@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,10 +152,13 @@ def _of_types(part: str, config: Mapping[str, Any], defaults: Mapping[str, Any])
     return known
 
 
-def check_keys(part: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raises UserError naming the first key of `weights` that `module` lacks, misses or has in another shape."""
+def check_keys(
+    part: str, module: nn.Module, weights: Mapping[str, Tensor], may_lack: Collection[str] = ()
+) -> None:
+    """Raises UserError naming the first key of `weights` that `module` lacks, misses or has in another shape; it
+    may miss those of `may_lack`."""
     expected = module.state_dict()
-    missing = [key for key in expected if key not in weights]
+    missing = [key for key in expected if key not in weights and key not in may_lack]
     unexpected = [key for key in weights if key not in expected]
     if missing or unexpected:
         other = identify(list(weights))

@@ -10,12 +10,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anycharv_core.puppets import Character, Motion, Scene, render, render_reference
+from anycharv_core.inference.backend import OBJECTS
+from anycharv_core.media.depth import structured_depth
+from anycharv_core.puppets import Character, Clip, Motion, Scene, render, render_reference
 from anycharv_core.puppets.framing import following_camera
+from anycharv_core.puppets.motion import scaled
 from anycharv_core.puppets.task import POSE_SCALE
 from anycharv_core.puppets.worlds import WORLDS
 from training.config import Data
-from training.data.conditions import SCATTERED, STEADY, drawn_poses, given_masks
+from training.data.conditions import (
+    SCATTERED,
+    STEADY,
+    drawn_poses,
+    factor,
+    given_masks,
+    on_background,
+    with_scene,
+)
 
 MOTION_FRAMES = 48
 
@@ -37,47 +48,64 @@ class PuppetClips(Dataset):
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Tensor]:
         index, epoch = sample
-        character, motion_seed, scene = self._sampled(index)
-        rng = np.random.default_rng([self.data.seed, epoch, index])
+        data, rng = self.data, np.random.default_rng([self.data.seed, epoch, index])
         reference_seed = int(rng.integers(2**31))
         scattered = self.frames <= SCATTERED
         length = MOTION_FRAMES if scattered else self.frames
-        perform = self.world.close if self._whole else self.world.motion
-        motion = perform(motion_seed, length, character.proportions, self.data.split)
+        character, motion, scene, anchor = self._performed(index, length)
         chosen = rng.choice(MOTION_FRAMES, self.frames, replace=False) if scattered else np.arange(length)
         camera = None
-        if self.data.context is not None:
-            context = rng.uniform(*self.data.context)
+        if data.context is not None:
+            context = rng.uniform(*data.context)
             camera = following_camera(character, motion, scene, self.size, context)[chosen]
-        clip = render(character, _moments(motion, chosen), scene, self.size, camera=camera)
+        parts = bool(data.conditions)
+
+        def shown(motion: Motion) -> Clip:
+            return render(character, _moments(motion, chosen), scene, self.size, camera=camera, parts=parts)
+
+        clip = given = shown(motion)
+        if (size := factor(data, rng)) != 1:
+            clip = shown(scaled(motion, size, anchor))
+        body = given.mask if given.parts is None else given.parts.body
+        pose = drawn_poses(clip.poses(), self.size, self.pose_scale)
         arrays = {
             "frames": clip.frames,
-            "pose": drawn_poses(clip.poses(), self.size, self.pose_scale),
+            "pose": pose,
             "character": clip.mask,
-            "mask": given_masks(clip.mask, self.data, rng, smooth=0 if scattered else STEADY),
+            "mask": given_masks(body, data, rng, smooth=0 if scattered else STEADY),
             "reference": self._reference(character, scene, reference_seed),
         }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if clip.parts is not None:
+            arrays["objects"] = clip.parts.objects
+            arrays["depth"] = structured_depth(clip.parts.depth_pictures(), pose)
+        arrays = with_scene(arrays, given.frames, data, rng)
+        wanted = arrays.keys() - ({"objects", "depth"} - set(data.conditions))
+        return {name: torch.from_numpy(array) for name, array in arrays.items() if name in wanted}
 
     def reference(self, index: int, epoch: int) -> Tensor:
         seed = int(np.random.default_rng([self.data.seed, epoch, index]).integers(2**31))
-        character, _, scene = self._sampled(index)
+        character, _, scene, _ = self._performed(index, 1)
         return torch.from_numpy(self._reference(character, scene, seed))
 
     def origin(self, index: int, epoch: int) -> dict[str, Any]:
         return {"video": f"puppet {self.data.split} {self.data.seed} {index}", "epoch": epoch}
 
-    def _sampled(self, index: int) -> tuple[Character, int, Scene]:
-        """Character, motion's seed and scene of a clip."""
+    def _performed(self, index: int, frames: int) -> tuple[Character, Motion, Scene, np.ndarray]:
+        """Character, motion and scene of a clip, and the points about which the character is scaled."""
         split = self.data.split
         seeds = np.random.default_rng([self.data.seed, 0, index, 1]).integers(2**31, size=3).tolist()
-        scene = self.world.scene(seeds[2], split)
-        return self.world.character(seeds[0], split), seeds[1], self.world.stage(scene) if self._whole else scene
+        return self.world.perform(seeds, frames, split, self._whole)
 
     def _reference(self, character: Character, scene: Scene, seed: int) -> np.ndarray:
         backdrop = scene if self._whole else None
+        if OBJECTS in self.data.conditions:
+            character = replace(character, held="none")
         rgb, alpha = render_reference(character, seed, self.size, self.data.split, backdrop)
-        return rgb * (alpha >= 128)[..., None] if self.data.reference == "cutout" else rgb
+        if self.data.reference == "cutout":
+            return rgb * (alpha >= 128)[..., None]
+        if self.data.reference == "background":
+            return on_background(rgb, alpha, rgb, np.random.default_rng([seed, 1]))
+        return rgb
 
 
 def _moments(motion: Motion, chosen: np.ndarray) -> Motion:

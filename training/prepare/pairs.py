@@ -34,7 +34,7 @@ from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.media.canvas import FRAME
 from anycharv_core.models import DenoisingUNet
 from training import commands
-from training.config import Config, Data, Pairs, read_config
+from training.config import Config, Data, Pairs, data_facts, read_config
 from training.data.pairs import HEADER, facts, png, read_indices
 from training.data.samples import positions
 from training.data.shards import write_tar
@@ -110,6 +110,7 @@ def _claim(job: Job) -> None:
     """DIR/pairs.json says what the folder's pairs are made of, so that none of another kind get in."""
     job.out.mkdir(parents=True, exist_ok=True)
     own = plain({k: v for k, v in asdict(job).items() if k not in ("out", "model", "vae", "image_encoder")})
+    own["data"] = data_facts(job.data)
     # More pairs of the same kind may be added to a folder.
     own["settings"].pop("pairs")
     header = job.out / HEADER

@@ -5,6 +5,7 @@ A recipe's `init` names the files; what none of them gives starts fresh, and how
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from training.start.layouts import find_weights, guider_weights, unet_weights
 
 GUIDER = {"conditioning_channels": 3, "block_out_channels": [16, 32, 96, 256]}  # ControlNet's
 MOTION_LENGTH = 32
+ADDED = re.compile(r"(^|\.)(blendings|depth_modulation)\.")  # Animate Anyone 2's own weights
 HEADS_OUT = ("conv_norm_out.", "conv_out.")  # what a ReferenceNet has no use for
 
 
@@ -59,10 +61,12 @@ def initialise(
     """
     configs = {part: dict(config) for part, config in (networks or {}).items()}
     given = _files_of_model(files, configs, schedule)
+    add_settings(files, configs)
     _library_parts(files, configs, given)
     motion = _motion(files, configs)
     unets = _unets(files, configs, motion)
     guider = _guider(files, configs)
+    add_settings(files, configs)
 
     nets = untrained(configs)
     _start_at_zero(nets, fresh_output=files.unet is None)
@@ -70,7 +74,7 @@ def initialise(
     parts = {name: module for name, module in vars(nets).items() if module is not None}
     starts: dict[str, list[Start]] = {}
     for part, (source, weights) in given.items():
-        check_keys(part, parts[part], weights)
+        check_keys(part, parts[part], weights, _added(parts[part], files))
         learned = sum(not key.endswith(".pe") for key in weights)
         starts[part] = [Start(weights, {source: learned})]
     for part, (path, weights) in unets.items():
@@ -83,6 +87,19 @@ def initialise(
         say(_load(part, module, starts.get(part, [])))
         module.requires_grad_(False).train(False)
     return nets, configs
+
+
+def add_settings(init: Init, configs: dict[str, dict[str, Any]]) -> None:
+    """Lays `init.additions` over the configs that are there; the object guider's is an addition as a whole."""
+    for part, added in (init.additions or {}).items():
+        if part in configs or part == "object_guider":
+            configs[part] = configs.get(part, {}) | added
+
+
+def _added(module: nn.Module, init: Init) -> set[str]:
+    """Keys that files of other systems lack, where settings were added."""
+    names = module.state_dict() if init.additions else ()
+    return {key for key in names if ADDED.search(key)}
 
 
 def _files_of_model(
@@ -224,7 +241,11 @@ def _unet_start(module: UNet, part: str, weights: Weights, path: Path) -> Start:
     if part == "reference_unet":
         unused = sum(key.startswith(HEADS_OUT) for key in weights)
         weights = {key: value for key, value in weights.items() if not key.startswith(HEADS_OUT)}
-    expected = {key: value for key, value in module.state_dict().items() if "motion_modules." not in key}
+    expected = {
+        key: value
+        for key, value in module.state_dict().items()
+        if "motion_modules." not in key and not ADDED.search(key)
+    }
     first = weights["conv_in.weight"]
     latent = module.cfg.out_channels
     if first.shape[1] != latent:
@@ -280,7 +301,11 @@ def _check_code(path: Path, key: str, code: Tensor, own: Tensor | None) -> None:
 def _guider_start(guider: nn.Module, path: Path, weights: Weights) -> Start:
     """A ControlNet's first layers; the last one begins as nothing, since what reads it is another network."""
     kept = {key: value for key, value in weights.items() if not key.startswith("conv_out.")}
-    wanted = {key: value for key, value in guider.state_dict().items() if not key.startswith("conv_out.")}
+    wanted = {
+        key: value
+        for key, value in guider.state_dict().items()
+        if not key.startswith("conv_out.") and not ADDED.search(key)
+    }
     _check("pose_guider", path, kept, wanted)
     return Start(kept, {f"{path}": len(kept), "conv_out begins at zero": 0})
 
