@@ -12,17 +12,21 @@ import pytest
 import tiny_animate2
 import torch
 from safetensors.torch import load_file
+from shard_files import write_folder
 from tiny_training import NETWORKS, recipe, write
 from training_runs import clips, own_precision
 
 from anycharv_core import UserError
 from anycharv_core.inference.pipeline import Pipeline
+from anycharv_core.media.pose import POINTS, Poses
 from anycharv_core.systems import system_of
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 from training import objective
 from training.config import Data, Init, Objective, data_facts, parse, read_config
 from training.data.conditions import given_masks, on_background
 from training.data.puppets import PuppetClips
+from training.data.scaling import anchors
+from training.data.shard_clips import ShardClips
 from training.start.initialise import initialise
 from training.train import main
 from training.trainee import Trainee, choose_trained, trained_parameters
@@ -259,3 +263,52 @@ def test_a_smaller_person_would_bare_the_one_in_a_video() -> None:
     data = {"source": "shards", "path": "x", "scale": [0.9, 1.2]}
     with pytest.raises(UserError, match="would bare the one in the video"):
         parse(phase() | {"data": data})
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_folder(folder, {"a": [12], "b": [12], "c": [12]}, extras=True)
+    return folder
+
+
+def of_shards(folder: Path, epoch: int = 0, **changes: Any) -> dict[str, np.ndarray]:
+    data = Data(source="shards", path=str(folder), conditions=("objects", "depth"), mask="block", **changes)
+    return {name: value.numpy() for name, value in ShardClips(data, 4)[0, epoch].items()}
+
+
+def test_prepared_videos_have_objects_and_depth(shards: Path, tmp_path: Path) -> None:
+    made = of_shards(shards)
+    assert made["objects"].any() and set(np.unique(made["objects"])) == {0, 255}
+    assert made["depth"].any() and (made["depth"][made["pose"].max(-1) < 64] == 0).all()
+    assert (made["character"][made["objects"] > 0] == 255).all()
+    small = of_shards(shards, size=(48, 64))
+    assert small["depth"].shape == small["objects"].shape == (4, 64, 48) and small["depth"].any()
+    mirrored = of_shards(shards, flip=1.0)
+    assert np.array_equal(mirrored["objects"], made["objects"][:, :, ::-1])
+    write_folder(tmp_path, {"a": [8], "b": [8]})
+    with pytest.raises(UserError, match=r"holds no objects .* prepare the videos with --objects-dir"):
+        of_shards(tmp_path)
+
+
+def test_persons_of_videos_are_made_larger(shards: Path) -> None:
+    plain = of_shards(shards)
+    larger = of_shards(shards, scale=(1.2, 1.2), scale_share=1.0)
+    assert np.array_equal(larger["scene"], plain["frames"]) and np.array_equal(larger["mask"], plain["mask"])
+    areas = [(made["character"] > 127).sum(axis=(1, 2)) for made in (plain, larger)]
+    assert (areas[1] > 1.1 * areas[0]).all() and (larger["character"][larger["mask"] == 0] > 0).any()
+    still = (larger["character"] == 0) & (plain["character"] == 0)
+    apart = np.abs(larger["frames"].astype(int) - plain["frames"])[still]
+    assert np.quantile(apart, 0.95) <= 1, "what is not the person stays"
+    poses = Poses(8, 8, [np.zeros((1, POINTS, 3), np.float32)])
+    figure = np.zeros((1, 8, 8), np.uint8)
+    figure[0, 2:6, 3:5] = 255
+    assert anchors(poses, figure).tolist() == [[4, 6]]
+    poses.people[0][0, 10], poses.people[0][0, 13] = (3, 5, 1), (4, 5.5, 1)
+    assert anchors(poses, figure).tolist() == [[4, 5.5]]
+
+
+def test_references_of_videos_stand_before_something_else(shards: Path) -> None:
+    shown = [of_shards(shards, epoch, reference="background")["reference"] for epoch in range(4)]
+    assert all(picture.shape == (64, 64, 3) and picture.any() for picture in shown)
+    assert len({picture.tobytes() for picture in shown}) == 4

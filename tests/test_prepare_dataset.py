@@ -102,6 +102,20 @@ def test_videos_become_clips_at_cuts_and_lengths(material, prepared) -> None:
     assert not list((out / "parts").iterdir())
 
 
+def test_objects_and_depth_that_are_ready_become_members(material, tmp_path: Path) -> None:
+    folder, _ = material
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    shutil.copyfile(folder / "videos" / "plain.mp4", videos / "plain.mp4")
+    own = replace(settings(folder), objects_dir=folder / "masks", depth_dir=folder / "masks")
+    prepare_dataset(videos, out, own)
+    (clip,) = open_shards(out)
+    masks, objects, depth = clip.masks(range(8)), clip.extra("objects", range(8)), clip.extra("depth", range(8))
+    assert np.array_equal(masks, objects) and set(np.unique(depth)) == {0, 255} and depth.shape == masks.shape
+    with pytest.raises(UserError, match="was begun with objects_dir"):
+        prepare_dataset(videos, out, settings(folder))
+
+
 def test_unfit_videos_are_put_aside_with_a_reason(prepared) -> None:
     reasons = {row["source"]: row["reason"] for row in read_lines(prepared[0] / "quarantine.jsonl")}
     assert set(reasons) == {"short.mp4", "torn.mp4", "text.mp4", "sub/again.mp4"}

@@ -81,6 +81,20 @@ def cut(picture: np.ndarray, window: Window, size: Size) -> np.ndarray:
     return np.where(resize(inside, size, Image.Resampling.BOX) > 127, np.uint8(255), np.uint8(0))
 
 
+def cut_nearest(picture: np.ndarray, window: Window, size: Size) -> np.ndarray:
+    """The window of a picture [h, w] at `size`, each pixel the one in its middle, 0 past the picture's edges: for
+    depth, which is not to be blended."""
+    x0, y0, x1, y1 = window
+    columns, rows = (
+        np.floor(low + (np.arange(count) + 0.5) * (high - low) / count).astype(int)
+        for low, high, count in ((x0, x1, size[0]), (y0, y1, size[1]))
+    )
+    height, width = picture.shape
+    seen = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    taken = picture[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)]
+    return np.where(seen, taken, np.zeros_like(taken))
+
+
 def cut_poses(poses: Poses, window: Window, size: Size) -> Poses:
     """The poses as seen in the window at `size`; points outside it stay, outside the canvas."""
     x0, y0, x1, y1 = window

@@ -13,10 +13,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
+from anycharv_core.inference.backend import DEPTH, OBJECTS
+from anycharv_core.media.depth import structured_depth
 from anycharv_core.media.masks import mask_box
 from training.config import Data
-from training.data.conditions import STEADY, drawn_poses, given_masks
-from training.data.crops import Window, cut, cut_poses, figure_window, mirror_poses, person_window
+from training.data.conditions import STEADY, drawn_poses, factor, given_masks, on_background, with_scene
+from training.data.crops import (
+    Size,
+    Window,
+    cut,
+    cut_nearest,
+    cut_poses,
+    figure_window,
+    mirror_poses,
+    person_window,
+)
+from training.data.scaling import anchors, enlarged
 from training.data.shards import Clip, open_shards
 
 Shown = tuple[Clip, int, int]
@@ -78,28 +90,44 @@ class ShardClips(Dataset):
         whole = self.data.reference == "frame"
         reference = self._whole(clip, start, rng) if whole else self._reference(clip, start, rng)
         numbers = list(range(start, start + self._span, self.data.stride))
-        pictures, masks, poses = clip.pictures(numbers), clip.masks(numbers), clip.poses(numbers)
+        pictures, poses = clip.pictures(numbers), clip.poses(numbers)
+        layers = {"character": clip.masks(numbers)}
+        layers |= {name: clip.extra(name, numbers) for name in self.data.conditions}
         size = self.data.size or clip.size
         if size != clip.size:
             window = self._window(clip, numbers)
             if whole:
                 reference = cut(reference, window, size)
             pictures = np.stack([cut(picture, window, size) for picture in pictures])
-            masks = np.stack([cut(mask, window, size) for mask in masks])
+            for name, layer in layers.items():
+                taken = cut_nearest if name == DEPTH else cut
+                layers[name] = np.stack([taken(picture, window, size) for picture in layer])
             poses = cut_poses(poses, window, size)
         if rng.random() < self.data.flip:
-            pictures, masks = pictures[:, :, ::-1].copy(), masks[:, :, ::-1].copy()
+            pictures = pictures[:, :, ::-1].copy()
+            layers = {name: layer[:, :, ::-1].copy() for name, layer in layers.items()}
             poses = mirror_poses(poses)
             if whole:
                 reference = reference[:, ::-1].copy()
+        scene, body = pictures, layers["character"]
+        if OBJECTS in layers:
+            layers["character"] = np.maximum(body, layers[OBJECTS])
+            body = np.where(layers[OBJECTS] > 127, np.uint8(0), body)
+        if (larger := factor(self.data, rng)) != 1:
+            figures = layers["character"]
+            points = anchors(poses, figures)
+            pictures, layers, poses = enlarged(pictures, figures, layers, poses, larger, points)
+        pose = drawn_poses(poses, size, self.data.pose_scale or 1)
+        if DEPTH in layers:
+            layers[DEPTH] = structured_depth(layers[DEPTH].astype(np.uint16) * 257, pose)
         arrays = {
             "frames": pictures,
-            "pose": drawn_poses(poses, size, self.data.pose_scale or 1),
-            "character": masks,
-            "mask": given_masks(masks, self.data, rng, smooth=STEADY if self.data.stride == 1 else 0),
+            "pose": pose,
+            "mask": given_masks(body, self.data, rng, smooth=STEADY if self.data.stride == 1 else 0),
             "reference": reference,
+            **layers,
         }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in with_scene(arrays, scene, self.data, rng).items()}
 
     def reference(self, index: int, epoch: int) -> Tensor:
         if self.data.reference == "frame":
@@ -145,11 +173,22 @@ class ShardClips(Dataset):
         margin, mirrored = rng.uniform(*_MARGINS), rng.random() < self.data.flip
         picture, mask = other.pictures([number])[0], other.masks([number])[0]
         box = mask_box(mask)
+        if OBJECTS in self.data.conditions:
+            mask = np.where(other.extra(OBJECTS, [number])[0] > 127, np.uint8(0), mask)
         if self.data.reference == "cutout":
             picture = picture * (mask > 127)[..., None]
         size = self.data.size or clip.size
-        shown = cut(picture, figure_window(box or (0, 0, *other.size), size, margin), size)
+        window = figure_window(box or (0, 0, *other.size), size, margin)
+        shown = cut(picture, window, size)
+        if self.data.reference == "background":
+            shown = on_background(shown, cut(mask, window, size), self._elsewhere_yet(size, rng), rng)
         return shown[:, ::-1].copy() if mirrored else shown
+
+    def _elsewhere_yet(self, size: Size, rng: np.random.Generator) -> np.ndarray:
+        """A frame of any clip at this size."""
+        clip = self.clips[int(rng.integers(len(self.clips)))]
+        picture = clip.pictures([int(rng.integers(clip.frames))])[0]
+        return cut(picture, person_window([(0, 0, *clip.size)], clip.size, size), size)
 
     def _window(self, clip: Clip, numbers: list[int]) -> Window:
         boxes = clip.boxes()

@@ -5,6 +5,8 @@ A clip KEY of F frames at one size is four members of `000000.tar`:
     KEY.mp4         frames: H.264, every frame a key frame, 4:4:4, CRF 10, 25 frames to the second of file time
     KEY.mask.mkv    masks of the person, 0 or 255: FFV1, every frame a key frame, 25 to the second
     KEY.pose.jsonl  line i is frame i's POSE_KEYPOINT, of the frames' canvas, nobody but the person in it
+    KEY.objects.mkv, KEY.depth.mkv   where they were given: masks of what the person holds, as those of the person;
+                    depth 0 to 255, nearer being larger and 0 unknown
     KEY.json        size, frames, the video's own fps, boxes per frame, window and place in the source
 
 Frames are not the source's own bits, because those can only be entered at their key frames, seconds apart, and
@@ -41,27 +43,30 @@ from training.sections import Range, build, shown
 
 MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
 FRAMES, MASKS, POSES, FACTS = "mp4", "mask.mkv", "pose.jsonl", "json"
+EXTRAS = {"objects": "objects.mkv", "depth": "depth.mkv"}  # by the condition they are
 _RATE = 25  # of file time, whatever the video's own; both containers hold its ticks exactly
 _CRF = 10
 
 
 class ClipWriter:
-    """Encodes a clip's frames and masks into `folder`, as `frames` and `masks` files to be taken from there.
+    """Encodes a clip's frames, masks and whatever else is grey into `folder`, as `files` to be taken from there by
+    their kind of member.
 
-    Use it in a `with` statement; size: (width, height) of every frame.
+    Use it in a `with` statement; size: (width, height) of every frame; extras: kinds of member beside the masks.
     """
 
-    def __init__(self, folder: Path, size: tuple[int, int]):
-        self.frames, self.masks, self.count = folder / f"clip.{FRAMES}", folder / f"clip.{MASKS}", 0
+    def __init__(self, folder: Path, size: tuple[int, int], extras: Iterable[str] = ()):
+        self.files = {member: folder / f"clip.{member}" for member in (FRAMES, MASKS, *extras)}
+        self.count = 0
         self._size = size
         self._reformatter = VideoReformatter()
 
     def __enter__(self) -> ClipWriter:
         with ExitStack() as stack:
-            pictures, masks = (
+            pictures, *greys = (
                 # Else Matroska draws a random number, and no two runs would give the same shard.
                 stack.enter_context(av.open(f"file:{path}", "w", container_options={"fflags": "bitexact"}))
-                for path in (self.frames, self.masks)
+                for path in self.files.values()
             )
             intra = {"g": "1", "keyint_min": "1", "bf": "0"}
             self._pictures = (
@@ -71,8 +76,10 @@ class ClipWriter:
             context = self._pictures[1].codec_context
             context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-            self._masks = masks, self._stream(masks, "ffv1", "gray", {"level": "3", "slicecrc": "1", "g": "1"})
-            self._masks[1].codec_context.color_range = ColorRange.JPEG
+            lossless = {"level": "3", "slicecrc": "1", "g": "1"}
+            self._greys = [(grey, self._stream(grey, "ffv1", "gray", lossless)) for grey in greys]
+            for _, stream in self._greys:
+                stream.codec_context.color_range = ColorRange.JPEG
             self._stack = stack.pop_all()
         return self
 
@@ -90,8 +97,8 @@ class ClipWriter:
         stream.codec_context.thread_count = 1
         return stream
 
-    def write(self, frame: np.ndarray, mask: np.ndarray) -> None:
-        """Add a frame uint8 [H, W, 3] and its mask uint8 [H, W]."""
+    def write(self, frame: np.ndarray, *greys: np.ndarray) -> None:
+        """Add a frame uint8 [H, W, 3], its mask uint8 [H, W], and its extras."""
         picture = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(frame, "rgb24"),
             format="yuv444p",
@@ -100,10 +107,8 @@ class ClipWriter:
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.MPEG,
         )
-        for (container, stream), image in (
-            (self._pictures, picture),
-            (self._masks, av.VideoFrame.from_ndarray(mask, "gray")),
-        ):
+        images = [picture, *(av.VideoFrame.from_ndarray(grey, "gray") for grey in greys)]
+        for (container, stream), image in zip((self._pictures, *self._greys), images, strict=True):
             image.pts, image.time_base = self.count, Fraction(1, _RATE)
             container.mux(stream.encode(image))
         self.count += 1
@@ -111,7 +116,7 @@ class ClipWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         with self._stack:
             if kind is None:
-                for container, stream in (self._pictures, self._masks):
+                for container, stream in (self._pictures, *self._greys):
                     container.mux(stream.encode(None))
 
 
@@ -217,6 +222,15 @@ class Clip:
     def masks(self, numbers: Sequence[int]) -> np.ndarray:
         """uint8 [len(numbers), H, W], 0 or 255; `numbers` rise."""
         return self._decoded(MASKS, numbers)
+
+    def extra(self, condition: str, numbers: Sequence[int]) -> np.ndarray:
+        """One of `EXTRAS`, uint8 [len(numbers), H, W]; `numbers` rise. Raises UserError where there is none."""
+        if EXTRAS[condition] not in self.members:
+            raise UserError(
+                f"{self.shard} holds no {condition} for {self.key}: prepare the videos with --{condition}-dir, or "
+                f"leave {condition} out of the data's conditions."
+            )
+        return self._decoded(EXTRAS[condition], numbers)
 
     def _decoded(self, member: str, numbers: Sequence[int]) -> np.ndarray:
         wanted = set(numbers)

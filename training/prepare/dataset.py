@@ -240,7 +240,8 @@ def _start(out: Path, settings: Settings) -> None:
         (out / PARTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(out, error) from error
-    for folder in filter(None, (settings.poses_dir, settings.masks_dir)):
+    folders = (settings.poses_dir, settings.masks_dir, settings.objects_dir, settings.depth_dir)
+    for folder in filter(None, folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; name the one that holds what is ready for each video.")
     path, wanted = out / SETTINGS, json.loads(json.dumps(vars(settings), default=str))
@@ -277,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--segmenter", help="folder or hub id of a SAM 2 video model, or 'embedded' for puppets")
     add("--poses-dir", type=Path, help="ready POSE_KEYPOINT files, NAME.json for each video")
     add("--masks-dir", type=Path, help="ready masks, NAME.mkv or a folder NAME for each video")
+    add("--objects-dir", type=Path, help="masks of what the person holds, as --masks-dir, for Animate Anyone 2")
+    add("--depth-dir", type=Path, help="grey depth, as --masks-dir, nearer being brighter and black unknown")
     add("--buckets", default="576x1024,1024x576,768x768", help="sizes WxH, default %(default)s")
     add("--max-frames", type=int, default=300, help="longest clip in frames, default %(default)s")
     add("--min-frames", type=int, default=24, help="shortest clip in frames, default %(default)s")
@@ -297,6 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             segmenter=args.segmenter,
             poses_dir=args.poses_dir and args.poses_dir.resolve(),
             masks_dir=args.masks_dir and args.masks_dir.resolve(),
+            objects_dir=args.objects_dir and args.objects_dir.resolve(),
+            depth_dir=args.depth_dir and args.depth_dir.resolve(),
             buckets=parse_sizes(args.buckets),
             min_frames=args.min_frames,
             max_frames=args.max_frames,

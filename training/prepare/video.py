@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -25,8 +25,8 @@ from anycharv_core.preprocess.choose import chosen_boxes
 from anycharv_core.preprocess.find import Findings, Poser, find_people, in_order
 from anycharv_core.preprocess.models import pose_files, segmenter_name
 from anycharv_core.preprocess.tracking import spans
-from training.data.crops import Size, Window, cut, cut_poses, nearest_bucket, person_window
-from training.data.shards import FACTS, FRAMES, MASKS, POSES, ClipWriter, write_tar
+from training.data.crops import Size, Window, cut, cut_nearest, cut_poses, nearest_bucket, person_window
+from training.data.shards import EXTRAS, FACTS, POSES, ClipWriter, write_tar
 
 Box = tuple[float, float, float, float]
 Row = dict[str, Any]
@@ -45,13 +45,16 @@ _MASK_FILES = (".mkv", ".mov", ".mp4", ".webm", "")
 @dataclass(frozen=True)
 class Settings:
     """How videos are prepared. pose_model, segmenter: as `anycharv preprocess` takes them; poses_dir, masks_dir:
-    ready ones in their place, by the video's path without its suffix; buckets: sizes (width, height); min_frames,
-    max_frames: bounds of a clip's length."""
+    ready ones in their place, by the video's path without its suffix; objects_dir, depth_dir: in the same way,
+    masks of what the person holds and grey depth, or none; buckets: sizes (width, height); min_frames, max_frames:
+    bounds of a clip's length."""
 
     pose_model: str | None = None
     segmenter: str | None = None
     poses_dir: Path | None = None
     masks_dir: Path | None = None
+    objects_dir: Path | None = None
+    depth_dir: Path | None = None
     buckets: tuple[Size, ...] = ((576, 1024), (1024, 576), (768, 768))
     min_frames: int = 24
     max_frames: int = 300
@@ -146,9 +149,13 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
         masks = iter(mask_frames(masks_file, (info.width, info.height)))
     else:
         masks = _segmenter(settings).masks(read_frames(source), person.boxes, findings.cuts)
+    folders = {"objects": settings.objects_dir, "depth": settings.depth_dir}
+    extras = {
+        name: _as_many(_mask_file(folder / ready), info) for name, folder in folders.items() if folder is not None
+    }
     members: list[tuple[str, bytes | Path]] = []
     clips: list[Row] = []
-    for draft, writer in _written(drafts, read_frames(source), masks, scratch):
+    for draft, writer in _written(drafts, read_frames(source), masks, extras, scratch):
         clip = _described(draft, row["video"])
         if clip is None:
             continue
@@ -164,8 +171,7 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
         poses = cut_poses(person.poses.take(range(draft.start, draft.stop)), draft.window, draft.size)
         lines = "".join(json.dumps(_rounded(frame)) + "\n" for frame in poses.keypoints())
         members += [
-            (f"{clip['key']}.{FRAMES}", writer.frames),
-            (f"{clip['key']}.{MASKS}", writer.masks),
+            *((f"{clip['key']}.{member}", file) for member, file in writer.files.items()),
             (f"{clip['key']}.{POSES}", lines.encode()),
             (f"{clip['key']}.{FACTS}", json.dumps(facts).encode()),
         ]
@@ -200,6 +206,18 @@ def _mask_file(stem: Path) -> Path:
         if path.exists():
             return path
     raise UserError(f"{stem.parent} holds no masks for {stem.name} (a video or a folder of PNGs).")
+
+
+def _as_many(file: Path, info: VideoInfo) -> Iterator[np.ndarray]:
+    """The grey pictures of a file, one for every frame of the video, of its size. Raises UserError otherwise."""
+    count = 0
+    for picture in mask_frames(file, (info.width, info.height)):
+        if picture.shape != (info.height, info.width):
+            raise UserError(f"{file} is {picture.shape[1]}x{picture.shape[0]}, not of its video's size.")
+        count += 1
+        yield picture
+    if count != info.frames:
+        raise UserError(f"{file} holds {count} pictures but the video has {info.frames} frames.")
 
 
 def _person(source: Path, findings: Findings, masks: Path | None, info: VideoInfo) -> _Person:
@@ -245,18 +263,24 @@ def _written(
     drafts: Sequence[_Draft],
     frames: Iterator[np.ndarray],
     masks: Iterator[np.ndarray],
+    extras: Mapping[str, Iterator[np.ndarray]],
     scratch: Path,
 ) -> Iterator[tuple[_Draft, ClipWriter]]:
-    """Writes one clip after another into a folder of its own while the video passes once."""
-    stream = enumerate(zip(frames, masks, strict=False))
+    """Writes one clip after another into a folder of its own while the video passes once. extras: grey pictures of
+    every frame, by the condition that they are."""
+    stream = enumerate(zip(frames, masks, *extras.values(), strict=False))
+    cuts = [cut_nearest if name == "depth" else cut for name in extras]
     for draft in drafts:
         folder = scratch / f"{draft.start:06d}"
         folder.mkdir()
-        with ClipWriter(folder, draft.size) as writer:
-            for number, (frame, mask) in stream:
+        with ClipWriter(folder, draft.size, [EXTRAS[name] for name in extras]) as writer:
+            for number, (frame, mask, *others) in stream:
                 if number >= draft.start:
                     small = cut(mask, draft.window, draft.size)
-                    writer.write(cut(frame, draft.window, draft.size), small)
+                    more = [
+                        taken(grey, draft.window, draft.size) for taken, grey in zip(cuts, others, strict=True)
+                    ]
+                    writer.write(cut(frame, draft.window, draft.size), small, *more)
                     box = mask_box(small)
                     draft.boxes.append(None if box is None else list(box))
                     draft.areas.append(int((small > 0).sum()))
