@@ -180,6 +180,21 @@ def _parser() -> argparse.ArgumentParser:
     path("--poses", "POSE", "POSE_KEYPOINT JSON made elsewhere, instead of running DWPose")
     add("--segmenter", metavar="DIR", help="SAM 2 video model: folder, hub id or 'embedded' (default: ComfyUI's)")
     path("--masks", "MASK", "masks made elsewhere, instead of running SAM 2")
+    add(
+        "--objects",
+        type=to_numbers(3, 5),
+        action="append",
+        default=[],
+        metavar="F,X,Y",
+        help="also follow the thing at this pixel of frame F, or F,X0,Y0,X1,Y1 in this box, for Animate Anyone 2; "
+        "give it once for each thing",
+    )
+    add(
+        "--depth-model",
+        metavar="MODEL",
+        help="also estimate depth, with this model of transformers: folder or hub id, such as "
+        "depth-anything/Depth-Anything-V2-Small-hf",
+    )
     add("--smooth", action="store_true", help="steady the skeleton over time")
     path(
         "--retarget",
@@ -342,7 +357,8 @@ def _preprocess(args: argparse.Namespace) -> int:
                 bars[phase] = stack.enter_context(_progress_bar(phase, "frame"))
             bars[phase](done, total)
 
-        report = preprocess(PreprocessJob(**_fields(args, "retarget"), retarget=tuple(args.retarget)), progress)
+        fields = _fields(args) | {"retarget": tuple(args.retarget), "objects": tuple(args.objects)}
+        report = preprocess(PreprocessJob(**fields), progress)
     others = len(report["people"]) - len(report["chosen"])
     if others and not (args.people or args.click or args.box or args.like):
         print(f"{len(report['people'])} people are in the video; people.png shows them, --people chooses.")

@@ -28,8 +28,10 @@ def to_size(text: str) -> tuple[int, int]:
     return size
 
 
-def to_numbers(count: int) -> Callable[[str], tuple[float, ...]]:
-    """Reads `count` numbers with commas between them, the first of them the index of a frame."""
+def to_numbers(*counts: int) -> Callable[[str], tuple[float, ...]]:
+    """Reads one of so many numbers with commas between them, the first of them the index of a frame."""
+
+    wanted = " or ".join(map(str, counts))
 
     def read(text: str) -> tuple[float, ...]:
         try:
@@ -37,8 +39,10 @@ def to_numbers(count: int) -> Callable[[str], tuple[float, ...]]:
             numbers = (int(frame), *map(float, rest))
         except ValueError:
             numbers = ()
-        if len(numbers) != count or not all(0 <= number < math.inf for number in numbers):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {count} numbers from 0 on with commas between them")
+        if len(numbers) not in counts or not all(0 <= number < math.inf for number in numbers):
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not {wanted} numbers from 0 on with commas between them"
+            )
         return numbers
 
     return read

@@ -23,17 +23,19 @@ from ..preprocess.person import BOXES, MASKS
 from ..preprocess.tracking import Track
 
 POSES, REPORT = "pose.json", "report.json"
+OBJECTS, DEPTH = "objects.mkv", "depth.mkv"
 
 
 @dataclass(frozen=True)
 class PreparedPerson:
     """Somebody chosen: the number on the contact sheet (None for the one inside masks that were given), the poses
-    with nobody else in them, the folder with the masks, and what to report of them."""
+    with nobody else in them, the folder with the masks, what to report of them, and further files."""
 
     number: int | None
     poses: Poses
     folder: Path
     counts: dict[str, int] = field(default_factory=dict)
+    extras: tuple[Path, ...] = ()
 
     @property
     def boxes(self) -> Reopened:
@@ -102,8 +104,8 @@ def write_prepared(
             folder = temporary / person_folder(place)
             folder.mkdir(exist_ok=True)
             write_poses(folder / POSES, person.poses)
-            for name in (MASKS, BOXES):
-                shutil.copyfile(person.folder / name, folder / name)
+            for file in (person.folder / MASKS, person.folder / BOXES, *person.extras):
+                shutil.copyfile(file, folder / file.name)
         (temporary / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 

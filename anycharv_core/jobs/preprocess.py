@@ -6,8 +6,8 @@ The video is read as a stream, several times over, and is never wholly in memory
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from ..errors import UserError
 from ..files import check_owned, write_error
 from ..media.imaging import Size
 from ..media.video_read import read_frames
-from ..preprocess.cache import weights_key
+from ..media.video_write import write_masks
+from ..preprocess.cache import cached, content_key, weights_key
 from ..preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
+from ..preprocess.depth import DepthEstimator, depth_pictures
 from ..preprocess.find import FoundPeople, find_in_video
 from ..preprocess.models import segmenter_name
-from ..preprocess.person import cached_person, pose_extent, poses_inside
+from ..preprocess.person import MASKS, cached_person, pose_extent, poses_inside
 from ..preprocess.retarget import retarget
 from ..preprocess.segment import Segmenter
 from ..preprocess.smoothing import smooth_poses
 from ..preprocess.tracking import Track
 from .inputs import mask_frames, read_reference
-from .prepared import PreparedPerson, write_prepared
+from .prepared import DEPTH, OBJECTS, PreparedPerson, write_prepared
 from .reference_pose import reference_pose
 
 Progress = Callable[[str, int, int], None]
@@ -47,6 +49,8 @@ class PreprocessJob:
     alpha video, a folder of PNGs or a JSON list of boxes in its place; smooth: steady the skeleton over time;
     retarget: pictures of the characters to come, one for each person chosen; device: None = CUDA where there is
     one, else the CPU.
+    objects: things to follow beside the one person chosen, each given as (frame, x, y) or (frame, x0, y0, x1, y1);
+    depth_model: a folder or hub id of a depth estimation model, None = no depth.
     """
 
     video: Path
@@ -61,6 +65,8 @@ class PreprocessJob:
     masks: Path | None = None
     smooth: bool = False
     retarget: tuple[Path, ...] = ()
+    objects: tuple[tuple[float, ...], ...] = ()
+    depth_model: str | None = None
     device: str | None = None
 
 
@@ -80,6 +86,8 @@ def preprocess(job: PreprocessJob, progress: Progress | None = None) -> dict[str
     numbers, likeness = _choose(job, found.findings.tracks)
     if job.retarget and len(job.retarget) != len(numbers):
         raise UserError(f"{len(numbers)} people are chosen; give as many pictures to retarget to, or none.")
+    if job.objects and len(numbers) > 1:
+        raise UserError("--objects are what one person holds; choose one person, and prepare each into a folder.")
     people = [_prepare(job, found, number, place, progress) for place, number in enumerate(numbers)]
     return write_prepared(
         job.out,
@@ -110,7 +118,7 @@ def _check(job: PreprocessJob) -> None:
 
 def _inputs(job: PreprocessJob) -> list[Path]:
     given = (job.video, job.like, job.poses, job.masks, *job.retarget)
-    models = (Path(model) for model in (job.pose_model, job.segmenter) if model)
+    models = (Path(model) for model in (job.pose_model, job.segmenter, job.depth_model) if model)
     return [*filter(None, given), *models]
 
 
@@ -165,7 +173,48 @@ def _prepare(
 
     sources = *_sources(job.masks or Path(segmenter)), segmenter or None
     folder, counts = cached_person(found, sources, boxes, extents, masks)
-    return PreparedPerson(number, poses, folder, counts)
+    person = PreparedPerson(number, poses, folder, counts)
+    extras = [_objects(job, found, progress)] if job.objects else []
+    extras += [_depth(job, found, person, progress)] if job.depth_model else []
+    return replace(person, extras=tuple(extras))
+
+
+def _objects(job: PreprocessJob, found: FoundPeople, progress: Progress | None) -> Path:
+    """Masks of the things that the job names, followed from there to the end of the shot."""
+    count = len(found.timestamps)
+    for frame, *_ in job.objects:
+        if frame >= count:
+            raise UserError(f"--objects name frame {frame:g}, but the video has {count}, counted from 0.")
+    segmenter = segmenter_name(job.segmenter)
+
+    def followed(prompt: Sequence[float]) -> Iterator[np.ndarray]:
+        places: list[Any] = [None] * count
+        places[int(prompt[0])] = prompt[1:]
+        return Segmenter(segmenter, job.device).masks(read_frames(job.video), places, found.findings.cuts, count)
+
+    def make(folder: Path) -> None:
+        streams = zip(*map(followed, job.objects), strict=True)
+        masks: Iterable[np.ndarray] = map(np.maximum.reduce, streams)
+        masks = _counted(masks, lambda done: progress("objects", done, count)) if progress else masks
+        write_masks(folder / OBJECTS, masks, found.timestamps, found.time_base)
+
+    key = content_key(found.key, *_sources(Path(segmenter)), segmenter, job.objects, found.findings.cuts)
+    return cached("objects", key, make) / OBJECTS
+
+
+def _depth(job: PreprocessJob, found: FoundPeople, person: PreparedPerson, progress: Progress | None) -> Path:
+    """How near the person is in every frame."""
+    assert job.depth_model is not None
+    count, estimator = len(found.timestamps), DepthEstimator(job.depth_model, job.device)
+
+    def make(folder: Path) -> None:
+        frames: Iterable[np.ndarray] = read_frames(job.video)
+        frames = _counted(frames, lambda done: progress("depth", done, count)) if progress else frames
+        pictures = depth_pictures(estimator, frames, person.masks)
+        write_masks(folder / DEPTH, pictures, found.timestamps, found.time_base)
+
+    key = content_key(found.key, *_sources(Path(job.depth_model)), job.depth_model, person.folder / MASKS)
+    return cached("depth", key, make) / DEPTH
 
 
 def _sources(path: Path) -> tuple[object, ...]:

@@ -36,6 +36,7 @@ LEAK_MARGIN = 0.1
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 _BOX_CORNERS = (2, 3)  # SAM's labels for the first and second corner of a box among its point prompts
+_INSIDE = (1,)  # and its label for a point inside
 _PERSON = 1  # the only object of a session
 
 Step = Literal["empty", "start", "prompt", "follow"]
@@ -61,6 +62,7 @@ class Segmenter:
         frames: Iterable[np.ndarray],
         boxes: Sequence[Sequence[float] | None],
         cuts: Sequence[int] = (),
+        gap: int = LONGEST_GAP,
     ) -> Iterator[np.ndarray]:
         """Yields the person's mask in every frame, taking each frame only when its mask is asked for.
 
@@ -68,12 +70,14 @@ class Segmenter:
 
         Args:
             frames: uint8 [H, W, 3], RGB.
-            boxes: x0, y0, x1, y1 in pixels with exclusive ends, or None where the person was not seen.
+            boxes: x0, y0, x1, y1 in pixels with exclusive ends, or a point x, y, or None where the person was not
+                seen.
             cuts: index of the first frame of every shot but the first, rising.
+            gap: for how many frames without a box they are followed.
 
         Yields:
             uint8 [H, W] of 0 and 255: all 0 before a shot's first box, while the person is away for more
-            than LONGEST_GAP frames, and where the model finds nothing. In a frame with a box, connected
+            than `gap` frames, and where the model finds nothing. In a frame with a box, connected
             parts that don't touch the box, grown by LEAK_MARGIN on each side, are left out.
 
         Raises:
@@ -83,7 +87,9 @@ class Segmenter:
         session = None
         seen = any(box is not None for box in boxes)
         every = getattr(self._model.config, "prompt_every", PROMPT_EVERY) if seen else PROMPT_EVERY
-        for number, (frame, box, step) in enumerate(zip(frames, boxes, plan(boxes, cuts, every), strict=True)):
+        for number, (frame, box, step) in enumerate(
+            zip(frames, boxes, plan(boxes, cuts, every, gap), strict=True)
+        ):
             if step == "empty":
                 yield np.zeros(frame.shape[:2], np.uint8)
                 continue
@@ -96,7 +102,7 @@ class Segmenter:
             logits = self._followed(session, pixels, number)
             _forget(session, number, self._model.config)
             mask = _enlarged(logits, frame.shape[:2])
-            yield mask if box is None else without_leaks(mask, box)
+            yield mask if box is None or len(box) == 2 else without_leaks(mask, box)
 
     def _followed(self, session: Any, pixels: torch.Tensor, number: int) -> torch.Tensor:
         try:
@@ -117,7 +123,10 @@ class Segmenter:
 
 
 def plan(
-    boxes: Sequence[Sequence[float] | None], cuts: Sequence[int] = (), every: int = PROMPT_EVERY
+    boxes: Sequence[Sequence[float] | None],
+    cuts: Sequence[int] = (),
+    every: int = PROMPT_EVERY,
+    gap: int = LONGEST_GAP,
 ) -> list[Step]:
     """What is done with every frame, from what is known of all boxes; arguments as `Segmenter.masks`.
 
@@ -131,7 +140,7 @@ def plan(
         for present, run in groupby(range(start, stop), lambda number: boxes[number] is not None):
             numbers = list(run)
             if not present:
-                bridged = prompted is not None and len(numbers) <= LONGEST_GAP
+                bridged = prompted is not None and len(numbers) <= gap
                 steps += ["follow" if bridged else "empty"] * len(numbers)
                 continue
             for number in numbers:
@@ -171,10 +180,10 @@ def _new_session(device: str, dtype: torch.dtype) -> Any:
 
 def _prompt(session: Any, number: int, box: Sequence[float], shape: Sequence[int], size: int) -> None:
     height, width = shape
-    corners = torch.tensor(box, dtype=torch.float32).reshape(2, 2) * size / torch.tensor([width, height])
+    points = torch.tensor(box, dtype=torch.float32).reshape(-1, 2) * size / torch.tensor([width, height])
     inputs = {
-        "point_coords": corners.clamp(0, size)[None, None],
-        "point_labels": torch.tensor([[_BOX_CORNERS]], dtype=torch.int32),
+        "point_coords": points.clamp(0, size)[None, None],
+        "point_labels": torch.tensor([[_BOX_CORNERS if len(points) == 2 else _INSIDE]], dtype=torch.int32),
     }
     session.add_point_inputs(session.obj_id_to_idx(_PERSON), number, inputs)
     session.obj_with_new_inputs = [_PERSON]
