@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="margin of that window around the person, relative to their size (default: %(default)s)",
     )
+    add("--match-colour", action="store_true", help="shift the character's colours to those around the mask")
     add_render(make, cfg="3.0")
     make.set_defaults(run=_generate)
 

@@ -152,6 +152,7 @@ def test_shots_are_followed_on_their_own(pipe: Pipeline) -> None:
         ({"canvas": "face"}, "There is no canvas 'face'"),
         ({"canvas": "person", "context": -1.0}, "The context is -1.0"),
         ({"canvas": "person", "recipe": "official"}, "The canvas can't follow a person here"),
+        ({"match_colour": True, "recipe": "official"}, "Colours can only be matched where a person is pasted"),
     ],
 )
 def test_what_cannot_be_followed_is_said_in_one_sentence(pipe: Pipeline, change: dict, sentence: str) -> None:
@@ -216,4 +217,7 @@ def test_generate_says_what_it_took_for_each_person(tiny_model: Path, tmp_path: 
     assert frames.shape == given["scene"].shape
     assert made("large.mkv")[0]["canvas"] == ["frame"]
     assert made("large.mkv", "--canvas", "person", "--context", "0")[0]["canvas"] == ["person"]
-    assert made("small.mkv", "--canvas", "frame")[0]["canvas"] == ["frame"]
+    report, unmatched = made("small.mkv", "--canvas", "frame")
+    assert report["canvas"] == ["frame"] and report["settings"]["match_colour"] is False
+    report, matched = made("small.mkv", "--canvas", "frame", "--match-colour")
+    assert report["settings"]["match_colour"] is True and not np.array_equal(matched, unmatched)

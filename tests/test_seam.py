@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from anycharv_core.bench.seam import seam
+from anycharv_core.inference.finish import PasteBack
+from anycharv_core.media.canvas import Canvas
 from anycharv_core.media.colour_match import match_colour
 from anycharv_core.media.masks import box_masks, composite, feather
 from anycharv_core.puppets.character import sample_character
@@ -118,6 +120,20 @@ def test_matched_colours_leave_no_seam():
     made = np.stack([match_colour(*each) for each in zip(shifted(12), TRUTH, BOX, strict=True)])
     assert seam(hard(made), TRUTH, BOX).jump < 0.1 * seam(hard(shifted(12)), TRUTH, BOX).jump
     assert np.abs(made.astype(int) - TRUTH)[TRUTH < 240].max() <= 1
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_is_pasted_can_match_its_surroundings(deep):
+    kind, depth = (np.uint16, 257) if deep else (np.uint8, 1)
+    scene, made = (list(frames.astype(kind) * kind(depth)) for frames in (TRUTH, shifted(12)))
+    canvas = Canvas((96, 96), (96, 96), (96, 96))
+    jumps = []
+    for match in (False, True):
+        paste = PasteBack(scene, BOX, match=match)
+        pasted = np.stack([paste(frame, canvas) for frame in made])
+        assert paste.untouched and pasted.dtype == scene[0].dtype
+        jumps.append(seam((pasted // depth).astype(np.uint8), TRUTH, BOX).jump)
+    assert jumps[1] < 0.2 * jumps[0]
 
 
 def test_colours_match_where_there_is_nothing_to_match():

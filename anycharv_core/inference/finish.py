@@ -9,6 +9,7 @@ import numpy as np
 from ..media.camera import Box
 from ..media.canvas import Canvas
 from ..media.chroma_key import Colour, key_onto
+from ..media.colour_match import match_colour
 from ..media.imaging import Size
 from ..media.masks import feather, mask_box
 
@@ -49,18 +50,22 @@ def whole(made: np.ndarray, canvas: Canvas) -> np.ndarray:
 class PasteBack:
     """Puts what was decoded into the padded and feathered masks of a scene; both are read as the frames come.
 
-    growth: as in `paste_weights`; untouched: whether every pixel outside them has so far been the scene's, bit for
-    bit.
+    growth: as in `paste_weights`; match: whether colours are matched to those around the mask; untouched: whether
+    every pixel outside them has so far been the scene's, bit for bit.
     """
 
-    def __init__(self, scene: Iterable[np.ndarray], masks: Iterable[np.ndarray], growth: float = 0.0):
+    def __init__(
+        self, scene: Iterable[np.ndarray], masks: Iterable[np.ndarray], growth: float = 0.0, match: bool = False
+    ):
         self._rows = zip(scene, masks, strict=True)
-        self._growth = growth
+        self._growth, self._match = growth, match
         self.untouched = True
 
     def __call__(self, made: np.ndarray, canvas: Canvas) -> np.ndarray:
         original, mask = next(self._rows)
         weights = paste_weights(mask, self._growth)
+        if self._match:
+            made = match_colour(made, canvas.place(original), canvas.place_mask(mask))
         finished = canvas.paste(made, original, weights)
         self.untouched = self.untouched and bool((finished == original).all(axis=-1)[weights == 0].all())
         return finished

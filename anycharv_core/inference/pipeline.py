@@ -156,6 +156,7 @@ class Pipeline:
         objects: Frames | None = None,
         depth: Frames | None = None,
         shortcuts: Shortcuts = NONE,
+        match_colour: bool = False,
     ) -> Output:
         """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
 
@@ -172,6 +173,8 @@ class Pipeline:
         `context` around the mask as a fraction of its longer side, and "auto" (default) the person where that at
         least halves the background that the networks would see. Windows have the size asked for as `size`, rounded
         to latent pixels. Only a recipe that pastes into a scene can follow; all others see whole frames.
+        match_colour: before it is pasted the picture gets the colours of what is around the mask, see
+        colour_match.py.
 
         shortcuts: how to sample faster, see `Shortcuts`; recipe "official" takes none.
 
@@ -192,6 +195,7 @@ class Pipeline:
         check_steps(steps)
         streamed = not isinstance(pose if scene is None else scene, (np.ndarray, Poses))
         chosen = self.system.recipe(recipe)
+        chosen = chosen.matching_colour() if match_colour else chosen
         given = None if scene is None else Source("scene", scene, 3, replayed=True, deep=True)
         shown = given and eight_bit(given)
         regions = None if mask is None else self.given_masks(Source("mask", mask, None, replayed=True))
@@ -431,7 +435,9 @@ class Pipeline:
             return whole
         if made.reference.key is not None:
             return keyed(scene, made.reference.key)
-        return whole if mask is None else PasteBack(scene, mask, made.recipe.paste_growth)
+        if mask is None:
+            return whole
+        return PasteBack(scene, mask, made.recipe.paste_growth, made.recipe.match_colour)
 
     def decode(
         self, made: Prepared, latents: Latents, finish: Finish, phases: Phases, deep: bool = False

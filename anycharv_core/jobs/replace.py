@@ -50,8 +50,8 @@ SHEET_TITLES = ("reference", "driving", "pose", "output")
 class ReplaceJob(RenderJob):
     """Who is put into which video.
 
-    people: one or more, put in one after the other, each into the result of the one before; canvas, context: what
-    the networks see, as in `Pipeline.__call__`; cuts: the first frame of every shot but the first, None = found
+    people: one or more, put in one after the other, each into the result of the one before; canvas, context,
+    match_colour: as in `Pipeline.__call__`; cuts: the first frame of every shot but the first, None = found
     where they matter.
     """
 
@@ -60,6 +60,7 @@ class ReplaceJob(RenderJob):
     model: str = "embedded"
     canvas: str = AUTO
     context: float = CONTEXT
+    match_colour: bool = False
     cuts: tuple[int, ...] | None = None
 
 
@@ -145,6 +146,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         opened = [open_replacement(files, video) for files in job.people]
     check = partial(_check, job, video, opened)
     pipe, recipe, precision, state = job.load("generate", device, phases, check, stack)
+    recipe = recipe.matching_colour() if job.match_colour else recipe
     steps, guidance = job.sampling(pipe)
     with phases("encode"):
         size = pipe.working_size(recipe, video.size, job.size)
@@ -219,7 +221,11 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         "resumed_steps": state.taken_up,
         "background_bit_equal": all(each.untouched for each in pasted) if recipe.paste_back else None,
     }
-    settings = job.settings(steps, guidance, plan.size, precision) | {"canvas": job.canvas, "context": job.context}
+    settings = job.settings(steps, guidance, plan.size, precision) | {
+        "canvas": job.canvas,
+        "context": job.context,
+        "match_colour": job.match_colour,
+    }
     return job.write_report(settings, inputs, facts, device, phases)
 
 
@@ -227,6 +233,8 @@ def _check(
     job: ReplaceJob, video: Video, opened: Sequence[ReplacementInputs], system: System, recipe: Recipe
 ) -> None:
     """Raises UserError where the sizes of the inputs do not fit together, or not to the recipe."""
+    if job.match_colour:
+        recipe.matching_colour()
     if recipe.paste_back:
         for each, files in zip(opened, job.people, strict=True):
             check_mask_size(each, files, video)

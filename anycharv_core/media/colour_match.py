@@ -18,11 +18,11 @@ def match_colour(made: np.ndarray, frame: np.ndarray, mask: np.ndarray) -> np.nd
     One shift for the whole picture changes no detail of it.
 
     Args:
-        made, frame: uint8 [H, W, 3], generated and original.
+        made, frame: uint8 or uint16 [H, W, 3], generated and original, of one depth.
         mask: uint8 [H, W], 255 where the frame will be replaced.
 
     Returns:
-        uint8 [H, W, 3]; `made` itself where there is no mask, or nothing around it.
+        [H, W, 3] of that depth; `made` itself where there is no mask, or nothing around it.
     """
     box = mask_box(mask)
     if box is None:
@@ -33,4 +33,4 @@ def match_colour(made: np.ndarray, frame: np.ndarray, mask: np.ndarray) -> np.nd
     if ring.sum() < _FEWEST:
         return made
     shift = np.median(frame[ring].astype(np.float32) - made[ring], axis=0)
-    return np.rint(np.clip(made + shift, 0, 255)).astype(np.uint8)
+    return np.rint(np.clip(made + shift, 0, np.iinfo(made.dtype).max)).astype(made.dtype)

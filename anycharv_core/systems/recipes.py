@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ class Recipe:
     which then must be of the scene's size; keeps_aspect: whether pictures keep their proportions or, as in the
     releases, are squashed; round: whether pixels are rounded or, as in the releases, truncated; recorded: whether
     outputs are to be the recorded ones, which are float32's; paste_growth: how far past the mask is pasted, in
-    heights of its box.
+    heights of its box; match_colour: whether what is pasted gets the colours of what is around it.
     """
 
     canvas: Callable[[Size | None, Size, Size | None, int], Canvas]
@@ -52,6 +52,16 @@ class Recipe:
     round: bool
     recorded: bool
     paste_growth: float = 0.0
+    match_colour: bool = False
+
+    def matching_colour(self) -> Recipe:
+        """The same with `match_colour`. Raises UserError where nothing is pasted."""
+        if not self.paste_back:
+            raise UserError(
+                "Colours can only be matched where a person is pasted into a scene: that takes a model that "
+                "replaces one, and its recipe 'default'; leave --match-colour out."
+            )
+        return replace(self, match_colour=True)
 
 
 def canvas_of_pose(scene: Size | None, pose: Size, size: Size | None, multiple: int) -> Canvas:
