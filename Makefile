@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-animate test tests test-comfyui lint clean
+.PHONY: demo demo-animate test tests test-comfyui comfyui-pictures lint clean
 
 demo: .venv/installed
 	$(BIN)/anycharv demo --out out/demo
@@ -18,6 +18,12 @@ tests: .venv/installed
 # that Python, which this leaves as it is: it gets pytest from a folder of its own.
 test-comfyui: .venv/pytest-for-comfyui
 	$(BIN)/python -m pytest -m comfyui
+
+# The pictures of ComfyUI in README.md and in the help pages, whose results the embedded models make.
+comfyui-pictures: .venv/installed
+	ANYCHARV_SCREENSHOTS=out/pictures $(BIN)/python -m pytest -m comfyui tests/test_comfyui_browser.py
+	cp out/pictures/two_wires.png docs/comfyui.png
+	$(BIN)/python tests/help_pictures.py
 
 .venv/pytest-for-comfyui: .venv/installed
 	$(BIN)/python -m pip install -q --upgrade --target $@ -c constraints.txt pytest

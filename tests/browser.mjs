@@ -1,8 +1,9 @@
 // Drives ComfyUI's page in Chromium for test_comfyui_browser.py, which judges what this prints.
 //
-//   node browser.mjs PORT WORKFLOWS SCREENSHOTS RUN HELP
+//   node browser.mjs PORT WORKFLOWS SCREENSHOTS RUN HELP WIRED
 //
-// drops the workflow RUN of the folder WORKFLOWS on the canvas and runs it, then HELP, whose nodes' help it opens. It
+// drops the workflow RUN of the folder WORKFLOWS on the canvas and runs it, then HELP, whose nodes' help it opens, and
+// then WIRED, which it runs too and which is in no template browser. It
 // opens the template browser, drops the other workflows, opens as apps those that can be, searches for blueprints,
 // turns the page to Chinese, and prints one JSON object. CHROMIUM names the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
 
@@ -11,7 +12,7 @@ import { createRequire } from 'node:module'
 import { join, resolve } from 'node:path'
 
 const PACK = 'ComfyUI-AnyCharV'
-const [port, folder, screenshots, run, helped] = process.argv.slice(2)
+const [port, folder, screenshots, run, helped, wiredName] = process.argv.slice(2)
 const { chromium } = createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))('playwright-core')
 const blueprints = ['Replace Character (AnyCharV)', 'Animate Character (AnyCharV)', 'Prepare Video (AnyCharV)']
 const origin = `http://127.0.0.1:${port}`
@@ -209,7 +210,8 @@ async function templates() {
         }
       })
     )
-  const names = workflows.map((workflow) => workflow.name).join()
+  const shipped = workflows.filter(({ name }) => name !== helped && name !== wiredName)
+  const names = shipped.map((workflow) => workflow.name).join()
   const shown = (all) => all.map((card) => card.name).sort().join() === names && all.every((card) => card.size?.[0])
   const found = await settled(cards, shown, 20)
   await picture('templates')
@@ -298,9 +300,13 @@ try {
   await picture('help')
   await closePanels()
   seen.help_errors = taken()
+  const wired = workflows.find((workflow) => workflow.name === wiredName)
+  await open(wired)
+  seen.wired = await queue()
+  await portrait(wiredName)
   seen.templates = await templates()
   seen.templates_errors = taken()
-  for (const workflow of workflows.filter((one) => one !== first && one !== second)) {
+  for (const workflow of workflows.filter((one) => ![first, second, wired].includes(one))) {
     seen.workflows[workflow.name] = await open(workflow)
   }
   for (const words of [...blueprints, 'character swap', '视频换人']) seen.searched[words] = await searched(words)

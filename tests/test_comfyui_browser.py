@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import two_wires
 from comfyui_server import COMFYUI, PACK, shared_server
 from PIL import Image
 
@@ -59,9 +60,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in NAMES:
         shutil.copy(WORKFLOWS / f"{name}.json", workflows)
     shutil.copy(EARLIER, workflows)
+    (workflows / f"{two_wires.NAME}.json").write_text(json.dumps(two_wires.two_wires()), encoding="utf-8")
+    two_wires.write_inputs(shared_server().base / "input")
     port, script = str(shared_server().port), str(REPO / "tests/browser.mjs")
     done = subprocess.run(
-        ["node", script, port, str(workflows), str(folder), RUN, EARLIER.stem],
+        ["node", script, port, str(workflows), str(folder), RUN, EARLIER.stem, two_wires.NAME],
         env=os.environ | {"CHROMIUM": str(CHROMIUM)},
         capture_output=True,
         text=True,
@@ -142,6 +145,12 @@ def test_run_button_gives_videos(page: dict[str, Any]) -> None:
         assert video["width"] >= 64
         assert video["seconds"] > 0
     assert ours(page["run"]["errors"]) == []
+
+
+def test_a_blueprint_with_a_video_and_a_picture_gives_a_video(page: dict[str, Any]) -> None:
+    assert page["wired"]["outcome"]["kind"] == "execution_success", page["wired"]["outcome"]
+    (video,) = page["wired"]["videos"]
+    assert video["width"] == 256 and video["seconds"] == pytest.approx(1, abs=0.1)
 
 
 def test_help_panel_shows_our_pages(page: dict[str, Any]) -> None:
