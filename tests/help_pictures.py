@@ -34,6 +34,7 @@ PAGES: dict[str, tuple[list[str], range]] = {
     "DWPose": (["clip.frames", "found"], FRAME),
     "FindPeople": (["sheet"], FRAME),
     "Segment": (["clip.frames", "cut"], FRAME),
+    "PrepareVideo": (["clip.frames", "overlaid"], FRAME),
     "PoseRetarget": (["drawn", "clip.reference", "retargeted"], FRAME),
 }
 SOURCES = {
@@ -53,6 +54,7 @@ SOURCES = {
     "sheet": ["people", 2],
     "cut": ["cut", 0],
     "retargeted": ["redrawn", 0],
+    "overlaid": ["preview", 0],
 }
 MASKS = ("clip.mask", "clip.reference_mask", "box", "border", "blocks", "cut")
 
@@ -86,6 +88,11 @@ def prompt() -> dict[str, Any]:
             {"images": ["2", 1], "keypoints": ["poser", 0], "choose": "number", "choose.people": "1"},
         ),
         "cut": ("AnyCharVSegment", {"images": ["2", 1], "boxes": ["people", 1], "model": "embedded"}),
+        "prepared": (
+            "AnyCharVPrepareVideo",
+            {"video": ["2", 0], "who": "biggest", "people": 1, "frames": 0} | small,
+        ),
+        "preview": ("GetVideoComponents", {"video": ["prepared", 1]}),
         "still": ("AnyCharVDWPose", {"images": ["2", 4]} | seen),
         "moved": ("AnyCharVPoseRetarget", {"keypoints": ["people", 0], "reference": ["still", 0]}),
         "redrawn": ("AnyCharVPoseDraw", {"keypoints": ["moved", 0], "width": 0, "height": 0}),
@@ -113,11 +120,10 @@ def main() -> None:
         saved = {name: server.files(outputs, f"save {name}") for name in SOURCES}
         FOLDER.mkdir(exist_ok=True)
         for page, (names, shown) in PAGES.items():
-            files: list[Path] = [
-                saved[name][min(index, len(saved[name]) - 1)] for name in names for index in shown
+            panels = [
+                panel(saved[name][min(index, len(saved[name]) - 1)], name) for name in names for index in shown
             ]
-            panels = [np.asarray(panel(Image.open(file))) for file in files]
-            gap = np.full((PANEL, 6, 3), 255, np.uint8)
+            gap = np.full((len(panels[0]), 6, 3), 255, np.uint8)
             row = np.concatenate([part for one in panels for part in (one, gap)][:-1], axis=1)
             Image.fromarray(row).save(FOLDER / f"{page}.jpg", quality=85, optimize=True)
     finally:
