@@ -179,6 +179,33 @@ def test_somebody_who_leaves_and_comes_back(pipe: Pipeline) -> None:
     np.testing.assert_array_equal(out.frames[2:4], given["scene"][2:4])
 
 
+@pytest.mark.parametrize(("width", "height"), [(64, 36), (8000, 96)])
+@pytest.mark.parametrize("canvas", ["auto", "person"])
+def test_very_small_and_very_wide_videos(pipe: Pipeline, width: int, height: int, canvas: str) -> None:
+    rng = np.random.default_rng(0)
+    scene = rng.integers(256, size=(2, height, width, 3), dtype=np.uint8)
+    mask = np.zeros((2, height, width), np.uint8)
+    mask[:, 8:30, width - 40 : width - 30] = 255
+    body = np.column_stack([np.linspace(width - 38, width - 32, 18), np.linspace(10, 28, 18), np.ones(18)])
+    pose = Poses(width, height, [pack_person({BODY: body})[None]] * 2)
+    out = pipe(scene[0, :, :30], scene, mask, pose, steps=1, size=(32, 32), canvas=canvas)
+    still = outside(mask)
+    np.testing.assert_array_equal(out.frames[still], scene[still])
+    assert (out.frames[mask > 0] != scene[mask > 0]).mean() > 0.9
+
+
+def test_two_people_whose_boxes_cross(pipe: Pipeline) -> None:
+    """The second is put in front of the first, and nothing around both of them changes."""
+    one, other = walk(), walk()
+    other["mask"] = np.roll(other["mask"][::-1], 4, axis=2)
+    assert ((one["mask"] > 0) & (other["mask"] > 0)).any()
+    first = pipe(**one, steps=1, size=(32, 32), canvas="person").frames
+    both = pipe(**other | {"scene": first}, steps=1, size=(32, 32), canvas="person").frames
+    still = outside(one["mask"]) & outside(other["mask"])
+    np.testing.assert_array_equal(both[still], one["scene"][still])
+    np.testing.assert_array_equal(both[outside(other["mask"])], first[outside(other["mask"])])
+
+
 def test_all_that_is_pasted_is_seen() -> None:
     for size in ((64, 48), (1920, 1080)):
         mask = np.zeros(size[::-1], np.uint8)
