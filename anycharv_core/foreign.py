@@ -15,7 +15,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,6 +71,7 @@ _BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 
+_SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 # What no number out of range, no half character and no zero byte does without: rare enough to then look closely.
@@ -132,25 +133,84 @@ def read_json(path: str | Path, most: int = MOST_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, most), str(path))
 
 
+def read_json_rows(path: str | Path) -> Iterator[Any]:
+    """The elements of the list that a JSON file holds, or else its one value, each made when it is asked for.
+
+    Raises UserError as `read_json` does, before the first.
+    """
+    name = str(path)
+    content = _within_limits(read_bytes(path, MOST_JSON_BYTES), name)
+    suspect = bool(_SUSPECT.search(content))
+    text = _decoded(content, name)
+    del content
+    for value in _rows(text, name):  # to know that all of it is JSON
+        if suspect:
+            check_values(value, name, MOST_JSON_VALUES)
+    return _rows(text, name)
+
+
+def _rows(text: str, name: str) -> Iterator[Any]:
+    decoder = json.JSONDecoder(parse_constant=_no_number)
+
+    def after_space(place: int) -> int:
+        return _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
+
+    place = after_space(0)
+    rows = text[place : place + 1] == "["
+    try:
+        place = after_space(place + rows)
+        ended = rows and text[place : place + 1] == "]"
+        while not ended:
+            value, place = decoder.raw_decode(text, place)
+            yield value
+            place = after_space(place)
+            ended = not rows or text[place : place + 1] == "]"
+            if not ended:
+                if text[place : place + 1] != ",":
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+                place = after_space(place + 1)
+        place = after_space(place + rows)
+        if place < len(text):
+            raise json.JSONDecodeError("Extra data", text, place)
+    except ValueError as error:
+        raise _no_json(name, error) from error
+
+
 def parse_json(text: bytes | str, name: str) -> Any:
     """What a JSON text holds: numbers are finite, whole ones below 2^64 in size, nesting is at most 64 deep.
 
     Raises UserError, naming `name`, where the text is not JSON or goes beyond that.
     """
+    content = _within_limits(text, name)
+    try:
+        value = json.loads(_decoded(content, name), parse_constant=_no_number)
+    except ValueError as error:
+        raise _no_json(name, error) from error
+    if _SUSPECT.search(content):
+        check_values(value, name, MOST_JSON_VALUES)
+    return value
+
+
+def _within_limits(text: bytes | str, name: str) -> bytes:
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     # Before anything is built: the parser recurses, and a value takes many times the bytes it is written in.
     if _depth(content) > MOST_DEPTH and _depth(_STRING.sub(b"", content)) > MOST_DEPTH:
         raise UserError(f"{name} is nested more than {MOST_DEPTH} deep; give the file as its program wrote it.")
     if content.count(b",") + content.count(b"[") + content.count(b"{") > MOST_JSON_VALUES:
         raise UserError(f"{name} holds more than {MOST_JSON_VALUES:,} values; split it.")
+    return content
+
+
+def _decoded(content: bytes, name: str) -> str:
     try:
         # The signature variant: some Windows editors begin the file with a byte order mark.
-        value = json.loads(content.decode("utf-8-sig"), parse_constant=_no_number)
+        return content.decode("utf-8-sig")
     except ValueError as error:
-        raise UserError(f"{name} is not valid JSON ({error}); correct it, or write it again.") from error
-    if _SUSPECT.search(content):
-        check_values(value, name, MOST_JSON_VALUES)
-    return value
+        raise _no_json(name, error) from error
+
+
+def _no_json(name: str, error: ValueError) -> UserError:
+    return UserError(f"{name} is not valid JSON ({error}); correct it, or write it again.")
 
 
 def check_values(value: Any, name: str, most: int) -> None:

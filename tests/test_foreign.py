@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -24,6 +26,7 @@ from anycharv_core.foreign import (
     read_bytes,
     read_header,
     read_json,
+    read_json_rows,
     read_picture,
 )
 
@@ -231,3 +234,24 @@ def test_weights_that_stand_for_more_than_is_stored_are_refused(tmp_path: Path) 
     assert "pipe or a device" in refused(read_weights, tmp_path / "pipe.safetensors")
     torch.save({"a": torch.zeros(3)}, tmp_path / "good.pth")
     assert read_weights(tmp_path / "good.pth")["a"].shape == (3,)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3), st.lists, max_leaves=8))
+def test_rows_are_what_the_whole_file_holds(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "rows.json"
+    for text in (json.dumps(value), f" {json.dumps(value, indent=1)}\n "):
+        path.write_text(text)
+        assert list(read_json_rows(path)) == (value if isinstance(value, list) else [value])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "[1] 2", "[1]]", "1 2", "nul", "[NaN]", '["\\ud800"]']
+)
+def test_rows_that_are_no_json_are_refused_before_the_first(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as whole:
+        read_json(path)
+    with pytest.raises(UserError) as rows:
+        read_json_rows(path)
+    assert str(rows.value).split(" (")[0] == str(whole.value).split(" (")[0]

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomic_path
-from ..foreign import read_json
+from ..foreign import read_json, read_json_rows
 from .frames import FrameStore
 from .imaging import Size
 
@@ -229,7 +229,7 @@ def parse_poses(content: Any, canvas: Size | None = None, name: str = "The poses
     return _joined(_named(frames, name), canvas, name, [])
 
 
-def _named(frames: list[Any], name: str) -> Iterator[tuple[str, Any]]:
+def _named(frames: Iterable[Any], name: str) -> Iterator[tuple[str, Any]]:
     return ((f"{name}, frame {index}", frame) for index, frame in enumerate(frames))
 
 
@@ -248,10 +248,7 @@ def read_poses(path: str | Path, canvas: Size | None = None) -> Poses:
     if path.is_dir():
         files = sorted(path.glob("*_keypoints.json"))
         return _joined(((str(file), read_json(file)) for file in files), canvas, str(path), _Stored())
-    content = read_json(path)
-    return _joined(
-        _named(content if isinstance(content, list) else [content], str(path)), canvas, str(path), _Stored()
-    )
+    return _joined(_named(read_json_rows(path), str(path)), canvas, str(path), _Stored())
 
 
 def write_poses(path: str | Path, poses: Poses) -> None:
