@@ -155,18 +155,16 @@ class NativeUNet(DenoisingUNet):
             chunks = rows.chunk(count)
             return torch.cat([chunks[place] for place in places])
 
-        run = options.get(RUN)
-        bank, guided = self.prepare(video, x) if run is None else run.prepared(self, video, x)
+        window, bank, guided = self._prepared(video, x, options.get(RUN), frame_numbers[:frames])
         x, timesteps, context = (arranged(rows, order) for rows in (x, timesteps, context))
         plain = tuple(unconditional[place] for place in order)
         hooks = Patches.of(options, plain, x, timesteps, context)
         deep: DeepStep | None = None if hooks else options.get(DEEP)
-        window = tuple(frame_numbers[:frames].tolist())
         made, features = self.denoise(
             x,
             timesteps,
             context[::frames, 0],
-            guided.take(window).repeat(count, 1, 1, 1),
+            guided.repeat(count, 1, 1, 1),
             bank,
             frames,
             plain_rows=frames * sum(unconditional),
@@ -178,6 +176,16 @@ class NativeUNet(DenoisingUNet):
         if deep and features is not None:
             deep.keep(plain, window, features)
         return arranged(made, [order.index(i) for i in range(count)])
+
+    # Files are read here, which TorchCompileModel could not trace.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
+    def _prepared(
+        self, video: VideoConditions, like: Tensor, run: Run | None, numbers: Tensor
+    ) -> tuple[tuple[int, ...], list[KeyValue], Tensor]:
+        """The frames that a window has, the bank, and these frames' pose features."""
+        window = tuple(numbers.tolist())
+        bank, guided = self.prepare(video, like) if run is None else run.prepared(self, video, like)
+        return window, bank, guided.take(window)
 
     def prepare(self, video: VideoConditions, like: Tensor) -> Prepared:
         """The video's bank and pose features, on the device and in the number format of `like`."""

@@ -35,6 +35,7 @@ PAGES: dict[str, tuple[list[str], range]] = {
     "FindPeople": (["sheet"], FRAME),
     "Segment": (["clip.frames", "cut"], FRAME),
     "PrepareVideo": (["clip.frames", "overlaid"], FRAME),
+    "AnimateCharacter": (["still.reference", "clip.frames", "animated"], FRAME),
     "PoseRetarget": (["drawn", "clip.reference", "retargeted"], FRAME),
 }
 SOURCES = {
@@ -54,6 +55,8 @@ SOURCES = {
     "sheet": ["people", 2],
     "cut": ["cut", 0],
     "retargeted": ["redrawn", 0],
+    "still.reference": ["still clip", 4],
+    "animated": ["animated frames", 0],
     "overlaid": ["preview", 0],
 }
 MASKS = ("clip.mask", "clip.reference_mask", "box", "border", "blocks", "cut")
@@ -72,7 +75,13 @@ def prompt() -> dict[str, Any]:
     small = {"pose_model": "embedded", "segmenter": "embedded"}
     seen = {"model": "embedded", "smoothing": 0.0, "fps": 24.0}
     box = {"region": ["2", 2], "padding": 0.1, "smooth": 2, "min_size": 0, "if_absent": "keep the frame"}
+    other = {"model": ["9", 0], "reference_net": ["9", 1], "vae": ["9", 2], "clip_vision": ["9", 3]}
+    moving = {"video": ["2", 0], "reference": ["still clip", 4], "pose_model": "embedded"}
     more = {
+        "9": ("AnyCharVLoader", {"checkpoint": "embedded-animate", "dtype": "auto"}),
+        "still clip": ("AnyCharVPuppetClip", {"seed": SEED, "frames": 1, "size": SIZE, "task": "animation"}),
+        "moving": ("AnyCharVAnimateCharacter", other | moving | chosen),
+        "animated frames": ("GetVideoComponents", {"video": ["moving", 0]}),
         "box": ("AnyCharVBoxMask", box),
         "border": ("AnyCharVMaskAugment", augmented | {"kind": "irregular border"}),
         "blocks": ("AnyCharVMaskAugment", augmented | {"kind": "blocks"}),
