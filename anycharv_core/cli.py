@@ -226,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")
     add("--frames", type=to_count, default=8, metavar="N", help="frames of each task (default: %(default)s)")
     add("--size", type=to_count, metavar="N", help="width and height in pixels (default: the task's own)")
+    add("--recipe", default="default", metavar="NAME", help="of the model's system (default: %(default)s)")
     add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone", dtype="fp32")
     add_lpips(bench)
     path(

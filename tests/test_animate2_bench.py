@@ -119,6 +119,18 @@ def test_a_model_is_given_what_it_reads_and_every_score_is_there(tmp_path: Path)
     assert not np.array_equal(with_all, without)
 
 
+def test_depth_twins_get_one_answer_where_depth_is_not_given(tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(tiny_animate2.make(tmp_path / "model"))
+    one, two = order_pair(0, FRAMES, SIZE)
+
+    def latents(task: Interaction, **extras: np.ndarray) -> np.ndarray:
+        given = {"scene": task.driving.frames, "mask": task.mask, "pose": task.poses()}
+        return pipe(task.reference, **given, **extras, steps=1).latents.numpy()
+
+    assert np.array_equal(latents(one), latents(two))
+    assert not np.array_equal(latents(one, depth=one.depth), latents(two, depth=two.depth))
+
+
 def _empty(task: Interaction) -> Interaction:
     assert task.acted.parts is not None
     parts = replace(task.acted.parts, objects=np.zeros_like(task.acted.parts.objects))

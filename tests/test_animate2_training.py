@@ -259,6 +259,12 @@ def test_the_recipes_hold_together(name: str) -> None:
         assert config.settings.blocks == (5, 3)
 
 
+def test_pairs_have_none_of_it() -> None:
+    for option in ({"conditions": ["depth"]}, {"scale": [1, 1.2]}, {"carried": 0.5}):
+        with pytest.raises(UserError, match="which hold neither objects nor depth"):
+            parse(recipe() | {"data": {"source": "pairs", "path": "x", **option}})
+
+
 def test_a_smaller_person_would_bare_the_one_in_a_video() -> None:
     data = {"source": "shards", "path": "x", "scale": [0.9, 1.2]}
     with pytest.raises(UserError, match="would bare the one in the video"):

@@ -218,6 +218,25 @@ def test_the_first_step_of_a_new_model_ignores_scene_mask_and_pose(files: Path) 
     assert torch.allclose(first, nets.denoising_unet(x, t, embeds, pose, None, motion=False), atol=1e-6)
 
 
+def test_the_first_step_of_animate_anyone_2_ignores_scene_mask_pose_and_depth(files: Path) -> None:
+    added = {
+        "denoising_unet": {"reference_blocks": "mid_up", "object_blending": {"bias": 0}},
+        "pose_guider": {"depth_modulation": True},
+        "object_guider": {"latent_channels": 4, "block_out_channels": BASE["block_out_channels"]},
+    }
+    init = {"unet": str(files / "sd"), "motion": str(files / "v2.ckpt"), "pose_guider": str(files / "openpose")}
+    said: list[str] = []
+    nets, _ = initialise(Init(**init, additions=added), LIBRARY, say=said.append)
+    assert any(line.startswith("object_guider") and "new" in line for line in said)
+    x = torch.randn(2, 9, 8, 8)
+    bare = torch.cat([x[:, :4], torch.zeros(2, 5, 8, 8)], dim=1)
+    embeds, t = torch.randn(2, 16), torch.tensor([7])
+    pose = nets.pose_guider(torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64), frames=2)
+    assert not pose.any()
+    first = nets.denoising_unet(x, t, embeds, pose, None, frames=2)
+    assert torch.equal(first, nets.denoising_unet(bare, t, embeds, pose, None, frames=2))
+
+
 def test_a_motion_file_without_a_middle_block(files: Path) -> None:
     said: list[str] = []
     init = {"unet": str(files / "sd"), "motion": str(files / "v1.ckpt")}

@@ -492,6 +492,11 @@ def _check_data(data: Data, where: str, before: Mapping[str, Phase]) -> None:
             f"'{where}.scale' begins at {data.scale[0]:g}: a person made smaller would bare the one in the video; "
             "give numbers from 1 on, or use puppets."
         )
+    if data.source == "pairs" and (data.conditions or data.scale or data.carried):
+        raise UserError(
+            f"'{where}.source' is 'pairs', which hold neither objects nor depth nor persons of another size: "
+            "leave conditions, scale and carried out."
+        )
     if data.made_by is not None:
         if data.made_by not in before or before[data.made_by].task != "pairs":
             raise UserError(

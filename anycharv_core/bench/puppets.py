@@ -77,12 +77,13 @@ def of_model(
     cut: bool = False,
     canvas: str | None = None,
     shortcuts: Shortcuts = NONE,
+    recipe: str = "default",
 ) -> Method:
     """A model as a method for `tasks_of(pipe)`. It is given a swap's box and whole clip, as in use.
 
     fine: the driving character's exact mask in place of the box. cut: the masked part of the scene is black, as
     stage one is trained (eq. 2; the finished product sees the whole clip, eq. 3). canvas: as in
-    `Pipeline.__call__`; None = the one of the kind of task. shortcuts: ways to be faster.
+    `Pipeline.__call__`; None = the one of the kind of task. shortcuts: ways to be faster; recipe: of the system.
     """
 
     def run(task: Task, side: int, **scene: Any) -> np.ndarray:
@@ -90,7 +91,8 @@ def of_model(
         # A canvas that follows has the model's own size, whatever that of the frames.
         size = tuple(pipe.settings.get("size", (side, side))) if seen == PERSON else (side, side)
         settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "seed": seed, "size": size}
-        settings["shortcuts"] = shortcuts
+        settings |= {} if shortcuts == NONE else {"shortcuts": shortcuts}
+        settings |= {} if recipe == "default" else {"recipe": recipe}
         given = task.given
         frames = pipe(given.reference, **scene, pose=given.poses(), canvas=seen, **settings).frames
         assert isinstance(frames, np.ndarray)

@@ -37,6 +37,7 @@ class PuppetJob(SamplingOptions):
     clips: int = 64
     frames: int = 8
     size: int | None = None
+    recipe: str = "default"
     vae: Path | None = None
     image_encoder: Path | None = None
     lpips_weights: Path | None = None
@@ -96,12 +97,14 @@ def publish(out: Path, report: dict[str, Any], rows: list[list[Any]], methods: d
 
 def _model(job: PuppetJob, pipe: Pipeline) -> dict[str, Method]:
     """The model as asked for, and in one step: what its further steps are worth."""
+    pipe.system.recipe(job.recipe)  # says so before anything is made
     asked, guidance = job.sampling(pipe)
     taken = {name: value for name, value in asdict(job.shortcuts).items() if value != getattr(NONE, name)}
+    taken |= {} if job.recipe == "default" else {"recipe": job.recipe}
     more = "".join(f", {name.replace('_', ' ')} {value}" for name, value in taken.items())
     return {
         f"{Path(job.model).stem}, {steps} step{'' if steps == 1 else 's'}, guidance {guidance:g}{more}": of_model(
-            pipe, steps, guidance, job.seed, shortcuts=job.shortcuts
+            pipe, steps, guidance, job.seed, shortcuts=job.shortcuts, recipe=job.recipe
         )
         for steps in sorted({1, asked})
     }
