@@ -251,7 +251,13 @@ let apps = 0
 async function searched(words) {
   await command('Comfy.NewBlankWorkflow')
   await settled(graphNodes, (nodes) => nodes.length === 0, 10)
-  await page.mouse.dblclick(800, 700)
+  const search = page.getByRole('dialog').first()
+  const opened = async () => {
+    await page.mouse.dblclick(800, 700)
+    await page.waitForTimeout(700)
+    return search.isVisible()
+  }
+  await settled(opened, (seen) => seen, 15)
   await page.keyboard.type(words)
   await page.getByRole('option').first().waitFor()
   // The list may still grow.

@@ -18,12 +18,13 @@ VIDEO, PICTURE = "person.mp4", "character.png"
 
 
 def write_inputs(folder: Path, seed: int = 7, frames: int = 24, size: int = 256) -> None:
-    """The video and the picture: a puppet, and another on a transparent background."""
+    """The video and the picture: a puppet, and another on black, since Load Image takes no transparency along."""
     swap = sample_swap(seed, frames, size)
     with VideoWriter(folder / VIDEO, size, size, rate=Fraction(24)) as writer:
         for frame in swap.driving.frames:
             writer.write(frame)
-    Image.fromarray(swap.reference).save(folder / PICTURE)
+    colours, alpha = swap.reference[..., :3], swap.reference[..., 3:]
+    Image.fromarray(colours * (alpha > 0)).save(folder / PICTURE)
 
 
 def two_wires() -> dict[str, Any]:
