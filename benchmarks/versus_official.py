@@ -171,8 +171,9 @@ class Release:
         return kept[0][0].transpose(0, 1).float().cpu(), (frames * 255).byte().cpu().numpy()
 
 
-def ours_with(release: Release) -> Callable[[dict[str, Any], int], Result]:
-    """This project's pipeline with the release's weights, which stay where they are."""
+def ours_with(release: Release, **settings: Any) -> Callable[[dict[str, Any], int], Result]:
+    """This project's pipeline with the release's weights, which stay where they are. settings: of its call, in
+    place of the recipe "official"."""
     widths, _, embedding, _ = SIZES[release.size]
     shape: dict[str, Any] = {
         "in_channels": 4,
@@ -223,7 +224,8 @@ def ours_with(release: Release) -> Callable[[dict[str, Any], int], Result]:
     pipe = Pipeline(TorchBackend(networks))
 
     def run(pictures: dict[str, Any], steps: int) -> Result:
-        made = pipe(**pictures, steps=steps, guidance_scale=GUIDANCE, seed=SEED, recipe="official")
+        chosen = settings or {"recipe": "official"}
+        made = pipe(**pictures, steps=steps, guidance_scale=GUIDANCE, seed=SEED, **chosen)
         return made.latents, np.asarray(made.frames)
 
     return run

@@ -141,7 +141,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Half of the steps by a better solver, guidance only where it counts, and a cache of "
+                    tooltip="A third of the steps by a better solver, guidance only where it counts, and a cache of "
                     "deep features: several times faster, a little less exact.",
                 ),
             ],

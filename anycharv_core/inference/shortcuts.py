@@ -66,7 +66,7 @@ class Shortcuts:
 NONE = Shortcuts()
 # The best combination that loses less than 0.3 dB on PuppetBench, and the share of the steps it takes.
 FAST = Shortcuts(guidance_interval=(0.2, 0.8), deep_cache=2, solver=DPM)
-FAST_STEPS = 0.5
+FAST_STEPS = 1 / 3
 
 
 def fast_steps(steps: int) -> int:

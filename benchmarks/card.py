@@ -1,0 +1,131 @@
+"""Everything that is measured on a card, in one run: the release, this project and its fast modes.
+
+    python -m benchmarks.card --official DIR                     # 576x1024, 120 frames, 30 steps, float16 on cuda
+    python -m benchmarks.card --official DIR --try               # the same on tiny networks, on the CPU
+
+For each: seconds and peak memory of the whole job, after a short one to warm up; and of the short one (one window,
+2 steps) operations a second against what a large matrix product reaches, and the time of kernels by class. Weights
+and pictures are random, as in benchmarks.versus_official, whose --official is DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from anycharv_core.device import device_name
+from anycharv_core.inference.shortcuts import FAST, fast_steps
+from anycharv_core.jobs.precision import DTYPES
+from anycharv_core.options import to_count, to_number, to_path, to_size
+
+from .versus_official import WINDOW, Release, Result, forget_peak, ours_with, peak, pictures_of
+
+SHORT = 2  # steps
+# Parts of kernels' names, the first that fits decides.
+CLASSES = {
+    "attention": ("attention", "flash", "fmha", "sdpa", "softmax"),
+    "convolution": ("conv", "cudnn", "winograd", "implicit", "xmma_fprop"),
+    "matrix product": ("gemm", "addmm", "bmm", "aten::mm", "matmul", "cutlass", "linear"),
+    "normalisation": ("norm", "rowwisemoments"),
+    "copy and layout": ("copy", "cat", "memcpy", "memset", "transpose", "contiguous", "permute"),
+}
+
+T = TypeVar("T")
+Run = Callable[[dict[str, Any], int], Result]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--official", type=to_path, required=True, metavar="DIR", help="a copy of the release")
+    add("--size", type=to_size, default=(576, 1024), metavar="WxH")
+    add("--frames", type=to_number, default=120)
+    add("--steps", type=to_count, default=30)
+    add("--dtype", choices=tuple(DTYPES), default="fp16")
+    add(
+        "--try",
+        dest="dry",
+        action="store_true",
+        help="tiny networks, 64x64, 26 frames, 4 steps, float32 on the CPU",
+    )
+    args = parser.parse_args()
+    if args.dry:
+        args.size, args.frames, args.steps, args.dtype = (64, 64), 4, 4, "fp32"
+    device, networks = ("cpu", "tiny") if args.dry else ("cuda", "sd15")
+    warnings.simplefilter("ignore", FutureWarning)  # diffusers', on how the release calls it
+    release = Release(args.official, networks, device, DTYPES[args.dtype])
+    fast = fast_steps(args.steps)
+    runs: dict[str, tuple[Run, int]] = {
+        "official": (release, args.steps),
+        "ours": (ours_with(release), args.steps),
+        f"ours, --fast, {fast} steps": (ours_with(release, shortcuts=FAST, canvas="frame"), fast),
+    }
+    width, height = args.size
+    print(
+        f"{device_name(device)}, torch {torch.__version__}, {args.dtype}, {width}x{height}, {args.frames} frames, "
+        f"{args.steps} steps, {networks}"
+    )
+    best = matmul(device, DTYPES[args.dtype], 512 if args.dry else 8192)
+    print(f"matrix product: {best / 1e12:.1f} TFLOP/s", flush=True)
+    short, whole = (pictures_of(args.size, count) for count in (min(WINDOW, args.frames), args.frames))
+    seconds: dict[str, float] = {}
+    results: dict[str, Result] = {}
+    for name, (run, steps) in runs.items():
+        run(short, 1)  # to warm up
+        spent = timed(device, partial(run, short, SHORT))[0]
+        with FlopCounterMode(display=False) as counter:
+            run(short, SHORT)
+        rate = counter.get_total_flops() / spent
+        kernels = by_class(device, partial(run, short, SHORT))
+        print(f"{name}: one window, {SHORT} steps: {spent:.2f} s, {rate / 1e12:.2f} TFLOP/s, {rate / best:.0%}")
+        print("    " + ", ".join(f"{kind} {share:.0%}" for kind, share in kernels), flush=True)
+        forget_peak(device)
+        seconds[name], results[name] = timed(device, partial(run, whole, steps))
+        ratio = seconds["official"] / seconds[name]
+        print(f"{name}: whole job {seconds[name]:.1f} s, x{ratio:.2f}, peak {peak(device):.2f} GB", flush=True)
+    (latents, frames), (own, own_frames) = results["official"], results["ours"]
+    difference = (latents - own).abs().max().item() / latents.abs().max().item()
+    levels = np.abs(frames.astype(int) - own_frames).max()
+    print(f"ours against official: latents {difference:.1e} of the largest, pictures {levels} of 255 levels")
+
+
+def timed(device: str, work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds until all of it is done, on the card, too, and what comes out."""
+    began = time.perf_counter()
+    made = work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, made
+
+
+def matmul(device: str, dtype: torch.dtype, side: int) -> float:
+    """Operations a second of the best of some products of square matrices."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(timed(device, partial(torch.matmul, a, b))[0] for _ in range(10))
+
+
+def by_class(device: str, work: Callable[[], Any]) -> list[tuple[str, float]]:
+    """Shares of the time of all kernels, or on a CPU of all operators, the largest first."""
+    on_card = device == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU]) as found:
+        work()
+    spent: Counter[str] = Counter()
+    for event in found.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, parts in CLASSES.items() if any(part in name for part in parts)), "other")
+        spent[kind] += event.self_device_time_total if on_card else event.self_cpu_time_total
+    return [(kind, time / max(1, spent.total())) for kind, time in spent.most_common()]
+
+
+if __name__ == "__main__":
+    main()
