@@ -141,8 +141,8 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="A third of the steps by a better solver, guidance only where it counts, and a cache of "
-                    "deep features: several times faster, a little less exact.",
+                    tooltip="A third of the steps by a better solver, guidance only where it counts, and a cache "
+                    "of deep features: several times faster, a little less exact.",
                 ),
             ],
             outputs=[io.Video.Output()],
