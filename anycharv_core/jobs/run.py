@@ -23,6 +23,7 @@ from ..files import atomic_path, owned_folder
 from ..inference.memory import FULL_MEMORY, is_full_memory
 from ..inference.phases import Phases
 from ..inference.pipeline import Pipeline, check_shortcuts
+from ..inference.shortcuts import NONE
 from ..media.colour import eight_bits
 from ..media.imaging import Size, resize
 from ..media.png_write import PNG, PngWriter
@@ -153,9 +154,9 @@ class RenderJob(SamplingOptions):
             "steps": steps,
             "guidance_scale": guidance_scale,
             "seed": self.seed,
-            **asdict(self.shortcuts),
             "size": list(size) if size else None,
             "dtype": precision.name,
+            **({} if self.shortcuts == NONE else asdict(self.shortcuts)),
         } | ({} if precision.why is None else {"dtype_because": precision.why})
 
     def write_report(
