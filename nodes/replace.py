@@ -194,7 +194,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         if not pipe.system.reads_scene:
             raise UserError(
                 "This node replaces a person of a video, but the model is one of Animate Anyone, which animates a "
-                "picture: use AnyCharV Conditioning and AnyCharV Sampler, without a scene."
+                "picture: use AnyCharV Animate Character, or load a model of AnyCharV."
             )
         pictures = [image_uint8(reference[:1], "reference")[0]]
         pictures += [image_uint8(each[:1], name)[0] for name, each in (characters or {}).items()]

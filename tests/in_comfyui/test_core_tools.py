@@ -69,7 +69,7 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_help_lists_every_tool() -> None:
     for page in (PACK / "web/docs/AnyCharVLoader.md", PACK / "web/docs/AnyCharVLoader/zh.md"):
         named = " ".join(line.split("|")[1] for line in page.read_text("utf-8").splitlines() if line[:1] == "|")
-        for tool in (*TOOLS, "ModelAttentionBackend", "SkipLayerGuidanceDiT", "LazyCache"):
+        for tool in (*TOOLS, "ModelAttentionBackend", "TorchCompileModel", "SkipLayerGuidanceDiT", "LazyCache"):
             assert tool.rpartition(".")[2].removesuffix("Node") in named, tool
 
 
