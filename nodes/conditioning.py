@@ -131,8 +131,6 @@ class AnyCharVConditioning(io.ComfyNode):
         # The reference is encoded by the VAE it came with.
         reader = Pipeline(ComfyBackend(model, reference.net, reference.vae))
         tokens = reader.reference_tokens(made)
-        positive, negative = conditionings(
-            made.video, range(made.shape[0]), made.shape, tokens, made.reference.image_embed
-        )
+        positive, negative = conditionings(made.video, range(made.shape[0]), made.shape, tokens, made.image_embed)
         latents = {"samples": torch.zeros(made.shape, device=backend.device)}
         return io.NodeOutput(positive, negative, latents, path, *path.canvas.padded)

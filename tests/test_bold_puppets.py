@@ -107,16 +107,19 @@ def test_a_pattern_survives_64_pixels() -> None:
 
 def test_the_trainer_sees_puppets_through_a_canvas_that_follows_them() -> None:
     data = Data(size=(64, 80), world="bold", context=(0.05, 0.1), clips=16)
-    heights = []
+    heights, margins = [], []
     for index in range(16):
         sample = PuppetClips(data, 2)[index, 0]
         assert sample["frames"].shape == (2, 80, 64, 3)
         whole = sample["character"].numpy() > 0
         rows = np.flatnonzero(whole.any(axis=(0, 2)))
         heights.append(len(rows) / 80)
+        shown = np.flatnonzero((sample["reference"].numpy() > 24).any(axis=(1, 2)))
+        margins.append((80 / len(shown) - 1) / 2)
         again = PuppetClips(data, 2)[index, 0]
         assert all((sample[name] == again[name]).all() for name in sample)
     assert 0.6 < np.median(heights) < 0.95
+    assert min(margins) > 0.02 and max(margins) - min(margins) > 0.05
 
 
 def test_an_animation_fills_the_frame_before_its_own_scene_at_rest() -> None:

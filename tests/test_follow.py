@@ -15,6 +15,7 @@ from anycharv_core import Pipeline, UserError
 from anycharv_core.cli import main
 from anycharv_core.inference.finish import paste_reach, paste_weights
 from anycharv_core.media.camera import CONTEXT
+from anycharv_core.media.canvas import Canvas, CanvasPath
 from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import BODY, Poses, pack_person
 from anycharv_core.media.pose_drawing import draw_poses
@@ -119,6 +120,24 @@ def test_pictures_of_skeletons_are_cut_and_points_are_drawn_for_the_window(pipe:
         assert one.any() and other.any()
         middles = [np.argwhere(each).mean(axis=0) for each in (one, other)]
         assert np.abs(middles[0] - middles[1]).max() < 1.5
+
+
+def test_the_reference_is_as_large_as_the_person(pipe: Pipeline) -> None:
+    """Wherever in its picture the character stands: by its matte, and only on a canvas that follows."""
+    canvas = CanvasPath(Canvas((96, 64), (64, 80), (64, 80)), np.array([[0.0, 0.0, 32.0, 40.0]]))
+    recipe, seen = pipe.system.recipe("default"), []
+    for height, top, left in ((100, 10, 80), (40, 60, 5)):
+        picture = np.zeros((120, 200, 4), np.uint8)
+        picture[top : top + height, left : left + height // 2] = 255
+        reference = pipe.refer(recipe, picture, None)
+        assert reference.beside(CanvasPath(canvas.canvas)) is reference
+        seen.append(reference.beside(canvas).picture)
+    inside = [np.argwhere(picture[..., 0] > 127) for picture in seen]
+    for points in inside:
+        assert np.ptp(points[:, 0]) + 1 == pytest.approx(80 / 1.2, abs=1.5)
+        assert points.mean(axis=0) == pytest.approx((39.5, 31.5), abs=1)
+    opaque = pipe.refer(recipe, np.zeros((120, 200, 3), np.uint8), None)
+    assert opaque.beside(canvas) is opaque
 
 
 def test_shots_are_followed_on_their_own(pipe: Pipeline) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..media.camera import CONTEXT, Box
+from ..media.camera import CONTEXT, Box, window_around
 from ..media.canvas import AUTO, FRAME, PERSON, Canvas, CanvasPath, choose_path, nearest_multiple, pose_canvas
 from ..media.chroma_key import Colour, key_colour, on_colour
 from ..media.frames import Frames, Reopened, Source, eight_bit, together
-from ..media.imaging import Size
+from ..media.imaging import Size, resample
 from ..media.masks import block_masks, mask_box
 from ..media.pose import Poses
 from ..models.windows import Windows
@@ -83,22 +83,32 @@ class Plan:
 
 @dataclass(frozen=True)
 class Reference:
-    """A character as the networks see it: picture uint8 [H, W, 3], and image_embed [1, D].
+    """A character as the networks see it: picture uint8 [H, W, 3].
 
-    key: the colour behind it that is to be taken out again, or None.
+    key: the colour behind it that is to be taken out again, or None. box: around the character, where there is a
+    matte.
     """
 
     picture: np.ndarray
-    image_embed: Tensor
     key: Colour | None
+    box: Box | None
+
+    def beside(self, path: CanvasPath) -> Reference:
+        """The same as large in its picture as a person is on a canvas that follows one; its edges go on."""
+        if path.windows is None or self.box is None:
+            return self
+        size = path.canvas.padded
+        return replace(self, picture=resample(self.picture, window_around(self.box, size), size), box=None)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that sampling starts from. shape: of the latents, (F, c, h, w)."""
+    """Everything that sampling starts from. image_embed: of the reference, [1, D]; shape: of the latents,
+    (F, c, h, w)."""
 
     recipe: Recipe
     reference: Reference
+    image_embed: Tensor
     video: EncodedVideo
     shape: tuple[int, ...]
 
@@ -359,7 +369,7 @@ class Pipeline:
             picture = on_colour(picture, alpha, key)  # type: ignore[arg-type]  # scene_key wants a matte
         else:
             picture = recipe.cut_out(picture, alpha)
-        return Reference(picture, self.backend.embed(recipe.clip_view(picture)), key)
+        return Reference(picture, key, None if alpha is None else mask_box(alpha))
 
     def encode(
         self, recipe: Recipe, scene: Source, people: Sequence[Person], watch: Watch | None = None
@@ -382,7 +392,8 @@ class Pipeline:
     def prepared(self, recipe: Recipe, reference: Reference, video: EncodedVideo) -> Prepared:
         width, height = (side // self.backend.multiple for side in video.path.canvas.padded)
         shape = (len(video.poses), self.backend.latent_channels, height, width)
-        return Prepared(recipe, reference, video, shape)
+        reference = reference.beside(video.path)
+        return Prepared(recipe, reference, self.backend.embed(recipe.clip_view(reference.picture)), video, shape)
 
     def noise(self, made: Prepared, seed: int) -> Iterator[Tensor]:
         """What sampling begins with: float32 [F, c, h, w] in blocks of frames."""
@@ -392,7 +403,7 @@ class Pipeline:
         """The ReferenceNet's tokens [1, T, C] per spatial block."""
         recipe, reference = made.recipe, made.reference
         placed = self.backend.encode(recipe.reference(reference.picture, made.video.path.canvas)[None])
-        tokens = self.backend.reference_tokens(placed, reference.image_embed)
+        tokens = self.backend.reference_tokens(placed, made.image_embed)
         if recipe.bank_dtype is not None:
             tokens = [x.to(recipe.bank_dtype).to(x.dtype) for x in tokens]
         return tokens
@@ -424,7 +435,7 @@ class Pipeline:
             # Before, as steps leave them as they are; and after, as other backends' don't.
             if latents.steps == 0:
                 show_scene()
-            tokens, image_embed = self.reference_tokens(made), made.reference.image_embed
+            tokens, image_embed = self.reference_tokens(made), made.image_embed
             call = video, tokens, image_embed, latents, steps, guidance_scale, windows
             self.backend.denoise(*call, progress, shortcuts)
             show_scene()

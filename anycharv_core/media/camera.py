@@ -52,6 +52,17 @@ def camera_path(
     return np.concatenate([_shot(shot, frame, canvas, context, keep) for shot in shots])
 
 
+def window_around(box: Box, canvas: Size, context: float = CONTEXT) -> tuple[float, float, float, float]:
+    """The window of the canvas's proportions with the box in its middle, and `context` around it as in
+    `camera_path`; it may reach past the picture."""
+    x0, y0, x1, y1 = box
+    room = 2 * context * max(x1 - x0, y1 - y0)
+    width = max(x1 - x0 + room, (y1 - y0 + room) * canvas[0] / canvas[1])
+    height = width * canvas[1] / canvas[0]
+    x, y = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2
+    return x, y, x + width, y + height
+
+
 def seen_background(windows: np.ndarray, boxes: Sequence[Box | None], frame: Size) -> float:
     """The pixels around the person's box in windows [F, 4], past the frame's edges too, relative to those in whole
     frames: a mean over the frames with a person. 1 where nobody is ever seen, or nothing is around them."""

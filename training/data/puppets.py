@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anycharv_core.inference.backend import OBJECTS
+from anycharv_core.media.camera import window_around
 from anycharv_core.media.depth import structured_depth
+from anycharv_core.media.imaging import resample
+from anycharv_core.media.masks import mask_box
 from anycharv_core.puppets import Character, Clip, Motion, Scene, render, render_reference
 from anycharv_core.puppets.framing import following_camera
 from anycharv_core.puppets.motion import scaled
@@ -29,6 +32,7 @@ from training.data.conditions import (
 )
 
 MOTION_FRAMES = 48
+MARGINS = (0.04, 0.16)  # around the character of a reference, of its longer side
 
 
 class PuppetClips(Dataset):
@@ -100,12 +104,19 @@ class PuppetClips(Dataset):
         backdrop = scene if self._whole else None
         if OBJECTS in self.data.conditions:
             character = replace(character, held="none")
-        rgb, alpha = render_reference(character, seed, self.size, self.data.split, backdrop)
+        followed = self.data.context is not None and not self._whole
+        size = (2 * self.size[0], 2 * self.size[1]) if followed else self.size
+        rgb, alpha = render_reference(character, seed, size, self.data.split, backdrop)
         if self.data.reference == "cutout":
-            return rgb * (alpha >= 128)[..., None]
+            rgb = rgb * (alpha >= 128)[..., None]
         if self.data.reference == "background":
-            return on_background(rgb, alpha, rgb, np.random.default_rng([seed, 1]))
-        return rgb
+            rgb = on_background(rgb, alpha, rgb, np.random.default_rng([seed, 1]))
+        box = mask_box(alpha)
+        if not followed or box is None:
+            return rgb
+        # As the pipeline shows references on a canvas that follows, but for a margin that is known there.
+        margin = np.random.default_rng([seed, 2]).uniform(*MARGINS)
+        return resample(rgb, window_around(box, self.size, margin), self.size)
 
 
 def _moments(motion: Motion, chosen: np.ndarray) -> Motion:
