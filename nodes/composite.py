@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.pipeline import scene_key, split_reference
+from ..anycharv_core.inference.reference import scene_key, split_reference
 from ..anycharv_core.media.canvas import Canvas, CanvasPath
 from ..anycharv_core.media.chroma_key import key_onto
 from ..anycharv_core.media.imaging import Size

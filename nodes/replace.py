@@ -21,8 +21,9 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.encode import Person
 from ..anycharv_core.inference.people import put_in_turn
 from ..anycharv_core.inference.phases import Phases
-from ..anycharv_core.inference.pipeline import Pipeline, check_shortcuts
-from ..anycharv_core.inference.shortcuts import FAST, NONE, fast_steps
+from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.inference.reference import refer
+from ..anycharv_core.inference.shortcuts import FAST, NONE, check_shortcuts, fast_steps
 from ..anycharv_core.inference.skeletons import PictureSkeletons, PointSkeletons, Skeletons
 from ..anycharv_core.jobs.prepared import PreparedPerson
 from ..anycharv_core.media.camera import CONTEXT
@@ -209,7 +210,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 people = _of_prepared(prepared, info, mask is not None or pose is not None, len(pictures))
             size = node_size(pipe, chosen, full, (width, height))
             plan = pipe.plan(chosen, full, people[0].skeletons.size, size, size)
-            references = [pipe.refer(chosen, *each) for each in zip(pictures, alphas, strict=True)]
+            references = [refer(chosen, *each) for each in zip(pictures, alphas, strict=True)]
             scene = Source("video", source.frames, 3, deep=True)
             shown = eight_bit(scene)
             cuts = cache(lambda: find_cuts(shown))

@@ -14,6 +14,7 @@ from PIL import Image
 from anycharv_core import Pipeline, UserError
 from anycharv_core.cli import main
 from anycharv_core.inference.finish import paste_reach, paste_weights
+from anycharv_core.inference.reference import refer
 from anycharv_core.media.camera import CONTEXT
 from anycharv_core.media.canvas import Canvas, CanvasPath
 from anycharv_core.media.masks import mask_box
@@ -129,14 +130,14 @@ def test_the_reference_is_as_large_as_the_person(pipe: Pipeline) -> None:
     for height, top, left in ((100, 10, 80), (40, 60, 5)):
         picture = np.zeros((120, 200, 4), np.uint8)
         picture[top : top + height, left : left + height // 2] = 255
-        reference = pipe.refer(recipe, picture, None)
+        reference = refer(recipe, picture, None)
         assert reference.beside(CanvasPath(canvas.canvas)) is reference
         seen.append(reference.beside(canvas).picture)
     inside = [np.argwhere(picture[..., 0] > 127) for picture in seen]
     for points in inside:
         assert np.ptp(points[:, 0]) + 1 == pytest.approx(80 / 1.2, abs=1.5)
         assert points.mean(axis=0) == pytest.approx((39.5, 31.5), abs=1)
-    opaque = pipe.refer(recipe, np.zeros((120, 200, 3), np.uint8), None)
+    opaque = refer(recipe, np.zeros((120, 200, 3), np.uint8), None)
     assert opaque.beside(canvas) is opaque
 
 

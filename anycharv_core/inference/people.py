@@ -13,7 +13,8 @@ from .encode import EncodedVideo
 from .finish import Finish, PasteBack, whole
 from .latents import Latents
 from .phases import Phases
-from .pipeline import Pipeline, Reference
+from .pipeline import Pipeline
+from .reference import Reference
 from .sampling import Progress
 from .shortcuts import NONE, Shortcuts
 
@@ -40,7 +41,8 @@ def put_in_turn(
     """The finished frames, and what pasted every person into them.
 
     frames: the scene [H, W, 3], which can be read again, uint16 where `deep`; encoded, references, masks: of every
-    person, as `Pipeline.encode`, `refer` and `given_masks` give them. Each is put into the result of those before.
+    person, as `Pipeline.encode`, `refer` and `Pipeline.given_masks` give them. Each is put into the result of
+    those before.
     """
     pasted = []
     for number, (one, reference) in enumerate(zip(encoded, references, strict=True)):

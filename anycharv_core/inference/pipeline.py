@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..media.camera import CONTEXT, Box, window_around
-from ..media.canvas import AUTO, FRAME, PERSON, Canvas, CanvasPath, choose_path, nearest_multiple, pose_canvas
-from ..media.chroma_key import Colour, key_colour, on_colour
+from ..media.camera import CONTEXT, Box
+from ..media.canvas import AUTO, FRAME, PERSON, CanvasPath, choose_path, nearest_multiple, pose_canvas
 from ..media.frames import Frames, Reopened, Source, eight_bit, together
-from ..media.imaging import Size, resample
+from ..media.imaging import Size
 from ..media.masks import block_masks, mask_box
 from ..media.pose import Poses
 from ..models.windows import Windows
@@ -38,8 +37,10 @@ from .encode import (
 from .finish import Finish, PasteBack, keyed, paste_reach, whole
 from .latents import Latents
 from .phases import Phases
+from .plan import Plan, Prepared
+from .reference import Reference, refer, split_reference
 from .sampling import Progress
-from .shortcuts import NONE, Shortcuts
+from .shortcuts import NONE, Shortcuts, check_shortcuts
 from .skeletons import PictureSkeletons, PointSkeletons
 
 
@@ -58,59 +59,6 @@ class Output:
     @property
     def latents(self) -> Tensor:
         return self.denoised.whole()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is decided before a video is read.
-
-    size: (width, height) the networks were asked to work at, None = the video's own; canvas: that of whole frames,
-    which follows from it; drawing: the size at which skeletons given as points are drawn; window, window_drawing:
-    the sizes of a canvas that follows a person, and of its drawings.
-    """
-
-    recipe: Recipe
-    canvas: Canvas
-    size: Size | None
-    drawing: Size
-    window: Size
-    window_drawing: Size
-
-    def drawn_at(self, path: CanvasPath) -> Size:
-        """The size at which skeletons given as points are drawn for `path`."""
-        return self.drawing if path.windows is None else self.window_drawing
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A character as the networks see it: picture uint8 [H, W, 3].
-
-    key: the colour behind it that is to be taken out again, or None. box: around the character, where there is a
-    matte.
-    """
-
-    picture: np.ndarray
-    key: Colour | None
-    box: Box | None
-
-    def beside(self, path: CanvasPath) -> Reference:
-        """The same as large in its picture as a person is on a canvas that follows one; its edges go on."""
-        if path.windows is None or self.box is None:
-            return self
-        size = path.canvas.padded
-        return replace(self, picture=resample(self.picture, window_around(self.box, size), size), box=None)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that sampling starts from. image_embed: of the reference, [1, D]; shape: of the latents,
-    (F, c, h, w)."""
-
-    recipe: Recipe
-    reference: Reference
-    image_embed: Tensor
-    video: EncodedVideo
-    shape: tuple[int, ...]
 
 
 class Pipeline:
@@ -257,7 +205,7 @@ class Pipeline:
         path = path or CanvasPath(plan.canvas)
         self.system.check_inputs(scene, mask, pose, recipe)
         self.check_extras(scene.size if scene else None, objects, depth)
-        seen = self.refer(recipe, reference, reference_mask, keyed=scene is not None and mask is None)
+        seen = refer(recipe, reference, reference_mask, keyed=scene is not None and mask is None)
         if scene and mask and recipe.composites and mask.size != scene.size:
             raise UserError(
                 f"The mask is {mask.size} but the scene is {scene.size} (width, height); give masks of the "
@@ -354,22 +302,6 @@ class Pipeline:
         if decide(range(len(boxes))).windows is None or not any(boxes):
             return CanvasPath(plan.canvas)
         return decide(cuts())
-
-    def refer(
-        self, recipe: Recipe, reference: np.ndarray, mask: np.ndarray | None, keyed: bool = False
-    ) -> Reference:
-        """The character of `reference`, given with its mask as in `__call__`.
-
-        keyed: it goes in front of a scene by its colours. Raises UserError for pictures that cannot be used.
-        """
-        picture, alpha = split_reference(reference, mask)
-        key = None
-        if keyed:
-            key = scene_key(picture, alpha)
-            picture = on_colour(picture, alpha, key)  # type: ignore[arg-type]  # scene_key wants a matte
-        else:
-            picture = recipe.cut_out(picture, alpha)
-        return Reference(picture, key, None if alpha is None else mask_box(alpha))
 
     def encode(
         self, recipe: Recipe, scene: Source, people: Sequence[Person], watch: Watch | None = None
@@ -468,47 +400,6 @@ def check_steps(steps: int) -> None:
     """Raises UserError for a number of denoising steps that DDIM cannot take."""
     if steps < 1 or steps > 1000:
         raise UserError(f"steps is {steps}; use 1 to 1000.")
-
-
-def check_shortcuts(recorded: bool, shortcuts: Shortcuts) -> None:
-    """Raises UserError where a recipe, which is `recorded` or not, takes none of them."""
-    if recorded and shortcuts != NONE:
-        raise UserError(
-            "The recipe 'official' computes all as the release does: leave fast modes out, or use 'default'."
-        )
-
-
-def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """A reference uint8 [H, W, 3 or 4] and its mask [H, W] or None -> picture [H, W, 3] and alpha or None.
-
-    Raises UserError for other shapes or types.
-    """
-    reference = np.asarray(reference)
-    if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] not in (3, 4):
-        raise UserError(
-            f"The reference must be uint8 [H, W, 3] or [H, W, 4]; it is {reference.dtype} {list(reference.shape)}."
-        )
-    if mask is None and reference.shape[2] == 4:
-        mask = reference[..., 3]
-    if mask is not None and (mask.dtype != np.uint8 or mask.shape != reference.shape[:2]):
-        raise UserError(
-            f"The reference mask must be uint8 {list(reference.shape[:2])}, the reference's size; it is "
-            f"{mask.dtype} {list(mask.shape)}."
-        )
-    return reference[..., :3], mask
-
-
-def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> Colour:
-    """The colour behind a reference whose character goes in front of a scene, see chroma_key.py.
-
-    Raises UserError where it has no matte.
-    """
-    if alpha is None:
-        raise UserError(
-            "To put the character in front of a scene, its reference needs a matte: give a picture with "
-            "transparency, or a reference mask, or a mask for every frame."
-        )
-    return key_colour(picture, alpha)
 
 
 def _windows_with_person(windows: Windows, present: Sequence[bool]) -> Windows:

@@ -74,6 +74,14 @@ def fast_steps(steps: int) -> int:
     return max(1, round(FAST_STEPS * steps))
 
 
+def check_shortcuts(recorded: bool, shortcuts: Shortcuts) -> None:
+    """Raises UserError where a recipe, which is `recorded` or not, takes none of them."""
+    if recorded and shortcuts != NONE:
+        raise UserError(
+            "The recipe 'official' computes all as the release does: leave fast modes out, or use 'default'."
+        )
+
+
 class DeepCache:
     """The deep features of every window, as the last step that computed them left them.
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..device import pick_device
 from ..errors import UserError
 from ..inference.phases import Phases
-from ..inference.pipeline import scene_key, split_reference
+from ..inference.reference import scene_key, split_reference
 from ..inference.skeletons import PointSkeletons
 from ..media.canvas import CanvasPath
 from ..media.colour import UNTAGGED, check_transfer

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..inference.encode import Person
 from ..inference.people import put_in_turn
 from ..inference.phases import Phases
+from ..inference.reference import refer
 from ..media.camera import CONTEXT
 from ..media.canvas import AUTO, CanvasPath
 from ..media.colour import check_transfer
@@ -151,7 +152,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
     with phases("encode"):
         size = pipe.working_size(recipe, video.size, job.size)
         plan = pipe.plan(recipe, video.size, opened[0].skeletons.size, size, job.size)
-        references = [pipe.refer(recipe, each.reference, each.reference_mask) for each in opened]
+        references = [refer(recipe, each.reference, each.reference_mask) for each in opened]
         scene = Source(f"video {job.video}", video, 3)
         cuts = cache(lambda: find_cuts(scene) if job.cuts is None else job.cuts)
         followed = pipe.can_follow(recipe, job.canvas)

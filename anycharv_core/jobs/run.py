@@ -22,8 +22,8 @@ from ..errors import UserError
 from ..files import atomic_path, owned_folder
 from ..inference.memory import FULL_MEMORY, is_full_memory
 from ..inference.phases import Phases
-from ..inference.pipeline import Pipeline, check_shortcuts
-from ..inference.shortcuts import NONE
+from ..inference.pipeline import Pipeline
+from ..inference.shortcuts import NONE, check_shortcuts
 from ..media.colour import eight_bits
 from ..media.imaging import Size, resize
 from ..media.png_write import PNG, PngWriter
