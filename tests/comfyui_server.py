@@ -293,10 +293,11 @@ def unpacked(workflow: dict[str, Any]) -> dict[str, Any]:
     return workflow | {"nodes": nodes, "links": list(links.values())}
 
 
-def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any], earlier: bool = False) -> dict[str, Any]:
     """A saved workflow as the API prompt that ComfyUI's page would queue.
 
-    Raises ValueError where widget values are missing or left over.
+    In a workflow saved `earlier`, widgets that came since have their defaults, as on the page. Raises ValueError
+    where widget values are missing, which only there may be, or left over.
     """
     workflow = unpacked(workflow)
     nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -326,7 +327,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
             for name in names
         }
         values = iter(node.get("widgets_values") or [])
-        inputs = _widget_values(specs, values, node["type"])
+        inputs = _widget_values(specs, values, node["type"], earlier)
         if left := list(values):
             raise ValueError(f"{node['type']} has widget values too many: {left}")
         for entry in node["inputs"]:
@@ -336,13 +337,15 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
     return prompt
 
 
-def _widget_values(specs: dict[str, Any], values: Iterator[Any], where: str, prefix: str = "") -> dict[str, Any]:
+def _widget_values(
+    specs: dict[str, Any], values: Iterator[Any], where: str, earlier: bool, prefix: str = ""
+) -> dict[str, Any]:
     inputs = {}
     for name, (kind, *rest) in specs.items():
         options = rest[0] if rest else {}
         if not (isinstance(kind, list) or kind in WIDGETS) or options.get("forceInput"):
             continue
-        value = next(values, None)
+        value = next(values, options.get("default") if earlier else None)
         if value is None:
             # Pages that knew fewer widgets saved fewer values; hidden ones come last.
             if options.get("hidden"):
@@ -352,7 +355,7 @@ def _widget_values(specs: dict[str, Any], values: Iterator[Any], where: str, pre
         if kind == "COMFY_DYNAMICCOMBO_V3":
             chosen = next(option["inputs"] for option in options["options"] if option["key"] == value)
             inner = chosen.get("required", {}) | chosen.get("optional", {})
-            inputs |= _widget_values(inner, values, where, f"{prefix}{name}.")
+            inputs |= _widget_values(inner, values, where, earlier, f"{prefix}{name}.")
         # The page puts a widget without an input of its own behind these.
         seed = kind == "INT" and name in ("seed", "noise_seed")
         if options.get("control_after_generate", seed) or any(options.get(upload) for upload in UPLOADS):

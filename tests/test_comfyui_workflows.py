@@ -211,8 +211,9 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*NO_DOWNLOAD, EARLIER.stem])
 def test_runs_without_download(server: Server, name: str) -> None:
-    workflow = json.loads(EARLIER.read_text(encoding="utf-8")) if name == EARLIER.stem else load(name)
-    prompt = to_prompt(workflow, server.object_info)
+    earlier = name == EARLIER.stem
+    workflow = json.loads(EARLIER.read_text(encoding="utf-8")) if earlier else load(name)
+    prompt = to_prompt(workflow, server.object_info, earlier)
     videos = saved_videos(server, prompt, server.run(prompt))
     size = one(prompt, "AnyCharVPuppetClip")["size"]
     for prefix, path in videos.items():
