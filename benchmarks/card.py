@@ -56,7 +56,7 @@ def main() -> None:
         "--try",
         dest="dry",
         action="store_true",
-        help="tiny networks, 64x64, 26 frames, 4 steps, float32 on the CPU",
+        help="tiny networks, 64x64, 4 frames, 4 steps, float32 on the CPU",
     )
     args = parser.parse_args()
     if args.dry:

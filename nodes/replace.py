@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.encode import Person
-from ..anycharv_core.inference.people import put_in_turn
+from ..anycharv_core.inference.people import check_number, put_in_turn
 from ..anycharv_core.inference.phases import Phases
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.reference import refer
@@ -197,6 +197,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 "This node replaces a person of a video, but the model is one of Animate Anyone, which animates a "
                 "picture: use AnyCharV Animate Character, or load a model of AnyCharV."
             )
+        check_number(recipe, chosen, 1 + len(characters or {}))
         pictures = [image_uint8(reference[:1], "reference")[0]]
         pictures += [image_uint8(each[:1], name)[0] for name, each in (characters or {}).items()]
         alphas = [reference_mask_uint8(reference_mask, pictures[0], "reference_mask")] + [None] * len(pictures[1:])

@@ -330,6 +330,11 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
         "whole",
         "mask and pose are those of one person",
     ),
+    "whole job, more characters than the recipe replaces": (
+        lambda: replace("mask", "pose", recipe="official", **{"characters.character0": ["2", 4]}),
+        "whole",
+        "The recipe official replaces one person only",
+    ),
     "whole job, trial that is longer than the mask": (
         lambda: replace(mask=["other", 2], frames=OTHER + 1),
         "whole",

@@ -36,7 +36,9 @@ from PIL import Image
 from waiting import PATIENCE, until
 
 from anycharv_core import Pipeline, UserError
+from anycharv_core.inference.people import check_number
 from anycharv_core.media.video_write import VideoWriter, write_masks
+from anycharv_core.systems.anycharv import RECIPES
 
 
 def _torn(path: Path, files: Files) -> Path:
@@ -331,3 +333,10 @@ def test_wrong_channel_counts_are_named(tiny_model: Path, name: str, shape: tupl
         pipe(np.zeros((8, 8, 3), np.uint8), **arrays, steps=1)
     with pytest.raises(UserError, match="The reference must be uint8"):
         pipe(np.zeros((8, 8, 2), np.uint8), **arrays, steps=1)
+
+
+def test_only_a_recipe_that_pastes_replaces_several() -> None:
+    for name, people in (("default", 2), ("official", 1)):
+        check_number(name, RECIPES[name], people)
+    with pytest.raises(UserError, match="The recipe official replaces one person only; use 'default'"):
+        check_number("official", RECIPES["official"], 2)

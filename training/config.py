@@ -60,8 +60,7 @@ class Data:
     carried: share of clips whose first frame is given whole, as the last one of the clip before is at inference.
     reference: "cutout" shows the person in another frame on black, as in the paper; "picture" does so with the
     background; "background" with another one, of another clip, of one colour, or noise; "frame" is Animate
-    Anyone's, a whole frame of the same clip. With "frame", puppets perform and stand
-    in front of a plain wall.
+    Anyone's, a whole frame of the same clip. With "frame", puppets perform and stand in front of a plain wall.
     pose_scale: how many times larger skeletons are drawn before they are scaled down; None: 4 for puppets, as
     the embedded model needs it, else 1.
     stride: frames of a real video from one frame of a clip to the next.

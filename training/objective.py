@@ -229,7 +229,6 @@ def read(nets: Networks, encoded: Batch, plain: int, attention: AttentionFunctio
         scene,
         mask,
         torch.cat([torch.zeros_like(embeds[:plain]), embeds[plain:]]),
-        # On a CPU, GroupNorm's way back crashes on channels-last input that needs no gradient (torch 2.13).
         _pose_features(nets, encoded, attention),
         nets.denoising_unet.project_bank([x[plain:] for x in tokens]),
         plain,
@@ -246,6 +245,7 @@ def denoise(nets: Networks, read: Read, noisy: Tensor, t: Tensor, motion: bool) 
     clips, frames = noisy.shape[:2]
     rows = system_of(nets.denoising_unet.cfg).unet_input(noisy.flatten(0, 1), read.scene, read.mask)
     prediction = nets.denoising_unet(
+        # On a CPU, GroupNorm's way back crashes on channels-last input that needs no gradient (torch 2.13).
         rows.contiguous(),
         t.repeat_interleave(frames),
         read.embeds.repeat_interleave(frames, dim=0),

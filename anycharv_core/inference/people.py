@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
+from ..errors import UserError
 from ..media.frames import Source, eight_bit
 from ..systems.recipes import Recipe
 from .encode import EncodedVideo
@@ -20,6 +21,12 @@ from .shortcuts import NONE, Shortcuts
 
 Begin = Callable[[int, tuple[int, ...], Iterator[Tensor], int], Latents]
 """(number of the person, shape of the latents, noise, parts) -> the latents to go on from."""
+
+
+def check_number(name: str, recipe: Recipe, people: int) -> None:
+    """Raises UserError where the recipe of that name does not replace so many."""
+    if people > 1 and not recipe.paste_back:
+        raise UserError(f"The recipe {name} replaces one person only; use 'default' for several.")
 
 
 def put_in_turn(

@@ -19,7 +19,7 @@ import numpy as np
 from ..device import pick_device
 from ..errors import UserError
 from ..inference.encode import Person
-from ..inference.people import put_in_turn
+from ..inference.people import check_number, put_in_turn
 from ..inference.phases import Phases
 from ..inference.reference import refer
 from ..media.camera import CONTEXT
@@ -236,9 +236,8 @@ def _check(
     """Raises UserError where the sizes of the inputs do not fit together, or not to the recipe."""
     if job.match_colour:
         recipe.matching_colour()
+    check_number(job.recipe, recipe, len(job.people))
     if recipe.paste_back:
         for each, files in zip(opened, job.people, strict=True):
             check_mask_size(each, files, video)
-    elif len(job.people) > 1:
-        raise UserError(f"The recipe {job.recipe} replaces one person only; use 'default' for several.")
     recipe.canvas(video.size, opened[0].skeletons.size, job.size, 1)

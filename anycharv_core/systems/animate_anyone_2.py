@@ -13,10 +13,8 @@ from . import anycharv
 from .recipes import letterbox
 from .system import System
 
-WINDOW, CARRIED = (
-    16,
-    1,
-)  # frames of a clip in the paper's training, and those of the clip before that it begins with
+# Frames of a clip in the paper's training, and those of the clip before that it begins with.
+WINDOW, CARRIED = 16, 1
 BLOCKS = (10, 10)  # section 3.2: k_h = h / 10, k_w = w / 10
 
 # Any picture is a reference, its background and all: training shows it on random ones. The character may leave the

@@ -181,10 +181,10 @@ class ShardClips(Dataset):
         window = figure_window(box or (0, 0, *other.size), size, margin)
         shown = cut(picture, window, size)
         if self.data.reference == "background":
-            shown = on_background(shown, cut(mask, window, size), self._elsewhere_yet(size, rng), rng)
+            shown = on_background(shown, cut(mask, window, size), self._any_frame(size, rng), rng)
         return shown[:, ::-1].copy() if mirrored else shown
 
-    def _elsewhere_yet(self, size: Size, rng: np.random.Generator) -> np.ndarray:
+    def _any_frame(self, size: Size, rng: np.random.Generator) -> np.ndarray:
         """A frame of any clip at this size."""
         clip = self.clips[int(rng.integers(len(self.clips)))]
         picture = clip.pictures([int(rng.integers(clip.frames))])[0]
