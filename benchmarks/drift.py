@@ -77,8 +77,7 @@ def _cut_out(frame: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
     half = (0.5 + MARGIN) * max(x1 - x0, y1 - y0)
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     part = x - half, y - half, x + half, y + half
-    alpha = resample(np.pad(mask, 1)[1:-1], part, (side, side))
-    return np.dstack([resample(frame, part, (side, side)), alpha])
+    return np.dstack([resample(picture, part, (side, side)) for picture in (frame, mask)])
 
 
 METHODS: dict[str, Method] = {"as shipped": in_one, "chained": chained}
