@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import comfy.utils
-import folder_paths
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
@@ -27,7 +23,7 @@ from .backend import ComfyBackend, node_size
 from .dwpose import open_poser, pose_model_files
 from .pictures import image_uint8
 from .prepare import choose, find, first_input, pose_model_input, who_input
-from .preview import SHOWN_EVERY, frame_preview
+from .preview import write_shown
 from .replace import NETWORKS, crf_input, digest, first_of, given_poses, resume_input
 from .resume import unfinished
 from .types import (
@@ -40,7 +36,7 @@ from .types import (
     size_inputs,
     steps_input,
 )
-from .video import opened
+from .video import new_video, opened, temporary_folder
 
 
 class AnyCharVAnimateCharacter(io.ComfyNode):
@@ -127,8 +123,7 @@ class AnyCharVAnimateCharacter(io.ComfyNode):
         crf: int = CRF,
         resume: bool = True,
     ) -> io.NodeOutput:
-        folder = Path(folder_paths.get_temp_directory())
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = temporary_folder()
         pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision), folder)
         chosen = pipe.system.recipe(recipe)
         if pipe.system.reads_scene:
@@ -153,7 +148,7 @@ class AnyCharVAnimateCharacter(io.ComfyNode):
             plan = pipe.plan(chosen, None, skeletons.size, size)
             drawn = Source("pose", skeletons.drawn(plan.drawing, CanvasPath(plan.canvas)), 3)
             made = pipe.prepare(plan, picture, None, None, drawn)
-            target = folder / f"anycharv_{secrets.token_hex(8)}.mp4"
+            target = new_video(folder)
             writer = VideoWriter(
                 target,
                 *plan.canvas.source,
@@ -173,11 +168,7 @@ class AnyCharVAnimateCharacter(io.ComfyNode):
             with unfinished(cls.hidden, NETWORKS, content, resume, folder) as begin, writer:
                 latents = begin(0, made.shape, pipe.noise(made, seed), NONE.parts)
                 pipe.sample(made, latents, steps, cfg, phases)
-                bar = comfy.utils.ProgressBar(info.frames)
-                for index, frame in enumerate(pipe.decode(made, latents, whole, phases)):
-                    writer.write(frame)
-                    preview = None if index % SHOWN_EVERY else frame_preview(frame)
-                    bar.update_absolute(index + 1, info.frames, preview)
+                write_shown(writer, pipe.decode(made, latents, whole, phases), info.frames)
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 

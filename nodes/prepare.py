@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from .pictures import frame_progress, image_tensor
 from .preview import marked
 from .segment import missing_segmenter, open_segmenter, segmenter_folder, segmenter_names
 from .types import CATEGORY, PreparedType
-from .video import OpenedVideo, opened
+from .video import OpenedVideo, new_video, opened, temporary_folder
 
 FOLDER = "anycharv_prepared"  # in ComfyUI's output folder
 BIGGEST = "biggest"
@@ -230,9 +229,7 @@ def _name(video: OpenedVideo) -> str:
 def _preview(video: OpenedVideo, people: Sequence[PreparedPerson]) -> Path:
     """A video in ComfyUI's temp folder with everybody's mask and skeleton over it, of even sides, as browsers want
     them."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"anycharv_{secrets.token_hex(8)}.mp4"
+    path = new_video(temporary_folder())
     info = video.info
     width, height = (side - side % 2 or 1 for side in (info.width, info.height))
     with VideoWriter(

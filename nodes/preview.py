@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import comfy.utils
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..anycharv_core.media.colour import eight_bits
 from ..anycharv_core.media.imaging import resize
 from ..anycharv_core.media.masks import Box
+from ..anycharv_core.media.video_write import VideoWriter
 
 SHOWN_EVERY = 8  # frames between pictures of what is being read and written
 _TINT = np.array([255, 0, 128])
@@ -48,6 +49,15 @@ class Previewer:
 def frame_preview(frame: np.ndarray) -> tuple[str, Image.Image, int]:
     """A finished frame [H, W, 3] as ComfyUI's progress bars show it."""
     return "JPEG", Image.fromarray(eight_bits(frame)), latent_preview.MAX_PREVIEW_RESOLUTION
+
+
+def write_shown(writer: VideoWriter, frames: Iterable[np.ndarray], count: int) -> None:
+    """Writes the frames of a video, `count` of them, and shows some as they are finished."""
+    bar = comfy.utils.ProgressBar(count)
+    for index, frame in enumerate(frames):
+        writer.write(frame)
+        preview = None if index % SHOWN_EVERY else frame_preview(frame)
+        bar.update_absolute(index + 1, count, preview)
 
 
 def marked(frame: np.ndarray, mask: np.ndarray, skeleton: np.ndarray) -> np.ndarray:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import comfy.utils
-import folder_paths
 import numpy as np
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
@@ -40,7 +36,7 @@ from .backend import ComfyBackend, node_size
 from .pictures import frame_boxes, image_uint8, mask_fitter, masks_uint8, reference_mask_uint8, rgb_frames
 from .pose import parsed_poses
 from .prepare import choose, cut_out, find, first_input, model_inputs, who_input
-from .preview import SHOWN_EVERY, Overlay, frame_preview
+from .preview import Overlay, write_shown
 from .resume import unfinished
 from .types import (
     CATEGORY,
@@ -55,7 +51,7 @@ from .types import (
     size_inputs,
     steps_input,
 )
-from .video import OpenedVideo, opened
+from .video import OpenedVideo, new_video, opened, temporary_folder
 
 NETWORKS = ("model", "reference_net", "vae", "clip_vision")
 
@@ -186,8 +182,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         prepared: list[PreparedPerson] | None = None,
         fast: bool = False,
     ) -> io.NodeOutput:
-        folder = Path(folder_paths.get_temp_directory())
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = temporary_folder()
         pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision), folder)
         chosen = pipe.system.recipe(recipe)
         shortcuts, taken = (FAST, fast_steps(steps)) if fast else (NONE, steps)
@@ -235,7 +230,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 (steps, cfg, seed, width, height, recipe, canvas, context, fast),
             )
             encoded = pipe.encode(chosen, shown, streams, Overlay(boxes, info.frames))
-            target = folder / f"anycharv_{secrets.token_hex(8)}.mp4"
+            target = new_video(folder)
             writer = VideoWriter(
                 target,
                 *plan.canvas.source,
@@ -264,11 +259,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     deep=info.depth > 8,
                     shortcuts=shortcuts,
                 )
-                bar = comfy.utils.ProgressBar(info.frames)
-                for index, frame in enumerate(finished):
-                    writer.write(frame)
-                    preview = None if index % SHOWN_EVERY else frame_preview(frame)
-                    bar.update_absolute(index + 1, info.frames, preview)
+                write_shown(writer, finished, info.frames)
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 

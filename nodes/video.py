@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import folder_paths
 import numpy as np
 from comfy_api.latest import InputImpl, Types
 from torch import Tensor
@@ -57,6 +59,18 @@ def opened(video: Any, first: int = 0) -> Iterator[OpenedVideo]:
             copy.write_bytes(source.getvalue())
             source = str(copy)
         yield _in_file(video, source, first, saved)
+
+
+def temporary_folder() -> Path:
+    """ComfyUI's, which it makes only when it needs it itself."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def new_video(folder: Path) -> Path:
+    """Where a video can lie in a folder that others write to, too."""
+    return folder / f"anycharv_{secrets.token_hex(8)}.mp4"
 
 
 def _in_memory(video: Any, first: int, saved: Path) -> OpenedVideo:
