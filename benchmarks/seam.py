@@ -23,6 +23,7 @@ from anycharv_core.media.canvas import FRAME, PERSON
 from anycharv_core.media.mask_read import read_gray
 from anycharv_core.media.pose import read_poses
 from anycharv_core.media.video_read import read_frames
+from anycharv_core.options import to_size
 
 
 def main() -> None:
@@ -30,10 +31,9 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--size", default="256x256")
+    parser.add_argument("--size", type=to_size, default=(256, 256), metavar="WxH")
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
-    width, height = map(int, args.size.split("x"))
     pipe = Pipeline.from_pretrained(args.model)
     rows: dict[str, dict[str, Seam]] = {}
     for folder in sorted(path for path in args.clips.iterdir() if path.is_dir()):
@@ -43,7 +43,7 @@ def main() -> None:
         grey = np.where((mask >= 128)[..., None], np.uint8(128), scene)
         found = {"grey, hard edge": seam(grey, scene, mask, inside=False)}
         for canvas in (FRAME, PERSON):
-            settings = {"steps": args.steps, "size": (width, height), "canvas": canvas}
+            settings = {"steps": args.steps, "size": args.size, "canvas": canvas}
             made = pipe(scene[0], scene, mask, pose, **settings).frames
             assert isinstance(made, np.ndarray)
             found[f"canvas {canvas}"] = seam(made, scene, mask, inside=False)

@@ -3,9 +3,10 @@
 //   node browser.mjs PORT WORKFLOWS SCREENSHOTS RUN HELP WIRED
 //
 // drops the workflow RUN of the folder WORKFLOWS on the canvas and runs it, then HELP, whose nodes' help it opens, and
-// then WIRED, which it runs too and which is in no template browser. It
-// opens the template browser, drops the other workflows, opens as apps those that can be, searches for blueprints,
-// turns the page to Chinese, and prints one JSON object. CHROMIUM names the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
+// then WIRED, which it runs too. It opens the template browser, in which neither HELP nor WIRED is, drops the other
+// workflows, opens as apps those that can be, searches for blueprints, turns the page to Chinese, and prints one JSON
+// object. CHROMIUM names the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node
+// finds it from here.
 
 import { readFileSync, readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -130,7 +130,7 @@ def test_the_trainer_distils_and_goes_on_to_the_same_bits(tmp_path: Path) -> Non
     assert (whole / "sheets" / "000004.png").exists()
 
 
-def test_the_teacher_is_the_model_of_the_phase_before(tmp_path: Path) -> None:
+def test_the_teacher_is_the_model_of_the_phase_before() -> None:
     config = parse(two_phases(4))
     trainee = new_trainee(config, "few", fresh())
     assert set(trainee.copies) == {"denoising_unet", "reference_unet", "pose_guider"}

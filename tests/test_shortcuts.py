@@ -13,11 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from anycharv_core import Pipeline, UserError
 from anycharv_core.inference import shortcuts as module
 from anycharv_core.inference.latents import Latents
+from anycharv_core.inference.phases import Phases
+from anycharv_core.inference.plan import Prepared
 from anycharv_core.inference.sampling import sample_video
 from anycharv_core.inference.shortcuts import FAST, NONE, DeepCache, Shortcuts
 from anycharv_core.jobs.sampling import SamplingOptions
 from anycharv_core.jobs.work import work
-from anycharv_core.media.frames import FrameStore
+from anycharv_core.media.frames import FrameStore, Source
 from anycharv_core.models.schedule import NoiseSchedule, add_noise, alphas_cumprod, ddim_step
 from anycharv_core.models.solvers import DDIM, DPM, clean_latents, dpm_step, timesteps_of
 from anycharv_core.models.windows import linear_windows
@@ -113,11 +115,11 @@ def test_the_first_order_is_ddim(schedule: NoiseSchedule) -> None:
 
 
 def test_the_second_order_is_finite_at_both_ends() -> None:
-    schedule, torch_ones = NoiseSchedule(), torch.ones(1, 1, 1, 1)
+    schedule, ones = NoiseSchedule(), torch.ones(1, 1, 1, 1)
     assert alphas_cumprod()[999] == 0
     for t, t_next, t_before in ((499, 249, 999), (249, -1, 499)):
-        without = dpm_step(torch_ones, torch_ones, t, t_next, schedule)
-        with_it = dpm_step(torch_ones, torch_ones, t, t_next, schedule, (0 * torch_ones, t_before))
+        without = dpm_step(ones, ones, t, t_next, schedule)
+        with_it = dpm_step(ones, ones, t, t_next, schedule, (0 * ones, t_before))
         assert torch.equal(without, with_it)
 
 
@@ -183,7 +185,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(pipe: Pipeline, way: Shortcuts,
 
             made = prepared(pipe)
             latents = state.latents(0, made.shape, pipe.noise(made, 1), way.parts)
-            pipe.sample(made, latents, 8, 3.0, phases(), progress, way)
+            pipe.sample(made, latents, 8, 3.0, Phases(), progress, way)
             return latents.whole()
 
     expected = run(0)
@@ -195,21 +197,13 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(pipe: Pipeline, way: Shortcuts,
     assert torch.equal(run(0), expected)
 
 
-def prepared(pipe: Pipeline) -> object:
-    from anycharv_core.media.frames import Source
-
+def prepared(pipe: Pipeline) -> Prepared:
     given = clip(2)
     plan = pipe.plan(pipe.system.recipe("default"), (SIZE, SIZE), (SIZE, SIZE), None)
     streams = {
         name: Source(name, given[name], channels) for name, channels in (("scene", 3), ("mask", None), ("pose", 3))
     }
     return pipe.prepare(plan, given["reference"], **streams)
-
-
-def phases() -> object:
-    from anycharv_core.inference.phases import Phases
-
-    return Phases()
 
 
 BAD = {
