@@ -74,7 +74,7 @@ class UNetConfig:
     use_linear_projection: bool = False
     motion: MotionConfig | None = None
     joint_norm: bool = False  # resnets normalise all frames of a window together, not each on its own
-    reference_blocks: str = "all"
+    reference_blocks: str = ALL_BLOCKS
     object_blending: BlendingConfig | None = None
 
     @classmethod
@@ -106,7 +106,7 @@ class UNetConfig:
             use_linear_projection=given.flag("use_linear_projection", False),
             motion=_motion(given) if given.flag("use_motion_module", False) else None,
             joint_norm=not given.flag("use_inflated_groupnorm", True),
-            reference_blocks=given.choice("reference_blocks", REFERENCE_BLOCKS, "all"),
+            reference_blocks=given.choice("reference_blocks", REFERENCE_BLOCKS, ALL_BLOCKS),
             object_blending=_blending(given) if given.has("object_blending") else None,
         )
         given.check_divides("block_out_channels", channels, (2, groups, *({32} if made.motion else ())))
