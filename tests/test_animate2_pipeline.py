@@ -21,6 +21,7 @@ from anycharv_core.cli import main
 from anycharv_core.inference.latents import Latents
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.inference.sampling import sample, sample_chained
+from anycharv_core.inference.shortcuts import FAST, NONE, Shortcuts
 from anycharv_core.media.canvas import Canvas
 from anycharv_core.media.depth import DepthRange, along_skeleton, place_depth, structured_depth
 from anycharv_core.media.masks import block_masks
@@ -161,10 +162,17 @@ def test_depth_is_placed_without_blending() -> None:
 SCHEDULE = NoiseSchedule()
 
 
-def chained(frames: int, denoise: Any, noise: Tensor, steps: int = 2, windows: Windows | None = None) -> Tensor:
-    latents = Latents.begun([noise[:frames]])
+def chained(
+    frames: int,
+    denoise: Any,
+    noise: Tensor,
+    steps: int = 2,
+    windows: Windows | None = None,
+    way: Shortcuts = NONE,
+) -> Tensor:
+    latents = Latents.begun([noise[:frames]], parts=way.parts)
     plan = windows or chained_windows(frames, 16, 1)
-    sample_chained(denoise, latents, steps, plan, SCHEDULE, torch.device("cpu"))
+    sample_chained(denoise, latents, steps, plan, SCHEDULE, torch.device("cpu"), shortcuts=way)
     return latents.whole()
 
 
@@ -204,26 +212,27 @@ def test_windows_join_exactly_where_what_is_known_is_kept() -> None:
     assert [len(known) for known in seen] == [0, 1] and torch.equal(seen[1][0], made[15])
 
 
-def test_a_stopped_chain_goes_on_after_its_last_window() -> None:
+@pytest.mark.parametrize("way", [NONE, FAST])
+def test_a_stopped_chain_goes_on_after_its_last_window(way: Shortcuts) -> None:
     noise = torch.randn(40, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 
     def denoise(x: Tensor, t: int, index: Any, known: Tensor) -> Tensor:
         return 0.1 * x + x.mean(0) + known.sum()
 
-    whole = chained(40, denoise, noise)
-    latents, calls = Latents.begun([noise]), []
+    whole = chained(40, denoise, noise, 3, way=way)
+    latents, calls = Latents.begun([noise], parts=way.parts), []
 
     def stop(x: Tensor, t: int, index: Any, known: Tensor) -> Tensor:
         calls.append(index)
-        if len(calls) > 3:
+        if len(calls) > 5:
             raise KeyboardInterrupt
         return denoise(x, t, index, known)
 
     plan, cpu = chained_windows(40, 16, 1), torch.device("cpu")
     with pytest.raises(KeyboardInterrupt):
-        sample_chained(stop, latents, 2, plan, SCHEDULE, cpu)
+        sample_chained(stop, latents, 3, plan, SCHEDULE, cpu, shortcuts=way)
     assert latents.steps == 1
-    sample_chained(denoise, latents, 2, plan, SCHEDULE, cpu)
+    sample_chained(denoise, latents, 3, plan, SCHEDULE, cpu, shortcuts=way)
     assert torch.equal(latents.whole(), whole)
 
 
