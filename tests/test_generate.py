@@ -50,6 +50,7 @@ def test_a_video_comes_out_as_the_clip_went_in(
         "dtype": "fp32",
         "canvas": "auto",
         "context": 0.1,
+        "match_colour": False,
     }
     assert report["frames"] == FRAMES and report["network_size"] == [48, 40]
     assert report["peak_memory_bytes"]["process"] > 10**7 and report["device"].startswith("cpu")

@@ -51,11 +51,12 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
     Raises UserError for anything the user can put right.
     """
     device = pick_device(job.device)
+    given = None if job.score is None else read_setup(job.score)
     make_folder(job.out)
     check_places((job.out / name for name in ("puppets.json", "puppets.md", "sheet.png")), ())
     lpips = load_lpips(job.lpips_weights, device)
-    if job.score is not None:
-        setup = read_setup(job.score)
+    if job.score is not None and given is not None:
+        setup = given
         if job.task not in (None, setup.task):
             raise UserError(f"{job.score} is of the task '{setup.task}', not '{job.task}'; leave --task out.")
         methods = references(setup.task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -32,8 +33,8 @@ class FrameStore:
     def __init__(self, folder: Path | str | None = None) -> None:
         """folder: where a temporary file lies that the store moves to, None = where the system has them."""
         self._folder = None if folder is None else str(folder)
-        # Closed with the store.
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(MEMORY, dir=self._folder)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._named = ""
         self._shape: tuple[int, ...] = ()
         self._dtype = np.dtype(np.uint8)
