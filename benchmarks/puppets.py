@@ -18,9 +18,10 @@ from anycharv_core import Pipeline
 from anycharv_core.bench.lpips import load_lpips
 from anycharv_core.bench.puppets import Method, measure, of_codec, of_model, references, tasks_of
 from anycharv_core.bench.report import make_folder
-from anycharv_core.bench.tasks import SWAP, Setup
+from anycharv_core.bench.tasks import KINDS, Setup
 from anycharv_core.jobs.bench import publish
 from anycharv_core.jobs.run import versions
+from anycharv_core.media.canvas import PERSON
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     make_folder(args.out)
     lpips = load_lpips(args.lpips_weights, "cpu")
     models = {name: Pipeline.from_pretrained(name) for name in args.model or ["embedded"]}
-    made_for = {(tasks_of(pipe)[0], pipe.settings["size"][0]) for pipe in models.values()}
+    made_for = {(tasks_of(pipe)[0], frame_size(pipe)) for pipe in models.values()}
     if len(made_for) > 1:
         parser.error(f"the models are made for different tasks or sizes: {sorted(made_for)}")
     ((task, size),) = made_for
@@ -51,7 +52,7 @@ def main() -> None:
         methods["frame by frame, box, as shipped"] = as_shipped(frame_wise)[1]
     for name, pipe in models.items():
         whose = f"{label(name)}, " if len(models) > 1 else ""
-        methods |= runs(pipe, whose, "stage 2, box" if task == SWAP else "animated")
+        methods |= runs(pipe, whose, "stage 2, box" if pipe.system.reads_scene else "animated")
 
     def progress(done: int, total: int) -> None:
         print(f"\r{done}/{total}", end="", file=sys.stderr, flush=True)
@@ -60,6 +61,13 @@ def main() -> None:
     report, rows = measure(methods, setup, lpips, progress)
     report["versions"] = versions()
     print(publish(args.out, report, rows, methods))
+
+
+def frame_size(pipe: Pipeline) -> int:
+    """Pixels a side of the frames to score a model on: where a canvas follows the character the kind's own, and
+    elsewhere the model's."""
+    kind = KINDS[tasks_of(pipe)[0]]
+    return kind.size if kind.canvas == PERSON else pipe.settings["size"][0]
 
 
 def runs(pipe: Pipeline, whose: str, how: str) -> dict[str, Method]:

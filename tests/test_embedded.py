@@ -11,15 +11,17 @@ from PIL import Image
 
 from anycharv_core import Pipeline
 from anycharv_core.bench.metrics import psnr
+from anycharv_core.bench.puppets import of_model
+from anycharv_core.bench.tasks import BOLD_SWAP, Setup, Task, tasks
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.jobs.demo import run
 from anycharv_core.media.sheet import upscale
 from anycharv_core.media.video_read import probe, read_frames
-from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_swap
+from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_bold_swap
 from anycharv_core.systems import read_checkpoint
 from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
 
-CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded.yaml"
+CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded_bold.yaml"
 
 
 def test_it_is_small_and_made_by_the_config_in_the_repo() -> None:
@@ -28,20 +30,23 @@ def test_it_is_small_and_made_by_the_config_in_the_repo() -> None:
     assert shipped.configs == config["networks"] and shipped.settings == config["settings"]
     record = json.loads((EMBEDDED["embedded"].parent / "training.json").read_text())
     assert record["config"]["networks"] == config["networks"]
-    assert {"compose", "boost", "motion", "boost_clips"} <= set(record["log"])
+    assert {"compose", "boost", "motion"} <= set(record["log"])
 
 
 def test_it_beats_copying_and_erasing_on_unseen_characters() -> None:
     pipe = Pipeline.from_pretrained("embedded")
-    swaps = [sample_swap(seed, 2, 64) for seed in range(100, 108)]
+    model = of_model(pipe, pipe.settings["steps"], pipe.settings["guidance_scale"])
+    asked = list(tasks(Setup.of(BOLD_SWAP, 8, 2, None), flow=False))
 
-    def score(frames_of) -> float:
-        return float(np.mean([psnr(frames_of(s), s.truth.frames, s.region) for s in swaps]))
+    def score(method: Callable[[Task], np.ndarray]) -> float:
+        given = [task.given for task in asked]
+        return float(
+            np.mean([psnr(method(t), g.truth.frames, g.region) for t, g in zip(asked, given, strict=True)])
+        )
 
-    shipped = {name: pipe.settings[name] for name in ("steps", "guidance_scale")}
-    made = score(lambda s: pipe(s.reference, s.driving.frames, s.box, s.pose, **shipped).frames)
-    for name in ("copy driving", "background only"):
-        assert made > score(BASELINES[name]) + 1, name
+    made = score(model)
+    for name, baseline in BASELINES.items():
+        assert made > score(lambda task, baseline=baseline: baseline(task.given)) + 1, name
 
 
 def test_the_animating_one_animates() -> None:
@@ -51,12 +56,15 @@ def test_the_animating_one_animates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "sample", "columns", "baselines"),
-    [("embedded", sample_swap, 5, BASELINES), ("embedded-animate", sample_animation, 4, ANIMATION_BASELINES)],
+    ("model", "sample", "side", "columns", "baselines"),
+    [
+        ("embedded", sample_bold_swap, 256, 5, BASELINES),
+        ("embedded-animate", sample_animation, 64, 4, ANIMATION_BASELINES),
+    ],
     ids=["demo", "demo-animate"],
 )
 def test_the_demo_leaves_a_video_a_sheet_and_a_report(
-    tmp_path: Path, model: str, sample: Callable, columns: int, baselines: dict
+    tmp_path: Path, model: str, sample: Callable, side: int, columns: int, baselines: dict
 ) -> None:
     folder, done = tmp_path / "new" / "demo", []
     report = run(folder, 1, model, lambda *progress: done.append(progress))
@@ -64,11 +72,11 @@ def test_the_demo_leaves_a_video_a_sheet_and_a_report(
     assert {path.name for path in folder.iterdir()} == {"report.json", "result.mp4", "sheet.png"}
     info = probe(folder / "result.mp4")
     assert (info.frames, info.width, info.height) == (24, columns * 256, 256)
-    task = sample(0, 24, 64)
+    task = sample(0, 24, side)
     for frame, truth in zip(read_frames(folder / "result.mp4"), task.truth.frames, strict=True):
         first, last = frame[:, :256].astype(int), frame[:, -256:].astype(int)
-        assert np.abs(first - upscale(task.reference[..., :3], 4)).mean() < 4
-        assert np.abs(last - upscale(truth, 4)).mean() < 4
+        assert np.abs(first - upscale(task.reference[..., :3], 256 // side)).mean() < 4
+        assert np.abs(last - upscale(truth, 256 // side)).mean() < 4
     with Image.open(folder / "sheet.png") as sheet:
         assert np.asarray(sheet).std() > 20
     assert json.loads((folder / "report.json").read_text()) == report
