@@ -11,15 +11,15 @@ from comfyui_server import REPO
 from PIL import Image
 
 from anycharv_core.media.video_write import VideoWriter
-from anycharv_core.puppets.task import sample_swap
+from anycharv_core.puppets.task import sample_bold_swap
 
 NAME = "two_wires"
 VIDEO, PICTURE = "person.mp4", "character.png"
 
 
-def write_inputs(folder: Path, seed: int = 7, frames: int = 24, size: int = 256) -> None:
+def write_inputs(folder: Path, seed: int = 1, frames: int = 24, size: int = 256) -> None:
     """The video and the picture: a puppet, and another on black, since Load Image takes no transparency along."""
-    swap = sample_swap(seed, frames, size)
+    swap = sample_bold_swap(seed, frames, size)
     with VideoWriter(folder / VIDEO, size, size, rate=Fraction(24)) as writer:
         for frame in swap.driving.frames:
             writer.write(frame)
