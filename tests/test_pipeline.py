@@ -8,7 +8,7 @@ import torch
 
 from anycharv_core import Pipeline, UserError
 from anycharv_core.inference.finish import FEATHER
-from anycharv_core.media.canvas import Canvas
+from anycharv_core.media.canvas import FRAME, Canvas
 from anycharv_core.media.masks import feather
 from anycharv_core.systems.anycharv import RECIPES
 
@@ -88,11 +88,11 @@ def test_alpha_and_mask_remove_the_reference_background(pipe: Pipeline, clip: di
     alpha = np.zeros(clip["reference"].shape[:2], np.uint8)
     alpha[10:30, 5:20] = 255
     black = clip["reference"] * (alpha > 0)[..., None]
-    expected = pipe(**clip | {"reference": black}, steps=1).latents
-    assert torch.equal(pipe(**clip, reference_mask=alpha, steps=1).latents, expected)
+    expected = pipe(**clip | {"reference": black}, steps=1, canvas=FRAME).latents
+    assert torch.equal(pipe(**clip, reference_mask=alpha, steps=1, canvas=FRAME).latents, expected)
     rgba = np.dstack([clip["reference"], alpha])
-    assert torch.equal(pipe(**clip | {"reference": rgba}, steps=1).latents, expected)
-    assert not torch.equal(pipe(**clip, steps=1).latents, expected)
+    assert torch.equal(pipe(**clip | {"reference": rgba}, steps=1, canvas=FRAME).latents, expected)
+    assert not torch.equal(pipe(**clip, steps=1, canvas=FRAME).latents, expected)
 
 
 def test_the_reference_keeps_its_proportions() -> None:
