@@ -101,7 +101,15 @@ def test_a_canvas_that_follows_the_person_comes_back_to_its_place(larger: int) -
     for index in range(4):
         masks[index, 50:90, 40 + 4 * index : 60 + 4 * index] = 1
     made = conditioned(
-        *load(), frames=4, scene=picture(scene), mask=masks, pose=picture(scene), canvas="person", context=0.2
+        *load(),
+        frames=4,
+        scene=picture(scene),
+        mask=masks,
+        pose=picture(scene),
+        width=64,
+        height=64,
+        canvas="person",
+        context=0.2,
     )
     path = made["canvas"]
     assert path.windows.shape == (4, 4) and made["latent"]["samples"].shape[-2:] == (16, 16)

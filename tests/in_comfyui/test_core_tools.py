@@ -57,7 +57,7 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"self_structural": 1.2, "self_temporal": 1.0, "cross_structural": 1.2, "cross_temporal": 1.0},
         {"self_structural": 1.0, "self_temporal": 3.0, "cross_structural": 1.0, "cross_temporal": 3.0},
     ),
-    "easycache.EasyCacheNode": (EASY | {"reuse_threshold": 0.5}, EASY | {"reuse_threshold": 0.0}),
+    "easycache.EasyCacheNode": (EASY | {"reuse_threshold": 1.0}, EASY | {"reuse_threshold": 0.0}),
     "fresca.FreSca": (
         {"scale_low": 1.0, "scale_high": 1.5, "freq_cutoff": 4},
         {"scale_low": 1.0, "scale_high": 1.0, "freq_cutoff": 4},

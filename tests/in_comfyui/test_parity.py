@@ -178,14 +178,21 @@ def test_animate_before_a_scene_equals_core() -> None:
 
 def test_guidance_tells_the_conditionings_apart() -> None:
     parts = load()
-    model, made = parts[0], conditioned(*parts)
+    model, made = parts[0], conditioned(*parts, width=64, height=64)
     by_scale = [sampled(model, made, cfg=cfg) for cfg in (1.0, 2.0, 4.0)]
     assert not torch.allclose(by_scale[0], by_scale[1], atol=1e-3)
     assert not torch.allclose(by_scale[1], by_scale[2], atol=1e-3)
     pipe = core("anycharv_core.inference.pipeline").Pipeline.from_pretrained("embedded")
     swap = core("anycharv_core.puppets.task").sample_swap(3, 6, 64)
     expected = pipe(
-        swap.reference, swap.driving.frames, swap.driving.mask, swap.pose, steps=2, guidance_scale=2.0, seed=42
+        swap.reference,
+        swap.driving.frames,
+        swap.driving.mask,
+        swap.pose,
+        steps=2,
+        guidance_scale=2.0,
+        seed=42,
+        canvas="frame",
     )
     assert torch.allclose(model.model.process_latent_in(by_scale[1]), expected.latents, atol=1e-3)
 
