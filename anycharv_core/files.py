@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,11 +247,10 @@ def _swapped_in(final: Path | str, target: Path, until_then: Path | None = None)
         # second rename fail, comes back.
         aside = _temporary_name(target, "")
         target.rename(aside)
-        try:
+        with ExitStack() as undo:
+            undo.callback(aside.rename, target)
             temporary.rename(target)
-        except BaseException:
-            aside.rename(target)
-            raise
+            undo.pop_all()
         shutil.rmtree(aside, ignore_errors=True)
 
 

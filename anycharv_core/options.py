@@ -48,22 +48,21 @@ def to_numbers(*counts: int) -> Callable[[str], tuple[float, ...]]:
     return read
 
 
-def to_count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1000):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 1000")
-    return int(text)
+def to_whole(low: int, high: int, span: str) -> Callable[[str], int]:
+    """Reads a whole number; span: how people are told which."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number {span}")
+        return int(text)
+
+    return read
 
 
-def to_crf(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) <= 51):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 51")
-    return int(text)
-
-
-def to_number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10**6):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to a million")
-    return int(text)
+to_count = to_whole(1, 1000, "from 1 to 1000")
+to_crf = to_whole(0, 51, "from 0 to 51")
+to_number = to_whole(1, 10**6, "from 1 to a million")
+to_seed = to_whole(0, 2**63 - 1, "from 0 to 2^63 - 1")
 
 
 def to_rate(text: str) -> float:
@@ -71,12 +70,6 @@ def to_rate(text: str) -> float:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to 1000")
     return value
-
-
-def to_seed(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 2^63 - 1")
-    return int(text)
 
 
 def to_finite(text: str) -> float:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +27,7 @@ from anycharv_core.inference.shortcuts import FAST, fast_steps
 from anycharv_core.jobs.precision import DTYPES
 from anycharv_core.options import to_count, to_number, to_path, to_size
 
-from .versus_official import WINDOW, Release, Result, forget_peak, ours_with, peak, pictures_of
+from .versus_official import WINDOW, Release, Result, apart, forget_peak, ours_with, peak, pictures_of
 
 SHORT = 2  # steps
 # Parts of kernels' names, the first that fits decides.
@@ -93,10 +92,7 @@ def main() -> None:
         seconds[name], results[name] = timed(device, partial(run, whole, steps))
         ratio = seconds["official"] / seconds[name]
         print(f"{name}: whole job {seconds[name]:.1f} s, x{ratio:.2f}, peak {peak(device):.2f} GB", flush=True)
-    (latents, frames), (own, own_frames) = results["official"], results["ours"]
-    difference = (latents - own).abs().max().item() / latents.abs().max().item()
-    levels = np.abs(frames.astype(int) - own_frames).max()
-    print(f"ours against official: latents {difference:.1e} of the largest, pictures {levels} of 255 levels")
+    print(f"ours against official: {apart(results['official'], results['ours'])}")
 
 
 def timed(device: str, work: Callable[[], T]) -> tuple[float, T]:

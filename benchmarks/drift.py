@@ -22,6 +22,7 @@ import numpy as np
 from anycharv_core import Pipeline
 from anycharv_core.bench.drift import Drift, DriftScore
 from anycharv_core.bench.report import markdown, summarise
+from anycharv_core.media.camera import window_around
 from anycharv_core.media.canvas import FRAME
 from anycharv_core.media.imaging import resample
 from anycharv_core.media.masks import mask_box
@@ -29,7 +30,6 @@ from anycharv_core.models.windows import WINDOW
 from anycharv_core.puppets.task import Swap, sample_swap
 
 SHOT = 121  # frames that are rendered; there and back again are 240
-MARGIN = 0.1  # of the longer side of the character's box, around it in a reference that is cut out
 
 Method = Callable[[Pipeline, Swap, list[int]], Iterator[np.ndarray]]
 
@@ -73,10 +73,7 @@ def _made(pipe: Pipeline, reference: np.ndarray, swap: Swap, shown: list[int]) -
 
 def _cut_out(frame: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
     """A reference uint8 [side, side, 4] of the character in a frame, as large in it as the shot's own is."""
-    x0, y0, x1, y1 = mask_box(mask) or (0, 0, mask.shape[1], mask.shape[0])
-    half = (0.5 + MARGIN) * max(x1 - x0, y1 - y0)
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    part = x - half, y - half, x + half, y + half
+    part = window_around(mask_box(mask) or (0, 0, mask.shape[1], mask.shape[0]), (side, side))
     return np.dstack([resample(picture, part, (side, side)) for picture in (frame, mask)])
 
 

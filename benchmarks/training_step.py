@@ -21,7 +21,8 @@ import torch
 
 from anycharv_core.device import device_name, has_bf16
 from training import networks
-from training.config import Config, Phase, read_config
+from training.config import Config, Phase
+from training.config_file import read_config
 from training.loop import new_optimizer
 from training.speed import keep_freed_memory
 from training.trainee import new_trainee

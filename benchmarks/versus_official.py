@@ -284,6 +284,14 @@ def pictures_of(size: tuple[int, int], frames: int) -> dict[str, Any]:
     return {"reference": noise[0], "scene": noise[1 : frames + 1], "mask": mask, "pose": noise[frames + 1 :]}
 
 
+def apart(official: Result, ours: Result) -> str:
+    """How far two results are from each other at most."""
+    (latents, frames), (own_latents, own_frames) = official, ours
+    share = (latents - own_latents).abs().max().item() / latents.abs().max().item()
+    levels = np.abs(frames.astype(int) - own_frames).max()
+    return f"latents {share:.1e} of the largest value, pictures {levels} of 255 levels"
+
+
 def forget_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -342,12 +350,9 @@ def main() -> None:
     for name, median in medians.items():
         spread = f"{min(seconds[name]):.1f} to {max(seconds[name]):.1f}"
         print(f"{name:>9}: {median:.1f} s ({spread}), CPU {worked_for[name]:.1f} s, peak {most[name]:.2f} GB")
-    (latents, frames), (own_latents, own_frames) = results["official"], results["ours"]
-    difference = (latents - own_latents).abs().max().item() / latents.abs().max().item()
-    levels = np.abs(frames.astype(int) - own_frames).max()
     ratio, cpu_ratio = (of["official"] / of["ours"] for of in (medians, worked_for))
     print(f"ratio {ratio:.2f}, of CPU seconds {cpu_ratio:.2f}")
-    print(f"largest difference: latents {difference:.1e} of the largest value, pictures {levels} of 255 levels")
+    print(f"largest difference: {apart(results['official'], results['ours'])}")
 
 
 if __name__ == "__main__":

@@ -21,17 +21,20 @@ from ..anycharv_core.media.video_write import CRF, VideoWriter
 from ..anycharv_core.preprocess.retarget import rescale
 from .backend import ComfyBackend, node_size
 from .dwpose import open_poser, pose_model_files
-from .pictures import image_uint8
+from .pictures import digest, first_of, image_uint8
+from .pose import given_poses
 from .prepare import choose, find, first_input, pose_model_input, who_input
 from .preview import write_shown
-from .replace import NETWORKS, crf_input, digest, first_of, given_poses, resume_input
 from .resume import unfinished
 from .types import (
     CATEGORY,
+    NETWORKS,
     PoseKeypoint,
-    ReferenceNetType,
     cfg_input,
+    crf_input,
+    network_inputs,
     recipe_input,
+    resume_input,
     seed_input,
     size_inputs,
     steps_input,
@@ -61,10 +64,7 @@ class AnyCharVAnimateCharacter(io.ComfyNode):
             essentials_category="Video Tools",
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
-                io.Model.Input("model", tooltip="A model of Animate Anyone from AnyCharV Loader."),
-                ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
-                io.Vae.Input("vae", tooltip="The VAE the model works with."),
-                io.ClipVision.Input("clip_vision", tooltip="The image encoder the model was trained with."),
+                *network_inputs("A model of Animate Anyone from AnyCharV Loader."),
                 io.Image.Input("reference", tooltip="One picture of the character in its scene, best whole-body."),
                 io.Video.Input("video", tooltip="The driving video, whose motion, times and sound are taken."),
                 steps_input(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from typing import Any
 
 import comfy.model_management
@@ -153,6 +154,20 @@ def same_length(count: int, **others: np.ndarray) -> list[np.ndarray]:
                 f"The scene has {count} frames but {name} has {len(frames)}; give as many, or one for all."
             )
     return [np.broadcast_to(f, (count, *f.shape[1:])) for f in others.values()]
+
+
+def first_of(given: Any, count: int) -> Any:
+    """What is given for the first `count` frames, 0 = all; what is given once is for all."""
+    several = isinstance(given, (list, Tensor)) and len(given) > 1
+    return given[:count] if several and count else given
+
+
+def digest(frames: Iterable[np.ndarray]) -> bytes:
+    """Tells frames from others."""
+    made = sha256()
+    for frame in frames:
+        made.update(frame.tobytes())
+    return made.digest()
 
 
 def frame_progress(total: int) -> Callable[[int], None]:

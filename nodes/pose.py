@@ -12,10 +12,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.skeletons import PictureSkeletons, PointSkeletons, Skeletons
+from ..anycharv_core.media.frames import Source
 from ..anycharv_core.media.pose import Poses, parse_poses, person_in_mask
 from ..anycharv_core.media.pose_drawing import draw_poses
+from ..anycharv_core.media.video_read import VideoInfo
 from ..anycharv_core.preprocess.retarget import rescale, retarget
-from .pictures import image_tensor, masks_uint8, same_length
+from .pictures import image_tensor, image_uint8, masks_uint8, rgb_frames, same_length
 from .types import CATEGORY, PoseKeypoint
 
 PLACES = ["the person's", "the character's", "the character's, stretched"]
@@ -133,3 +136,16 @@ def parsed_poses(keypoints: Any) -> Poses:
     if keypoints is None or keypoints in ([], [None]):
         raise UserError("keypoints has no frames; wire in what DWPose or SDPose found.")
     return parse_poses(keypoints, name="keypoints")
+
+
+def given_poses(pose: Any, info: VideoInfo) -> Skeletons:
+    """The skeletons of a video, wired in as keypoints or as pictures. Raises UserError for another number than its
+    frames."""
+    given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
+    if isinstance(given, Tensor):
+        image_uint8(given[:1], "pose")
+    if len(given) != info.frames:
+        raise UserError(f"The video has {info.frames} frames but pose has {len(given)}; give as many of both.")
+    if isinstance(given, Tensor):
+        return PictureSkeletons(Source("pose", rgb_frames(given, "pose"), 3))
+    return PointSkeletons(given)

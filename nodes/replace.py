@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
-from hashlib import sha256
 from itertools import islice
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..anycharv_core.inference.phases import Phases
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.reference import refer
 from ..anycharv_core.inference.shortcuts import FAST, NONE, check_shortcuts, fast_steps
-from ..anycharv_core.inference.skeletons import PictureSkeletons, PointSkeletons, Skeletons
+from ..anycharv_core.inference.skeletons import PointSkeletons, Skeletons
 from ..anycharv_core.jobs.prepared import PreparedPerson
 from ..anycharv_core.media.camera import CONTEXT
 from ..anycharv_core.media.canvas import AUTO, CanvasPath
@@ -28,32 +27,42 @@ from ..anycharv_core.media.frames import Reopened, Source, eight_bit
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks, mask_box
 from ..anycharv_core.media.video_read import VideoInfo
-from ..anycharv_core.media.video_write import CRF, WORST_CRF, VideoWriter
+from ..anycharv_core.media.video_write import CRF, VideoWriter
 from ..anycharv_core.preprocess.person import poses_inside
 from ..anycharv_core.preprocess.shots import find_cuts
 from ..anycharv_core.systems.recipes import Recipe
 from .backend import ComfyBackend, node_size
-from .pictures import frame_boxes, image_uint8, mask_fitter, masks_uint8, reference_mask_uint8, rgb_frames
-from .pose import parsed_poses
+from .pictures import (
+    digest,
+    first_of,
+    frame_boxes,
+    image_uint8,
+    mask_fitter,
+    masks_uint8,
+    reference_mask_uint8,
+    rgb_frames,
+)
+from .pose import given_poses, parsed_poses
 from .prepare import choose, cut_out, find, first_input, model_inputs, who_input
 from .preview import Overlay, write_shown
 from .resume import unfinished
 from .types import (
     CATEGORY,
+    NETWORKS,
     PoseKeypoint,
     PreparedType,
-    ReferenceNetType,
     canvas_input,
     cfg_input,
     context_input,
+    crf_input,
+    network_inputs,
     recipe_input,
+    resume_input,
     seed_input,
     size_inputs,
     steps_input,
 )
 from .video import OpenedVideo, new_video, opened, temporary_folder
-
-NETWORKS = ("model", "reference_net", "vae", "clip_vision")
 
 
 class AnyCharVReplaceCharacter(io.ComfyNode):
@@ -82,10 +91,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             essentials_category="Video Tools",
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
-                io.Model.Input("model", tooltip="From AnyCharV Loader, with or without LoRAs."),
-                ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
-                io.Vae.Input("vae", tooltip="The VAE the model works with."),
-                io.ClipVision.Input("clip_vision", tooltip="The image encoder the model was trained with."),
+                *network_inputs("From AnyCharV Loader, with or without LoRAs."),
                 io.Video.Input("video", tooltip="The driving video."),
                 io.Image.Input("reference", tooltip="One picture of the character; alpha removes its background."),
                 io.MultiType.Input(
@@ -263,28 +269,6 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 
-def crf_input() -> io.Int.Input:
-    return io.Int.Input(
-        "crf",
-        default=CRF,
-        min=0,
-        max=WORST_CRF,
-        optional=True,
-        tooltip="Quality of the H.264 video: 0 is best, 17 shows no difference, 51 is worst.",
-    )
-
-
-def resume_input() -> io.Boolean.Input:
-    return io.Boolean.Input(
-        "resume",
-        default=True,
-        optional=True,
-        advanced=True,
-        tooltip="Go on after the last finished step where a run of the same inputs was interrupted; off starts "
-        "over.",
-    )
-
-
 @dataclass(frozen=True)
 class _Replaced:
     """Somebody to replace: masks uint8 [H, W] of every frame, which can be read again, skeletons, and what tells
@@ -347,20 +331,6 @@ def _of_prepared(prepared: list[PreparedPerson], info: VideoInfo, other: bool, c
     return made
 
 
-def first_of(given: Any, count: int) -> Any:
-    """What is given for the first `count` frames, 0 = all; what is given once is for all."""
-    several = isinstance(given, (list, Tensor)) and len(given) > 1
-    return given[:count] if several and count else given
-
-
-def digest(frames: Iterable[np.ndarray]) -> bytes:
-    """Tells frames from others."""
-    made = sha256()
-    for frame in frames:
-        made.update(frame.tobytes())
-    return made.digest()
-
-
 def _digest_of(pose: Any) -> bytes:
     return digest(rgb_frames(pose, "pose") if isinstance(pose, Tensor) else parsed_poses(pose).people)
 
@@ -386,14 +356,3 @@ def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
     if len(mask) == 1:
         return [fit(single)] * info.frames
     return Reopened(lambda: (fit(masks_uint8(mask[i : i + 1], "mask")[0]) for i in range(info.frames)))
-
-
-def given_poses(pose: Any, info: VideoInfo) -> Skeletons:
-    given = pose if isinstance(pose, Tensor) else parsed_poses(pose)
-    if isinstance(given, Tensor):
-        image_uint8(given[:1], "pose")
-    if len(given) != info.frames:
-        raise UserError(f"The video has {info.frames} frames but pose has {len(given)}; give as many of both.")
-    if isinstance(given, Tensor):
-        return PictureSkeletons(Source("pose", rgb_frames(given, "pose"), 3))
-    return PointSkeletons(given)

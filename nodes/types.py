@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..anycharv_core.media.camera import CONTEXT
 from ..anycharv_core.media.canvas import CHOICES
+from ..anycharv_core.media.video_write import CRF, WORST_CRF
 
 CATEGORY = "AnyCharV"
 RECIPE_NAMES = ["default", "official"]
@@ -15,6 +16,18 @@ ReferenceType = io.Custom("ANYCHARV_REFERENCE")
 PoseKeypoint = io.Custom("POSE_KEYPOINT")
 CanvasType = io.Custom("ANYCHARV_CANVAS")
 PreparedType = io.Custom("ANYCHARV_PREPARED")  # a list of `PreparedPerson`
+
+NETWORKS = ("model", "reference_net", "vae", "clip_vision")
+
+
+def network_inputs(model: str) -> list[io.Input]:
+    """Of a node that does the whole job: what `NETWORKS` names. model: the tooltip of the first."""
+    return [
+        io.Model.Input("model", tooltip=model),
+        ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
+        io.Vae.Input("vae", tooltip="The VAE the model works with."),
+        io.ClipVision.Input("clip_vision", tooltip="The image encoder the model was trained with."),
+    ]
 
 
 def recipe_input(tooltip: str) -> io.Combo.Input:
@@ -92,4 +105,26 @@ def context_input() -> io.Float.Input:
         advanced=True,
         tooltip="What a canvas that follows the person sees around the mask, as a fraction of the longer side of "
         "its box.",
+    )
+
+
+def crf_input() -> io.Int.Input:
+    return io.Int.Input(
+        "crf",
+        default=CRF,
+        min=0,
+        max=WORST_CRF,
+        optional=True,
+        tooltip="Quality of the H.264 video: 0 is best, 17 shows no difference, 51 is worst.",
+    )
+
+
+def resume_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "resume",
+        default=True,
+        optional=True,
+        advanced=True,
+        tooltip="Go on after the last finished step where a run of the same inputs was interrupted; off starts "
+        "over.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.media.colour import check_transfer
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
-from .pictures import rgb_frames
+from .pictures import digest, rgb_frames
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,8 @@ def _in_memory(video: Any, first: int, saved: Path) -> OpenedVideo:
         Components = Types.VideoComponents
         InputImpl.VideoFromComponents(Components(images=images, audio=audio, frame_rate=rate)).save_to(str(saved))
     frames = _interruptible(rgb_frames(images, "video"))
-    digest = hashlib.sha256()
-    for frame in frames:
-        digest.update(frame.tobytes())
     info = _info_of_pictures(images, rate)
-    return OpenedVideo(info, frames, frames, str(saved) if audio else None, (digest.digest(), images.shape))
+    return OpenedVideo(info, frames, frames, str(saved) if audio else None, (digest(frames), images.shape))
 
 
 def _in_file(video: Any, source: str, first: int, saved: Path) -> OpenedVideo:

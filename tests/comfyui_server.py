@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,10 @@ class Server:
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT)
         self.client = secrets.token_hex(8)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.stop)
             self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
 
     def _wait_until_ready(self, seconds: float = 300) -> None:
         end = time.monotonic() + seconds

@@ -11,7 +11,7 @@ from tiny_training import PHASE, recipe, write
 from training_runs import own_precision as own_precision
 
 from training import ablate
-from training.config import read_config
+from training.config_file import read_config
 
 
 def small() -> dict:

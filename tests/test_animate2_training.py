@@ -22,7 +22,8 @@ from anycharv_core.media.pose import POINTS, Poses
 from anycharv_core.systems import system_of
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 from training import objective
-from training.config import Data, Init, Objective, data_facts, parse, read_config
+from training.config import Data, Init, Objective, data_facts
+from training.config_file import parse, read_config
 from training.data.conditions import given_masks, on_background
 from training.data.puppets import PuppetClips
 from training.data.scaling import anchors

@@ -22,7 +22,8 @@ from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod
 from anycharv_core.systems import read_checkpoint, system_of
 from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
 from training import networks
-from training.config import Init, Objective, read_config
+from training.config import Init, Objective
+from training.config_file import read_config
 from training.objective import clip_generator, draw, min_snr_weight
 from training.start.initialise import initialise
 from training.train import main

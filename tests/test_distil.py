@@ -18,7 +18,8 @@ from training_runs import own_precision as own_precision
 from anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from anycharv_core.systems import read_checkpoint
 from training import networks
-from training.config import Distil, Lora, Objective, Phase, parse
+from training.config import Distil, Lora, Objective, Phase
+from training.config_file import parse
 from training.distil import needed, teacher_path
 from training.lora import without_lora
 from training.train import main

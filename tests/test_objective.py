@@ -11,7 +11,8 @@ from training_runs import own_precision as own_precision
 
 from anycharv_core.models.schedule import alphas_cumprod
 from training import networks, objective
-from training.config import Objective, parse, read_config
+from training.config import Objective
+from training.config_file import parse, read_config
 from training.objective import clip_generator, draw, min_snr_weight
 from training.trainee import Trainee, choose_trained, trained_parameters
 

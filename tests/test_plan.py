@@ -9,7 +9,7 @@ import torch
 from tiny_training import PHASE, recipe, write
 
 from anycharv_core.checkpoints.networks import untrained
-from training.config import read_config
+from training.config_file import read_config
 from training.plan import known_configs, missing_files
 from training.train import main
 

@@ -23,7 +23,8 @@ from waiting import PATIENCE
 
 from anycharv_core import Pipeline
 from training import checkpoints, objective, speed
-from training.config import Objective, Phase, parse, read_config
+from training.config import Objective, Phase
+from training.config_file import parse, read_config
 from training.ema import Ema
 from training.loop import rate
 from training.train import main

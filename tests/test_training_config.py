@@ -11,7 +11,8 @@ import yaml
 from tiny_training import RECIPES, long_recipe, recipe, write
 
 from anycharv_core.errors import UserError
-from training.config import Lora, Pairs, Phase, Validate, parse, read_config
+from training.config import Lora, Pairs, Phase, Validate
+from training.config_file import parse, read_config
 from training.sections import plain
 from training.train import main
 from training.trainee import TRAINABLE

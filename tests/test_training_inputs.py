@@ -17,7 +17,8 @@ from tiny_training import NETWORKS, RECIPES, long_recipe, recipe
 
 from anycharv_core.errors import UserError
 from training import checkpoints, networks
-from training.config import Config, Data, parse, read_config
+from training.config import Config, Data
+from training.config_file import parse, read_config
 from training.data.pairs import PairClips, png, read_pairs
 from training.data.shards import MANIFEST, QUARANTINE, open_shards, read_lines, write_lines, write_tar
 from training.data.sources import open_dataset

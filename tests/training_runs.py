@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from tiny_training import recipe, write
 
 from training import networks
-from training.config import Objective, Phase, parse
+from training.config import Objective, Phase
+from training.config_file import parse
 from training.train import main
 from training.trainee import Trainee, choose_trained, trained_parameters
 

@@ -31,7 +31,8 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import commands, networks, plan
 from training.codec import DecoderTrainee, fit_codec
-from training.config import Config, Phase, data_facts, read_config
+from training.config import Config, Phase, data_facts
+from training.config_file import read_config
 from training.data.cache import EncodedClips, cache_name, fill, identity
 from training.data.samples import Samples, batches
 from training.data.shards import read_lines

@@ -51,16 +51,17 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
     Raises UserError for anything the user can put right.
     """
     device = pick_device(job.device)
-    given = None if job.score is None else read_setup(job.score)
+    peer = None if job.score is None else (job.score, read_setup(job.score))
     make_folder(job.out)
     check_places((job.out / name for name in ("puppets.json", "puppets.md", "sheet.png")), ())
     lpips = load_lpips(job.lpips_weights, device)
-    if job.score is not None and given is not None:
-        setup = given
+    elsewhere: tuple[str, ...] = ()
+    if peer is not None:
+        folder, setup = peer
         if job.task not in (None, setup.task):
-            raise UserError(f"{job.score} is of the task '{setup.task}', not '{job.task}'; leave --task out.")
-        methods = references(setup.task)
-        methods[job.score.resolve().name] = of_folder(job.score)
+            raise UserError(f"{folder} is of the task '{setup.task}', not '{job.task}'; leave --task out.")
+        name = folder.resolve().name
+        methods, elsewhere = references(setup.task) | {name: of_folder(folder)}, (name,)
     else:
         precision = precision_for(job.dtype, job.model, job.vae, job.image_encoder, device)
         pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, precision.dtype)
@@ -74,7 +75,6 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
         methods |= _model(job, pipe)
-    elsewhere = () if job.score is None else (job.score.resolve().name,)
     report, rows = measure(methods, setup, lpips, progress, elsewhere)
     report["versions"] = versions()
     return report, publish(job.out, report, rows, methods)

@@ -17,6 +17,7 @@ from ..bench.report import make_folder
 from ..bench.tasks import Setup, Task, tasks
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
+from ..media.camera import window_around
 from ..media.imaging import resample
 from ..media.masks import mask_box
 from ..media.sheet import sheet
@@ -25,7 +26,6 @@ from ..media.video_write import VideoWriter
 FRAMES = 24
 RATE = Fraction(12)
 SHOWN = 256  # pixels a side of a picture in the video and on the sheet
-CLOSE = 0.6  # of the longer side of the characters' box, from its centre to the edge of a close picture
 
 Part = tuple[float, float, float, float]
 
@@ -86,9 +86,8 @@ def _sheet_row(task: Task, made: np.ndarray) -> list[np.ndarray]:
     """The frame that shows most of the characters, whole and close."""
     region = task.given.region
     moment = int(region.sum(axis=(1, 2)).argmax())
-    left, top, right, bottom = mask_box(region[moment]) or (0, 0, *region.shape[:0:-1])
-    x, y, half = (left + right) / 2, (top + bottom) / 2, CLOSE * max(right - left, bottom - top)
-    close = _side_by_side(task, made, moment, (x - half, y - half, x + half, y + half))
+    box = mask_box(region[moment]) or (0, 0, *region.shape[:0:-1])
+    close = _side_by_side(task, made, moment, window_around(box, (SHOWN, SHOWN)))
     return [*_side_by_side(task, made, moment), *close[1:]]
 
 

@@ -103,13 +103,13 @@ def work(out: Path, decides: Mapping[str, str], fresh: bool) -> Iterator[Work]:
             if not ours:
                 raise UserError(f"Another process is making {out}; wait for it, or choose another output.")
             state = Work(place, dict(decides), fresh)
+            finished = False
             try:
                 yield state
-            except BaseException:
-                if not state.people:
+                finished = True
+            finally:
+                if finished or not state.people:
                     state.remove()
-                raise
-            state.remove()
     finally:
         if ours:
             with suppress(OSError):

@@ -2,7 +2,7 @@
 
 from .character import Character, Proportions, sample_character
 from .motion import Motion, sample_motion
-from .render import Clip, render, render_reference, studio
+from .render import Clip, render, render_reference
 from .scene import Scene, sample_scene
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "sample_character",
     "sample_motion",
     "sample_scene",
-    "studio",
 ]

@@ -15,12 +15,13 @@ import numpy as np
 from ..media.imaging import Size
 from ..media.masks import block_masks, box_masks
 from ..media.pose import Poses
+from ..opencv import cv2
 from .bold import CLOTH, sample_bold_character
 from .character import Character
 from .interact import ACTS, Act, grown, sample_act
 from .motion import depth_twin
-from .render import Clip, Parts, render, render_reference
-from .task import Swap, copy_driving, pasted_reference, pose_pictures
+from .render import Clip, Parts, render
+from .task import Swap, copy_driving, pasted_reference, swap_of
 
 GROWTH = 1.2  # of a truth that its mask does not cover
 THIN, FAT = (0.8, 1.3)  # of a driver's limbs
@@ -122,9 +123,8 @@ def contact_region(parts: Parts) -> np.ndarray:
 
 
 def _spread(region: np.ndarray) -> np.ndarray:
-    padded = np.pad(region, ((0, 0), (2, 2), (2, 2)))
-    height, width = region.shape[1:]
-    return np.logical_or.reduce([padded[:, y : y + height, x : x + width] for y in range(5) for x in range(5)])
+    square = np.ones((5, 5), np.uint8)
+    return np.stack([cv2.dilate(frame.astype(np.uint8), square) for frame in region]) > 0
 
 
 def _parts(clip: Clip) -> Parts:
@@ -152,14 +152,8 @@ def _task(seed: int, act: Act, other: Character, size: Size, split: str, flow: b
         return render(character, act.motion, act.scene, size, flow, parts=True)
 
     driving, truth = shown(act.character), shown(act.performed_by(other))
-    rgb, alpha = render_reference(other, seed, size, split)
     return Interaction(
-        reference=np.dstack([rgb, alpha]),
-        driving=driving,
-        truth=truth,
-        pose=pose_pictures(driving.poses(), size),
-        box=box_masks(driving.mask),
-        character=other,
+        **vars(swap_of(driving, truth, other, seed, size, split)),
         mask=_parts(driving).body,
         acted=driving,
         emptied=truth.frames if act.character.held == "none" else shown(other).frames,

@@ -77,6 +77,11 @@ def _swap(
     scene = world.scene(seed, split)
     camera = None if context is None else following_camera(driver, motion, scene, size, context)
     driving, truth = (render(c, motion, scene, size, flow, camera) for c in (driver, other))
+    return swap_of(driving, truth, other, seed, size, split)
+
+
+def swap_of(driving: Clip, truth: Clip, other: Character, seed: int, size: Size, split: str) -> Swap:
+    """The task of making `truth`, in which the character `other` is, of `driving`. seed: of the reference."""
     rgb, alpha = render_reference(other, seed, size, split)
     return Swap(
         reference=np.dstack([rgb, alpha]),

@@ -34,7 +34,8 @@ from anycharv_core.media.video_write import write_masks
 from anycharv_core.preprocess.dwpose import DWPose
 from anycharv_core.preprocess.sam2 import load_model
 from anycharv_core.systems import ANIMATE_ANYONE, read_checkpoint, write_folder
-from training.config import Data, read_config
+from training.config import Data
+from training.config_file import read_config
 from training.data.pairs import PairClips, facts, png
 from training.data.shard_clips import ShardClips
 from training.data.shards import join_tars, write_tar

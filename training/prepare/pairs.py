@@ -34,7 +34,8 @@ from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.media.canvas import FRAME
 from anycharv_core.models import DenoisingUNet
 from training import commands
-from training.config import Config, Data, Pairs, data_facts, read_config
+from training.config import Config, Data, Pairs, data_facts
+from training.config_file import read_config
 from training.data.pairs import HEADER, facts, png, read_indices
 from training.data.samples import positions
 from training.data.shards import write_tar
