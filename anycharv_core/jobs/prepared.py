@@ -23,7 +23,7 @@ from ..preprocess.person import BOXES, MASKS
 from ..preprocess.tracking import Track
 
 POSES, REPORT = "pose.json", "report.json"
-OBJECTS, DEPTH = "objects.mkv", "depth.mkv"
+OBJECT_MASKS, DEPTH_PICTURES = "objects.mkv", "depth.mkv"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ..preprocess.segment import Segmenter
 from ..preprocess.smoothing import smooth_poses
 from ..preprocess.tracking import Track
 from .inputs import mask_frames, read_reference
-from .prepared import DEPTH, OBJECTS, PreparedPerson, write_prepared
+from .prepared import DEPTH_PICTURES, OBJECT_MASKS, PreparedPerson, write_prepared
 from .reference_pose import reference_pose
 
 Progress = Callable[[str, int, int], None]
@@ -196,10 +196,10 @@ def _objects(job: PreprocessJob, found: FoundPeople, progress: Progress | None) 
         streams = zip(*map(followed, job.objects), strict=True)
         masks: Iterable[np.ndarray] = map(np.maximum.reduce, streams)
         masks = _counted(masks, lambda done: progress("objects", done, count)) if progress else masks
-        write_masks(folder / OBJECTS, masks, found.timestamps, found.time_base)
+        write_masks(folder / OBJECT_MASKS, masks, found.timestamps, found.time_base)
 
     key = content_key(found.key, *_sources(Path(segmenter)), segmenter, job.objects, found.findings.cuts)
-    return cached("objects", key, make) / OBJECTS
+    return cached("objects", key, make) / OBJECT_MASKS
 
 
 def _depth(job: PreprocessJob, found: FoundPeople, person: PreparedPerson, progress: Progress | None) -> Path:
@@ -211,10 +211,10 @@ def _depth(job: PreprocessJob, found: FoundPeople, person: PreparedPerson, progr
         frames: Iterable[np.ndarray] = read_frames(job.video)
         frames = _counted(frames, lambda done: progress("depth", done, count)) if progress else frames
         pictures = depth_pictures(estimator, frames, person.masks)
-        write_masks(folder / DEPTH, pictures, found.timestamps, found.time_base)
+        write_masks(folder / DEPTH_PICTURES, pictures, found.timestamps, found.time_base)
 
     key = content_key(found.key, *_sources(Path(job.depth_model)), job.depth_model, person.folder / MASKS)
-    return cached("depth", key, make) / DEPTH
+    return cached("depth", key, make) / DEPTH_PICTURES
 
 
 def _sources(path: Path) -> tuple[object, ...]:
