@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from shard_files import write_folder
 from tiny_training import recipe, write
 from training_runs import own_precision as own_precision
@@ -75,3 +77,14 @@ def test_a_torn_file_is_encoded_again(tmp_path: Path, caplog: pytest.LogCaptureF
     assert [record.getMessage() for record in caplog.records if record.name == "training.data.cache"] == [
         f"{files[0]} is torn, so it is made again."
     ]
+
+
+def test_encodings_in_memory_train_what_those_in_files_do(tmp_path: Path) -> None:
+    weights = []
+    for resident in (False, True):
+        config = recipe(steps=3, cache={"variants": 2, "resident": resident})
+        out = tmp_path / str(resident)
+        assert main([str(write(tmp_path, config)), "--out", str(out), "--cpu"]) == 0
+        weights.append(load_file(out / "compose" / "weights.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

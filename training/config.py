@@ -138,9 +138,14 @@ class Validate:
 
 @dataclass(frozen=True)
 class Cache:
-    """Encodes each clip once, in `variants` augmentations that return every `variants` epochs; 0 is off."""
+    """Encodes each clip once, in `variants` augmentations that return every `variants` epochs; 0 is off.
+
+    resident: all of them lie in the memory of the device that trains; small networks on a card would wait for
+    files.
+    """
 
     variants: Count = 0
+    resident: bool = False
 
 
 @dataclass(frozen=True)

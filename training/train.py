@@ -33,7 +33,7 @@ from training import commands, networks, plan
 from training.codec import DecoderTrainee, fit_codec
 from training.config import Config, Phase, data_facts
 from training.config_file import read_config
-from training.data.cache import EncodedClips, cache_name, fill, identity
+from training.data.cache import EncodedClips, ResidentClips, cache_name, fill, identity
 from training.data.samples import Samples, batches
 from training.data.shards import read_lines
 from training.data.sources import open_dataset
@@ -141,7 +141,7 @@ def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Samples,
     stream = batches(config.seed, buckets, micro, 0, phase.steps * phase.accumulate)
     wanted = {(index, epoch % variants) for batch in stream for index, epoch in batch}
     fill(accelerator, trainee.encode, clips, wanted, config.engine.workers, run.stop)
-    return clips
+    return ResidentClips(clips, wanted, accelerator.device) if phase.cache.resident else clips
 
 
 def make_phase_pairs(run: Run, name: str) -> None:

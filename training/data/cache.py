@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,14 +61,47 @@ class EncodedClips(Dataset):
         return True
 
     def __getitem__(self, sample: Sample) -> dict[str, Tensor]:
+        return _floats(self.stored(sample))
+
+    def stored(self, sample: Sample) -> dict[str, Tensor]:
+        """The sample as its file holds it."""
         path = self.path(sample)
         try:
-            stored = load_file(path)
+            return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path} is torn or missing ({error}): run the same command, which makes it again."
             ) from None
-        return {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
+
+
+class ResidentClips:
+    """The encodings of `wanted`, all in the memory of `device`, as half precision: batches are picked there."""
+
+    def __init__(self, clips: EncodedClips, wanted: Collection[Sample], device: torch.device):
+        self.clips = clips
+        samples = sorted(wanted)
+        self._row = {sample: row for row, sample in enumerate(samples)}
+        with ThreadPoolExecutor() as pool:
+            files = pool.map(clips.stored, samples)
+            first = next(files)
+            self._all = {
+                name: value.new_empty((len(samples), *value.shape), device=device) for name, value in first.items()
+            }
+            for row, stored in enumerate(chain([first], files)):
+                for name, value in stored.items():
+                    self._all[name][row] = value.to(device, non_blocking=True)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, sample: Sample) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.batch([sample]).items()}
+
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The encodings [B, ...] of the samples, on the device."""
+        rows = [self._row[index, epoch % self.clips.variants] for index, epoch in samples]
+        chosen = {name: value[rows] for name, value in self._all.items()}
+        return _floats(chosen)
 
 
 def fill(
@@ -130,6 +165,10 @@ def identity(data: Data) -> str:
     elif data.source == "pairs":
         rows = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def _stored(value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import bisect
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, sample: Sample, /) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class Resident(Samples, Protocol):
+    """Samples that lie in memory and come as whole batches [B, ...]."""
+
+    def batch(self, samples: Sequence[Sample], /) -> dict[str, Tensor]: ...
 
 
 PREFETCH = 2  # batches a worker prepares ahead: a clip of 24 frames at 576 x 1024 has 100 MB
@@ -112,6 +119,8 @@ def loader(
     order = (
         [(sample, number * batch + place) for place, sample in enumerate(whole)][own] for number, whole in numbered
     )
+    if isinstance(dataset, Resident):
+        return (_picked(dataset, places) for places in order)
     return _load(
         DataLoader(
             _Placed(dataset),
@@ -125,6 +134,13 @@ def loader(
             generator=torch.Generator(),  # else the loader draws from torch's global one
         )
     )
+
+
+def _picked(dataset: Resident, places: Sequence[tuple[Sample, int]]) -> dict[str, Tensor]:
+    samples, numbers = zip(*places, strict=True)
+    index, epoch = zip(*samples, strict=True)
+    counters = {"position": numbers, "index": index, "epoch": epoch}
+    return dataset.batch(samples) | {name: torch.tensor(values) for name, values in counters.items()}
 
 
 def _load(source: DataLoader) -> Iterator[dict[str, Tensor]]:
