@@ -28,7 +28,24 @@ FIXED_SETTINGS = {
 # The same of spatial blending: one gate for all channels, of a 3 x 3 convolution.
 FIXED_BLENDING = {"channels": 1, "kernel": 3}
 ALL_BLOCKS, MID_UP = REFERENCE_BLOCKS = ("all", "mid_up")
+PATCH = 2  # latents, and latent pixels along either side, of one token of a DiT
 HEAD_WIDTH = 32  # channels of one head of the depth modulation, and its normalisation's groups
+
+# Settings that would change the arithmetic, with the value that CogVideoX1.5 has and these networks implement.
+FIXED_DIT = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "dropout": 0.0,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_elementwise_affine": True,
+    "norm_eps": 1e-5,
+    "patch_size": PATCH,
+    "temporal_compression_ratio": 4,
+    "timestep_activation_fn": "silu",
+    "use_learned_positional_embeddings": False,
+    "use_rotary_positional_embeddings": True,
+}
 
 
 @dataclass(frozen=True)
@@ -163,6 +180,59 @@ class ObjectGuiderConfig:
         """
         given = Fields(config, name)
         return cls(given.whole("latent_channels"), given.wholes("block_out_channels"))
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of the transformer; positions: the rows or columns of tokens that it has positions for."""
+
+    heads: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+    layers: int
+    time_dim: int
+    text_dim: int
+    text_length: int
+    positions: int
+
+    @property
+    def dim(self) -> int:
+        """The width of a token."""
+        return self.heads * self.head_dim
+
+    @classmethod
+    def from_dict(cls, config: Any, name: str = "config.json") -> DiTConfig:
+        """Reads diffusers' transformer/config.json, called `name` in messages.
+
+        Raises UserError where a setting is missing, is not of its type, or is another model's.
+        """
+        given = Fields(config, name)
+        if not given.has("patch_size_t") or not given.has("ofs_embed_dim"):
+            raise UserError(
+                f"{name} is of another CogVideoX, such as CogVideoX-5b-I2V: give that of CogVideoX1.5-5B-I2V, "
+                "which alone AnimateAnywhere is built on."
+            )
+        given.check_fixed(FIXED_DIT | {"patch_size_t": PATCH})
+        made = cls(
+            heads=given.whole("num_attention_heads"),
+            head_dim=given.whole("attention_head_dim"),
+            in_channels=given.whole("in_channels"),
+            out_channels=given.whole("out_channels"),
+            layers=given.whole("num_layers"),
+            time_dim=given.whole("time_embed_dim"),
+            text_dim=given.whole("text_embed_dim"),
+            text_length=given.whole("max_text_seq_length", 226),
+            positions=max(given.whole("sample_height"), given.whole("sample_width")) // PATCH,
+        )
+        given.check_divides("attention_head_dim", [made.head_dim], [16])
+        if made.in_channels != 2 * made.out_channels or given.whole("ofs_embed_dim") != made.time_dim:
+            raise UserError(
+                f"{name} has in_channels {made.in_channels}, out_channels {made.out_channels}, time_embed_dim "
+                f"{made.time_dim} and ofs_embed_dim {config['ofs_embed_dim']}, but an image-to-video model takes "
+                "twice the channels it gives, and its embeddings are equally wide: give another config."
+            )
+        return made
 
 
 def _motion(given: Fields) -> MotionConfig:

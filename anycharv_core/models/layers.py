@@ -63,10 +63,10 @@ def timestep_embedding(t: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: f
 
 
 class TimestepEmbedding(nn.Module):
-    def __init__(self, dim: int, operations: Any, **factory: Any):
+    def __init__(self, dim: int, width: int, operations: Any, **factory: Any):
         super().__init__()
-        self.linear_1 = operations.Linear(dim, 4 * dim, **factory)
-        self.linear_2 = operations.Linear(4 * dim, 4 * dim, **factory)
+        self.linear_1 = operations.Linear(dim, width, **factory)
+        self.linear_2 = operations.Linear(width, width, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -151,17 +151,32 @@ class Attention(nn.Module):
         if len(q) != len(k):
             plain_rows *= len(q) // len(k)
             k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v))
-        if bank is None or plain_rows >= len(q):
-            return self.to_out[0](plain(q, k, v, self.heads))
-        own = slice(plain_rows)
-        rows = [plain(q[own], k[own], v[own], self.heads)] if plain_rows else []
-        k, v = (_append_bank(x[plain_rows:], added) for x, added in zip((k, v), bank, strict=True))
-        rows.append(banked(q[plain_rows:], k, v, self.heads))
-        return self.to_out[0](torch.cat(rows))
+        return self.to_out[0](attend(q, k, v, self.heads, plain, banked, bank, plain_rows))
 
     def of_one_token(self, token: Tensor) -> Tensor:
         """Cross-attention over a single token [R, D] -> [R, C]: its softmax is 1, so the queries cancel out."""
         return self.to_out[0](self.to_v(token))
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    plain: AttentionFunction,
+    banked: AttentionFunction,
+    bank: KeyValue | None,
+    plain_rows: int,
+) -> Tensor:
+    """Attention of q [N, L, C] over k and v [N, T, C], by `plain` for the first `plain_rows` rows, and for the
+    others by `banked` over these and the bank."""
+    if bank is None or plain_rows >= len(q):
+        return plain(q, k, v, heads)
+    own = slice(plain_rows)
+    rows = [plain(q[own], k[own], v[own], heads)] if plain_rows else []
+    k, v = (_append_bank(x[plain_rows:], added) for x, added in zip((k, v), bank, strict=True))
+    rows.append(banked(q[plain_rows:], k, v, heads))
+    return torch.cat(rows)
 
 
 def for_rows(x: Tensor, rows: int) -> Tensor:

@@ -217,7 +217,7 @@ class UNet(nn.Module):
         at = [motion if motion is not None and 2**i in motion.resolutions else None for i in levels]
 
         self.conv_in = operations.Conv2d(cfg.in_channels, widths[0], 3, padding=1, **factory)
-        self.time_embedding = TimestepEmbedding(widths[0], operations, **factory)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], operations, **factory)
 
         self.down_blocks = nn.ModuleList()
         skips = [widths[0]]
