@@ -158,12 +158,11 @@ class AnyCharVAnimateCharacter(io.ComfyNode):
                 audio_from=source.sound,
                 crf=crf,
             )
-            content = (
-                *source.content,
-                digest(made.video.poses[index] for index in range(info.frames)),
-                picture.tobytes(),
-                (steps, cfg, seed, width, height, recipe),
-            )
+
+            def content() -> tuple[object, ...]:
+                shown = digest(made.video.poses[index] for index in range(info.frames))
+                return *source.content, shown, picture.tobytes(), (steps, cfg, seed, width, height, recipe)
+
             phases = Phases()
             with unfinished(cls.hidden, NETWORKS, content, resume, folder) as begin, writer:
                 latents = begin(0, made.shape, pipe.noise(made, seed), NONE.parts)

@@ -15,7 +15,7 @@ from ..anycharv_core.media.canvas import Canvas, CanvasPath
 from ..anycharv_core.media.chroma_key import key_onto
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import feather
-from .pictures import fitted_masks, image_tensor, image_uint8, same_length
+from .pictures import fitted_masks, image_tensor, image_uint8, interruptible, rgb_frames, same_length
 from .reference import Reference
 from .types import CATEGORY, CanvasType, ReferenceType
 
@@ -121,7 +121,7 @@ def composite_images(generated: Tensor, original: Tensor, path: CanvasPath, mask
     whole = path.canvas
     untouched = path.windows is None and whole.source == whole.inner == whole.padded
     result = original.clone()
-    for index, region in enumerate(masks):
+    for index, region in enumerate(interruptible(masks)):
         alpha = torch.from_numpy(feather(region, width, width))[..., None]
         if not alpha.any():
             continue
@@ -146,8 +146,7 @@ def keyed_images(generated: Tensor, original: Tensor, path: CanvasPath, referenc
     """
     key = scene_key(*split_reference(reference.picture, reference.mask))
     result = original.clone()
-    for index in range(len(original)):
-        scene = image_uint8(original[index : index + 1, ..., :3], "original")[0]
+    for index, scene in enumerate(rgb_frames(original, "original")):
         keyed = key_onto(_restored(generated, index, path.at(index)), scene, key)
         changed = torch.from_numpy((keyed != scene).any(axis=-1))[..., None]
         result[index, ..., :3] = torch.where(changed, image_tensor(keyed)[0], original[index, ..., :3].cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -18,7 +19,7 @@ from ..anycharv_core.preprocess.dwpose import DWPose
 from ..anycharv_core.preprocess.find import BATCH, Poser, find_people
 from ..anycharv_core.preprocess.models import DETECTOR, EMBEDDED, WHOLE_BODY, pose_files
 from ..anycharv_core.preprocess.smoothing import smooth_poses
-from .pictures import frame_progress, image_tensor, rgb_frames
+from .pictures import frame_progress, image_tensor, interruptible, rgb_frames
 from .types import CATEGORY, PoseKeypoint
 
 MODELS = "detection"
@@ -70,7 +71,13 @@ def open_poser(files: tuple[Path, Path]) -> Poser:
     device = comfy.model_management.get_torch_device()
     if device.type == "cuda":
         comfy.model_management.free_memory(_ONNX_MEMORY, device)
-    return DWPose(*files, str(device)).poses
+    look = DWPose(*files, str(device)).poses
+
+    def poses(frames: np.ndarray) -> Poses:
+        found = [look(frame[None]) for frame in interruptible(frames)]
+        return replace(found[0], people=[people for each in found for people in each.people])
+
+    return poses
 
 
 class AnyCharVDWPose(io.ComfyNode):
@@ -153,4 +160,6 @@ class AnyCharVDWPose(io.ComfyNode):
                 people += poser(np.stack(batch)).people
                 progress(len(people))
             poses = Poses(images.shape[2], images.shape[1], people)
-        return io.NodeOutput(list(poses.keypoints()), image_tensor(np.stack(list(draw_poses(poses)))))
+        return io.NodeOutput(
+            list(poses.keypoints()), image_tensor(np.stack(list(interruptible(draw_poses(poses)))))
+        )

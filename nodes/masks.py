@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anycharv_core.media.masks import augment_mask, block_masks, box_masks, fill_absent, grow_boxes
-from .pictures import mask_tensor, masks_uint8, region_masks
+from .pictures import interruptible, mask_tensor, masks_uint8, region_masks
 from .types import CATEGORY
 
 ABSENT = ["keep the frame", "hold the last box", "whole frame"]
@@ -153,4 +153,5 @@ class AnyCharVMaskAugment(io.ComfyNode):
         if kind == KINDS[1]:
             return io.NodeOutput(mask_tensor(block_masks(masks_uint8(mask, "mask"), blocks, blocks)))
         rng = np.random.default_rng(seed)
-        return io.NodeOutput(mask_tensor([augment_mask(m, rng, strength) for m in masks_uint8(mask, "mask")]))
+        masks = interruptible(masks_uint8(mask, "mask"))
+        return io.NodeOutput(mask_tensor([augment_mask(each, rng, strength) for each in masks]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from hashlib import sha256
 from typing import Any
 
@@ -39,7 +39,9 @@ def rgb_frames(image: Tensor, name: str) -> Iterable[np.ndarray]:
     Raises UserError as `image_uint8` does, at once.
     """
     image_uint8(image[:1] if isinstance(image, Tensor) else image, name)
-    return Reopened(lambda: (image_uint8(image[i : i + 1], name)[0, ..., :3] for i in range(len(image))))
+    return interruptible(
+        Reopened(lambda: (image_uint8(image[i : i + 1], name)[0, ..., :3] for i in range(len(image))))
+    )
 
 
 def masks_uint8(mask: Tensor, name: str) -> np.ndarray:
@@ -162,10 +164,23 @@ def first_of(given: Any, count: int) -> Any:
     return given[:count] if several and count else given
 
 
+def interruptible(frames: Iterable[np.ndarray]) -> Reopened:
+    """The same frames, of which none is read or passed on after the user has interrupted."""
+    check = comfy.model_management.throw_exception_if_processing_interrupted
+
+    def read() -> Iterator[np.ndarray]:
+        for frame in frames:
+            check()
+            yield frame
+            check()
+
+    return Reopened(read, len(frames) if isinstance(frames, Sized) else getattr(frames, "count", None))
+
+
 def digest(frames: Iterable[np.ndarray]) -> bytes:
     """Tells frames from others."""
     made = sha256()
-    for frame in frames:
+    for frame in interruptible(frames):
         made.update(frame.tobytes())
     return made.digest()
 

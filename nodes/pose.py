@@ -18,7 +18,7 @@ from ..anycharv_core.media.pose import Poses, parse_poses, person_in_mask
 from ..anycharv_core.media.pose_drawing import draw_poses
 from ..anycharv_core.media.video_read import VideoInfo
 from ..anycharv_core.preprocess.retarget import rescale, retarget
-from .pictures import image_tensor, image_uint8, masks_uint8, rgb_frames, same_length
+from .pictures import image_tensor, image_uint8, interruptible, masks_uint8, rgb_frames, same_length
 from .types import CATEGORY, PoseKeypoint
 
 PLACES = ["the person's", "the character's", "the character's, stretched"]
@@ -71,12 +71,11 @@ class AnyCharVPoseDraw(io.ComfyNode):
 
     @classmethod
     def execute(cls, keypoints: Any, width: int, height: int, person: Tensor | None = None) -> io.NodeOutput:
-
         poses = parsed_poses(keypoints)
         if person is not None:
             (masks,) = same_length(len(poses), person=masks_uint8(person, "person"))
             poses = poses.only(np.array([person_in_mask(poses, frame, mask) for frame, mask in enumerate(masks)]))
-        drawn = draw_poses(poses.scaled(width or poses.width, height or poses.height))
+        drawn = interruptible(draw_poses(poses.scaled(width or poses.width, height or poses.height)))
         return io.NodeOutput(torch.cat([image_tensor(picture) for picture in drawn]))
 
 

@@ -161,7 +161,7 @@ class AnyCharVPrepareVideo(io.ComfyNode):
             meant = choose(found, who, people if who["who"] == BIGGEST else None)
             made = [cut_out(source, found, index, segmenter) for index in meant]
             if target is not None:
-                write_prepared(target, [], _name(source), found, made)
+                write_prepared(target, [], source.name, found, made)
             shown = _preview(source, made)
         sheet = image_tensor(np.array(read_picture(found.sheet, "RGB")))
         preview = ui.PreviewVideo([ui.SavedResult(shown.name, "", io.FolderType.temp)])
@@ -219,11 +219,6 @@ def _target(name: str) -> Path:
     root = Path(folder_paths.get_output_directory()) / FOLDER
     root.mkdir(parents=True, exist_ok=True)
     return root / name
-
-
-def _name(video: OpenedVideo) -> str:
-    """What the report calls the video."""
-    return next((str(part) for part in video.content if isinstance(part, Path)), "in memory")
 
 
 def _preview(video: OpenedVideo, people: Sequence[PreparedPerson]) -> Path:

@@ -15,6 +15,7 @@ from ..anycharv_core.media.colour import eight_bits
 from ..anycharv_core.media.imaging import resize
 from ..anycharv_core.media.masks import Box
 from ..anycharv_core.media.video_write import VideoWriter
+from .pictures import interruptible
 
 SHOWN_EVERY = 8  # frames between pictures of what is being read and written
 _TINT = np.array([255, 0, 128])
@@ -54,7 +55,7 @@ def frame_preview(frame: np.ndarray) -> tuple[str, Image.Image, int]:
 def write_shown(writer: VideoWriter, frames: Iterable[np.ndarray], count: int) -> None:
     """Writes the frames of a video, `count` of them, and shows some as they are finished."""
     bar = comfy.utils.ProgressBar(count)
-    for index, frame in enumerate(frames):
+    for index, frame in enumerate(interruptible(frames)):
         writer.write(frame)
         preview = None if index % SHOWN_EVERY else frame_preview(frame)
         bar.update_absolute(index + 1, count, preview)

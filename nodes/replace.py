@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -13,8 +13,7 @@ from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
-from ..anycharv_core.inference.encode import Person
-from ..anycharv_core.inference.people import check_number, put_in_turn
+from ..anycharv_core.inference.people import as_seen, check_number, put_in_turn
 from ..anycharv_core.inference.phases import Phases
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.reference import refer
@@ -26,6 +25,7 @@ from ..anycharv_core.media.canvas import AUTO, CanvasPath
 from ..anycharv_core.media.frames import Reopened, Source, eight_bit
 from ..anycharv_core.media.imaging import Size
 from ..anycharv_core.media.masks import boxes_to_masks, mask_box
+from ..anycharv_core.media.pose import Poses
 from ..anycharv_core.media.video_read import VideoInfo
 from ..anycharv_core.media.video_write import CRF, VideoWriter
 from ..anycharv_core.preprocess.person import poses_inside
@@ -37,6 +37,7 @@ from .pictures import (
     first_of,
     frame_boxes,
     image_uint8,
+    interruptible,
     mask_fitter,
     masks_uint8,
     reference_mask_uint8,
@@ -216,7 +217,6 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             scene = Source("video", source.frames, 3, deep=True)
             shown = eight_bit(scene)
             cuts = cache(lambda: find_cuts(shown))
-            followed = pipe.can_follow(chosen, canvas)
             boxes = [[mask_box(region) for region in each.masks] for each in people]
             for each in people:
                 _check_size(chosen, each.masks, full)
@@ -224,17 +224,19 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 raise UserError("The mask is empty in every frame; mark the person to replace with white.")
             streams = []
             for each, places in zip(people, boxes, strict=True):
-                path = CanvasPath(plan.canvas)
-                if followed:
-                    path = pipe.follow(plan, canvas, context, places, cuts)
-                drawn = Source("pose", each.skeletons.drawn(plan.drawn_at(path), path), 3)
-                streams.append(Person(Source("mask", each.masks, None), drawn, path))
-            content = (
-                *source.content,
-                *(each.content for each in people),
-                *(item.tobytes() for item in (*pictures, *alphas) if item is not None),
-                (steps, cfg, seed, width, height, recipe, canvas, context, fast),
-            )
+                masks = Source("mask", each.masks, None)
+                streams.append(
+                    as_seen(pipe, plan, canvas, context, masks, partial(list, places), cuts, each.drawn)
+                )
+
+            def content() -> tuple[object, ...]:
+                return (
+                    *source.content,
+                    *(each.tell() for each in people),
+                    *(item.tobytes() for item in (*pictures, *alphas) if item is not None),
+                    (steps, cfg, seed, width, height, recipe, canvas, context, fast),
+                )
+
             encoded = pipe.encode(chosen, shown, streams, Overlay(boxes, info.frames))
             target = new_video(folder)
             writer = VideoWriter(
@@ -271,12 +273,16 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
 
 @dataclass(frozen=True)
 class _Replaced:
-    """Somebody to replace: masks uint8 [H, W] of every frame, which can be read again, skeletons, and what tells
-    them from others, see `content_key`."""
+    """Somebody to replace: masks uint8 [H, W] of every frame, which can be read again, skeletons, and what gives
+    that which tells them from others, see `content_key`."""
 
     masks: Iterable[np.ndarray]
     skeletons: Skeletons
-    content: object
+    tell: Callable[[], object]
+
+    def drawn(self, size: Size, path: CanvasPath) -> Source:
+        """The skeletons as `Skeletons.drawn` gives them."""
+        return Source("pose", self.skeletons.drawn(size, path), 3)
 
 
 def _people(
@@ -292,19 +298,22 @@ def _people(
             f"There are pictures of {count} characters, but mask and pose are those of one person: leave both "
             "unwired, so that everybody is found, or the further pictures."
         )
-    masks = None if mask is None else _masks(mask, info)
+    masks = None if mask is None else interruptible(_masks(mask, info))
     given = None if pose is None else given_poses(pose, info)
     if masks is not None and given is not None:
-        return [_Replaced(masks, given, (digest(masks), _digest_of(pose)))]
+        return [_Replaced(masks, given, partial(_given, masks, pose))]
     points = given.poses if isinstance(given, PointSkeletons) else None
     found = find(video, pose_model, points)
     if masks is not None:
         poses = PointSkeletons(poses_inside(found.findings.poses, masks))
-        return [_Replaced(masks, poses, (digest(masks), found.key))]
+        return [_Replaced(masks, poses, lambda: (digest(masks), found.key))]
     people = [cut_out(video, found, index, segmenter) for index in choose(found, who, count)]
-    if given is not None and points is None:  # pictures
-        return [_Replaced(each.boxes, given, (each.folder.name, _digest_of(pose))) for each in people]
-    return [_Replaced(each.boxes, PointSkeletons(each.poses), each.folder.name) for each in people]
+    drawn = given if points is None else None
+    tell = partial(_found, None if drawn is None else pose)
+    return [
+        _Replaced(interruptible(each.boxes), drawn or PointSkeletons(each.poses), partial(tell, each.folder.name))
+        for each in people
+    ]
 
 
 def _of_prepared(prepared: list[PreparedPerson], info: VideoInfo, other: bool, count: int) -> list[_Replaced]:
@@ -326,12 +335,22 @@ def _of_prepared(prepared: list[PreparedPerson], info: VideoInfo, other: bool, c
                 f"The video has {info.frames} frames but prepared has {len(each.poses)}; prepare this same video."
             )
         poses = each.poses.take(range(info.frames))
-        masks = Reopened(partial(islice, each.boxes, info.frames), info.frames)
-        made.append(_Replaced(masks, PointSkeletons(poses), (digest(masks), digest(poses.people))))
+        masks = interruptible(Reopened(partial(islice, each.boxes, info.frames), info.frames))
+        made.append(_Replaced(masks, PointSkeletons(poses), partial(_given, masks, poses)))
     return made
 
 
+def _given(masks: Iterable[np.ndarray], pose: Any) -> object:
+    return digest(masks), _digest_of(pose)
+
+
+def _found(pose: Any, key: str) -> object:
+    return key if pose is None else (key, _digest_of(pose))
+
+
 def _digest_of(pose: Any) -> bytes:
+    if isinstance(pose, Poses):
+        return digest(pose.people)
     return digest(rgb_frames(pose, "pose") if isinstance(pose, Tensor) else parsed_poses(pose).people)
 
 

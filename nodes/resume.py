@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -23,24 +23,24 @@ FOLDER = "anycharv_unfinished"
 
 @contextmanager
 def unfinished(
-    hidden: Any, networks: Iterable[str], content: Iterable[object], take_up: bool, temporary: Path
+    hidden: Any, networks: Iterable[str], content: Callable[[], Iterable[object]], resume: bool, temporary: Path
 ) -> Iterator[Begin]:
     """Gives the latents of a generation, after the last step that an earlier run of the same inputs finished. They
     lie in a folder of ComfyUI's output folder, which goes when the body succeeds.
 
-    hidden: the node's id and graph; where it has none, nothing is kept and latents lie in `temporary`. networks:
-    its inputs that are told by what leads to them, as they are too large to read; content: what else the result
-    depends on, see `content_key`. take_up: go on from what lies there.
+    hidden: the node's id and graph; networks: its inputs that are told by what leads to them, as they are too
+    large to read; content: what else the result depends on, see `content_key`. Without `resume` or a graph nothing
+    is asked for or kept, and latents lie in `temporary`.
     """
-    if hidden is None or hidden.dynprompt is None:
+    if not resume or hidden is None or hidden.dynprompt is None:
         yield lambda number, shape, noise, parts: Latents.begun(noise, temporary, parts)
         return
     root = Path(folder_paths.get_output_directory()) / FOLDER
     root.mkdir(parents=True, exist_ok=True)
     graph = [lineage(hidden.dynprompt, hidden.unique_id, name) for name in networks]
-    key = content_key(versions(), graph, *content)
+    key = content_key(versions(), graph, *content())
     try:
-        with work(root / key, {"inputs": key}, not take_up) as state:
+        with work(root / key, {"inputs": key}, fresh=False) as state:
             yield state.latents
     finally:
         with suppress(OSError):

@@ -126,5 +126,5 @@ def resume_input() -> io.Boolean.Input:
         optional=True,
         advanced=True,
         tooltip="Go on after the last finished step where a run of the same inputs was interrupted; off starts "
-        "over.",
+        "over and keeps nothing.",
     )

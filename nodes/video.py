@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import folder_paths
 import numpy as np
 from comfy_api.latest import InputImpl, Types
@@ -22,7 +21,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.media.colour import check_transfer
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
-from .pictures import digest, rgb_frames
+from .pictures import digest, interruptible, rgb_frames
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,21 @@ class OpenedVideo:
     """A VIDEO whose frames are read from where they are, and can be read again; reading ends where the user
     interrupts.
 
-    frames: uint8 or uint16 [H, W, 3]; plain: the same as uint8; sound: a file with its sound, or None; content:
-    what tells it from any other video, for `content_key`.
+    frames: uint8 or uint16 [H, W, 3]; plain: the same as uint8; sound: a file with its sound, or None; name: what
+    to call it; tell: see `content`.
     """
 
     info: VideoInfo
     frames: Iterable[np.ndarray]
     plain: Iterable[np.ndarray]
     sound: str | None
-    content: tuple[object, ...]
+    name: str
+    tell: Callable[[], tuple[object, ...]]
+
+    @cached_property
+    def content(self) -> tuple[object, ...]:
+        """What tells it from any other video, for `content_key`; one in memory is read for it."""
+        return self.tell()
 
 
 @contextmanager
@@ -82,9 +87,10 @@ def _in_memory(video: Any, first: int, saved: Path) -> OpenedVideo:
             audio = audio | {"waveform": audio["waveform"][..., :samples]}
         Components = Types.VideoComponents
         InputImpl.VideoFromComponents(Components(images=images, audio=audio, frame_rate=rate)).save_to(str(saved))
-    frames = _interruptible(rgb_frames(images, "video"))
+    frames = rgb_frames(images, "video")
     info = _info_of_pictures(images, rate)
-    return OpenedVideo(info, frames, frames, str(saved) if audio else None, (digest(frames), images.shape))
+    sound = str(saved) if audio else None
+    return OpenedVideo(info, frames, frames, sound, "in memory", lambda: (digest(frames), images.shape))
 
 
 def _in_file(video: Any, source: str, first: int, saved: Path) -> OpenedVideo:
@@ -111,17 +117,8 @@ def _in_file(video: Any, source: str, first: int, saved: Path) -> OpenedVideo:
         bounds = part.start, part.stop
         deep, plain = partial(read_frames, source, *bounds, deep=True), partial(read_frames, source, *bounds)
         sound, content = str(saved), (Path(source), *bounds)
-    streams = _interruptible(Reopened(deep)), _interruptible(Reopened(plain))
-    return OpenedVideo(info, *streams, sound if info.has_audio else None, content)
-
-
-def _interruptible(frames: Iterable[np.ndarray]) -> Reopened:
-    def read() -> Iterator[np.ndarray]:
-        for frame in frames:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            yield frame
-
-    return Reopened(read)
+    streams = interruptible(Reopened(deep)), interruptible(Reopened(plain))
+    return OpenedVideo(info, *streams, sound if info.has_audio else None, source, lambda: content)
 
 
 def _info_of_pictures(images: Tensor, rate: Fraction) -> VideoInfo:

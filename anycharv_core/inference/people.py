@@ -8,13 +8,17 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
+from ..media.camera import Box
+from ..media.canvas import CanvasPath
 from ..media.frames import Source, eight_bit
+from ..media.imaging import Size
 from ..systems.recipes import Recipe
-from .encode import EncodedVideo
+from .encode import EncodedVideo, Person
 from .finish import Finish, PasteBack, whole
 from .latents import Latents
 from .phases import Phases
 from .pipeline import Pipeline
+from .plan import Plan
 from .reference import Reference
 from .sampling import Progress
 from .shortcuts import NONE, Shortcuts
@@ -27,6 +31,29 @@ def check_number(name: str, recipe: Recipe, people: int) -> None:
     """Raises UserError where the recipe of that name does not replace so many."""
     if people > 1 and not recipe.paste_back:
         raise UserError(f"The recipe {name} replaces one person only; use 'default' for several.")
+
+
+def as_seen(
+    pipe: Pipeline,
+    plan: Plan,
+    choice: str,
+    context: float,
+    mask: Source,
+    boxes: Callable[[], Sequence[Box | None]],
+    cuts: Callable[[], Sequence[int]],
+    drawn: Callable[[Size, CanvasPath], Source],
+    objects: Source | None = None,
+    depth: Source | None = None,
+) -> Person:
+    """Somebody to replace, on the canvas that the networks see them on.
+
+    choice, context, cuts: as `Pipeline.follow` takes them; boxes: of the masks, asked for only where the canvas
+    may follow; drawn: as `Skeletons.drawn`. Raises UserError as `Pipeline.follow` does.
+    """
+    path = CanvasPath(plan.canvas)
+    if pipe.can_follow(plan.recipe, choice):
+        path = pipe.follow(plan, choice, context, boxes(), cuts)
+    return Person(pipe.given_masks(mask), drawn(plan.drawn_at(path), path), path, objects, depth)
 
 
 def put_in_turn(

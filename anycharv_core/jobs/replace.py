@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,12 +18,11 @@ import numpy as np
 
 from ..device import pick_device
 from ..errors import UserError
-from ..inference.encode import Person
-from ..inference.people import check_number, put_in_turn
+from ..inference.people import as_seen, check_number, put_in_turn
 from ..inference.phases import Phases
 from ..inference.reference import refer
-from ..media.camera import CONTEXT
-from ..media.canvas import AUTO, CanvasPath
+from ..media.camera import CONTEXT, Box
+from ..media.canvas import AUTO
 from ..media.colour import check_transfer
 from ..media.frames import FrameStore, Reopened, Source
 from ..media.imaging import resize
@@ -155,16 +154,13 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         references = [refer(recipe, each.reference, each.reference_mask) for each in opened]
         scene = Source(f"video {job.video}", video, 3)
         cuts = cache(lambda: find_cuts(scene) if job.cuts is None else job.cuts)
-        followed = pipe.can_follow(recipe, job.canvas)
         streams = []
         for each, files in zip(opened, job.people, strict=True):
             pipe.check_extras(video.size, each.objects, each.depth)
-            path = CanvasPath(plan.canvas)
-            if followed:
-                boxes = [mask_box(mask) for mask in each.unchecked]
-                path = pipe.follow(plan, job.canvas, job.context, boxes, cuts)
-            poses = each.poses(plan.drawn_at(path), path, files, video)
-            streams.append(Person(pipe.given_masks(each.mask), poses, path, each.objects, each.depth))
+            boxes = partial(_boxes, each.unchecked)
+            drawn = partial(each.poses, files=files, video=video)
+            extras = each.objects, each.depth
+            streams.append(as_seen(pipe, plan, job.canvas, job.context, each.mask, boxes, cuts, drawn, *extras))
         rows = _Rows(pipe.folder) if job.sheet else None
         encoded = pipe.encode(recipe, scene, streams, rows)
         for one, files in zip(encoded, job.people, strict=True):
@@ -228,6 +224,10 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         "match_colour": job.match_colour,
     }
     return job.write_report(settings, inputs, facts, device, phases)
+
+
+def _boxes(masks: Iterable[np.ndarray]) -> list[Box | None]:
+    return [mask_box(mask) for mask in masks]
 
 
 def _check(
