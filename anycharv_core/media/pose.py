@@ -43,6 +43,8 @@ _COUNTS = {part: (most,) for part, most in PARTS.items()} | {BODY: (18, 25), FAC
 # OpenPose's BODY_25 is the 18 points with a mid hip inserted at 8 and the feet appended from 19.
 _BODY_25_TO_18 = [*range(8), *range(9, 19)]
 _REST_OF_BODY_25 = {MID_HIP: slice(8, 9), FEET: slice(19, 25)}
+# OpenPose-18 points that change places in a mirror; the rest lie in the middle.
+MIRRORED_BODY = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
 # Far beyond any canvas, yet small enough for OpenCV's fixed-point arithmetic.
 MAX_COORDINATE = 1e6
 _MAX_CANVAS = 16384

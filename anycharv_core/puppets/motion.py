@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..media.pose import MIRRORED_BODY
 from .character import Proportions
 from .seeds import generator
 
@@ -115,14 +116,15 @@ def standing_motion(
 _HAND_ON_HIP = (0.75, -0.2, -1.35, 1.75)
 
 
-def _walk(rng: np.random.Generator, frames: int, proportions: Proportions) -> Motion:
+def walk_angles(rng: np.random.Generator, frames: int) -> Angles:
+    """A walk; where its feet carry it, `advance` says."""
     t = np.arange(frames)
     period = rng.uniform(15, 22)
     stride, swing = rng.uniform(0.34, 0.50), rng.uniform(0.30, 0.65)
     turn = 2 * np.pi * (t / period + rng.random())
     phase = np.stack([turn, turn + np.pi], axis=1)
     rear = np.maximum(-np.sin(phase - 0.3), 0)
-    angles = Angles(
+    return Angles(
         trunk=np.stack([0.03 * np.sin(turn), np.full(frames, rng.uniform(0.0, 0.10)), 0.2 * np.sin(turn)], axis=1),
         arms=np.stack(
             [
@@ -145,21 +147,25 @@ def _walk(rng: np.random.Generator, frames: int, proportions: Proportions) -> Mo
         head=0.03 * np.sin(turn + 1),
         hop=np.zeros(frames),
     )
-    advance = _advance(angles, proportions)
+
+
+def _walk(rng: np.random.Generator, frames: int, proportions: Proportions) -> Motion:
+    angles = walk_angles(rng, frames)
+    covered = advance(angles, proportions)
     scale = np.full(frames, rng.uniform(0.50, 0.72))
     facing = 1 if rng.random() < 0.5 else -1
-    travel = scale[0] * advance[-1]
+    travel = scale[0] * covered[-1]
     # Long clips would walk out of the picture: the longer the way, the more it comes towards the camera.
     yaw = min(rng.uniform(0.6, 1.35), np.arcsin(min(1.0, 0.85 / max(travel, 1e-6))))
     scale *= 1 + rng.uniform(0.04, 0.14) * np.cos(yaw) * np.linspace(-1, 1, frames)
-    way = advance * np.sin(yaw) * scale
+    way = covered * np.sin(yaw) * scale
     # At most a tenth of the way lies past an edge of a square picture.
     start = rng.uniform(-0.5 - 0.1 * way[-1], 0.5 - 0.9 * way[-1])
     ground = np.full(frames, rng.uniform(0.88, 0.95))
     return project(angles, proportions, facing * yaw, scale, facing * (start + way), ground)
 
 
-def _advance(angles: Angles, proportions: Proportions) -> np.ndarray:
+def advance(angles: Angles, proportions: Proportions) -> np.ndarray:
     """Distance covered up to each frame, in body heights, that keeps the lower foot in place."""
     _, ankle = _legs(angles, proportions)
     forward, down = ankle[..., 2], ankle[..., 1]
@@ -169,7 +175,8 @@ def _advance(angles: Angles, proportions: Proportions) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(speed)])
 
 
-def _wave(rng: np.random.Generator, frames: int, proportions: Proportions) -> Motion:
+def wave_angles(rng: np.random.Generator, frames: int) -> Angles:
+    """Standing, one hand raised and waved."""
     t = np.arange(frames) / 16
     angles = standing(rng, t)
     waving = int(rng.integers(2))
@@ -188,10 +195,15 @@ def _wave(rng: np.random.Generator, frames: int, proportions: Proportions) -> Mo
         angles.arms[:, 1 - waving] = _HAND_ON_HIP
     angles.arms[:, waving] += lift * (raised - angles.arms[:, waving])
     angles.head[:] += 0.08 * swing * lift[:, 0]
-    return _on_the_spot(rng, angles, proportions, sway=0.015, turn=0.55)
+    return angles
 
 
-def _dance(rng: np.random.Generator, frames: int, proportions: Proportions) -> Motion:
+def _wave(rng: np.random.Generator, frames: int, proportions: Proportions) -> Motion:
+    return _on_the_spot(rng, wave_angles(rng, frames), proportions, sway=0.015, turn=0.55)
+
+
+def dance_angles(rng: np.random.Generator, frames: int) -> Angles:
+    """Dancing on the spot from pose to pose, on a beat."""
     beat = np.arange(frames) / rng.uniform(8, 12) + rng.random()
     count = int(beat[-1]) + 2
     arms = np.stack(
@@ -224,7 +236,11 @@ def _dance(rng: np.random.Generator, frames: int, proportions: Proportions) -> M
     if rng.random() < 0.35:
         angles.hop[:] = 0.06 * np.maximum(np.cos(2 * np.pi * beat), 0)
         angles.feet[:] = (angles.hop * 6)[:, None]
-    return _on_the_spot(rng, angles, proportions, sway=0.05, turn=0.7)
+    return angles
+
+
+def _dance(rng: np.random.Generator, frames: int, proportions: Proportions) -> Motion:
+    return _on_the_spot(rng, dance_angles(rng, frames), proportions, sway=0.05, turn=0.7)
 
 
 def standing(rng: np.random.Generator, t: np.ndarray) -> Angles:
@@ -283,6 +299,24 @@ def depth_twin(motion: Motion) -> Motion:
     return replace(motion, depth=depth, arm_front=~motion.arm_front, right_leg_front=~motion.right_leg_front)
 
 
+def mirrored(motion: Motion) -> Motion:
+    """The motion in a mirror at x 0: what was the right side is the left one."""
+    turned = np.array((-1, 1), np.float32)
+    return replace(
+        motion,
+        joints=motion.joints[:, MIRRORED_BODY] * turned,
+        head=motion.head * turned,
+        head_angle=-motion.head_angle,
+        foot_angle=-motion.foot_angle[:, ::-1],
+        arm_front=motion.arm_front[:, ::-1],
+        right_leg_front=~motion.right_leg_front,
+        ground=motion.ground * turned,
+        depth=motion.depth[:, MIRRORED_BODY],
+        yaw=-motion.yaw,
+        head_yaw=-motion.head_yaw,
+    )
+
+
 def ease(u: np.ndarray) -> np.ndarray:
     u = np.clip(u, 0, 1)
     return u * u * (3 - 2 * u)
@@ -327,8 +361,10 @@ def project(
     scale: np.ndarray,
     x: np.ndarray,
     ground: np.ndarray,
+    pitch: float = CAMERA_PITCH,
 ) -> Motion:
-    """Forward kinematics and projection; `scale`, `x` and `ground` [F] in scene units."""
+    """Forward kinematics and projection; `scale`, `x` and `ground` [F] in scene units; pitch: how much lower
+    in the picture a body height nearer to the camera shows."""
     p, frames = proportions, len(scale)
     body = np.zeros((frames, 18, 3))
     roll, lean, twist = angles.trunk.T
@@ -348,7 +384,7 @@ def project(
     across = body[..., 0] * c + body[..., 2] * s
     depth = body[..., 2] * c - body[..., 0] * s
     pelvis = -(ankle[..., 1].max(1) + p.ankle + angles.hop)
-    image = np.stack([across, body[..., 1] + depth * CAMERA_PITCH + pelvis[:, None]], axis=-1)
+    image = np.stack([across, body[..., 1] + depth * pitch + pelvis[:, None]], axis=-1)
     root = np.stack([np.broadcast_to(x, frames), ground], axis=-1)
     joints = image * scale[:, None, None] + root[:, None]
 

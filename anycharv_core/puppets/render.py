@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..media.cameras import Cameras
+from ..media.masks import mask_box
 from ..media.pose import BODY, Poses, pack_person
 from ..opencv import cv2
 from .character import Character
 from .draw import Layer, Shape, composite, ellipse, rasterise, to_subpixels
+from .layers import chain, label_flow, paint, stack_labels, transform, window_of
 from .motion import Motion, standing_motion
 from .props import Prop, prop_matrices, prop_shapes
 from .rig import BONES, HELD_BONES, bone_ends, bone_matrices, build_rig, drawing_order
@@ -56,6 +59,14 @@ class Clip:
         flow: float32 [F-1,H,W,2], displacement x, y in pixels of what is seen at a pixel centre of frame t to
             its place at t+1, visible there or not; None unless asked for.
         parts: what the mask is made of; None unless asked for.
+
+    Of a journey (travel.py) alone, else None:
+        cameras: of all frames, in pixels and body heights.
+        layers: uint8 [F,H,W], the number of the plane that is seen at a pixel centre, the farthest being 0, and
+            how many there are where it is the character.
+        depth: float32 [F,H,W], how far away along the camera's axis that is, in body heights.
+        background: uint8 [F,H,W,3], the clean plates: the frames without character and shadow.
+        hands: uint8 [F,H,W], 255 on every pixel that a visible hand touches.
     """
 
     frames: np.ndarray
@@ -64,6 +75,11 @@ class Clip:
     boxes: np.ndarray
     flow: np.ndarray | None
     parts: Parts | None = None
+    cameras: Cameras | None = None
+    layers: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    background: np.ndarray | None = None
+    hands: np.ndarray | None = None
 
     def poses(self) -> Poses:
         """The body points of all frames."""
@@ -97,9 +113,9 @@ def render(
         whole = (round(finest * width / height), round(finest))
     picture, to_picture = paint_backdrop(scene, whole)
     from_picture = cv2.invertAffineTransform(to_picture)
-    bones = _chain(camera[:, None], bone_matrices(motion))
+    bones = chain(camera[:, None], bone_matrices(motion))
     rig = build_rig(character, motion)
-    shadow = _shadow(motion, camera)
+    shadow = shadows(motion, camera)
     movers, behind = _props(scene.movers, camera)
     occluders, in_front = _props(scene.occluders, camera)
 
@@ -107,42 +123,38 @@ def render(
     mask = np.zeros((count, height, width), np.uint8)
     labels = np.zeros((count, height, width), np.uint8) if flow else None
     seen = _Seen.of(motion, mask.shape) if parts else None
-    projected = _apply(camera[:, None], motion.joints.astype(float))
+    projected = transform(camera[:, None], motion.joints.astype(float))
     for t in range(count):
-        frame = sample_backdrop(picture, _chain(camera[t], from_picture), size)
+        frame = sample_backdrop(picture, chain(camera[t], from_picture), size)
         order = drawing_order(rig, tuple(motion.arm_front[t]), bool(motion.right_leg_front[t]))
-        rear = _paint(movers, behind[t], size, flow)
-        body = _paint(order, bones[t], size, flow or parts)
-        front = _paint(occluders, in_front[t], size, flow)
+        rear = paint(movers, behind[t], size, flow)
+        body = paint(order, bones[t], size, flow or parts)
+        front = paint(occluders, in_front[t], size, flow)
         if rear is not None:
             composite(frame, rear)
-        shade = rasterise([shadow[t]], [(0, 0, 0)], [0], size)
-        if shade is not None:
-            composite(frame, replace(shade, rgba=(shade.rgba * _SHADOW_OPACITY).astype(np.uint8)))
+        cast(frame, shadow[t])
         if body is not None:
             composite(frame, body)
-            _window(mask[t], body)[:] = (body.rgba[..., 3] > 0) * np.uint8(255)
+            window_of(mask[t], body)[:] = (body.rgba[..., 3] > 0) * np.uint8(255)
             if seen is not None:
                 seen.add(t, body, projected[t])
         if front is not None:
             composite(frame, front)
-            _window(mask[t], front)[front.rgba[..., 3] == 255] = 0
+            window_of(mask[t], front)[front.rgba[..., 3] == 255] = 0
             if seen is not None:
                 seen.hide(t, front)
         frames[t] = frame
         if labels is not None:
             first = len(scene.movers)
-            _stack_labels(labels[t], ((rear, 0), (body, first), (front, first + len(BONES))))
+            stack_labels(labels[t], ((rear, 0), (body, first), (front, first + len(BONES))))
 
-    inside = ((projected >= 0) & (projected < size)).all(-1, keepdims=True)
-    keypoints = np.where(inside, np.concatenate([projected, inside], axis=-1), 0).astype(np.float32)
     tracks = np.concatenate([camera[:, None], behind, bones, in_front], axis=1)
     return Clip(
         frames=frames,
         mask=mask,
-        keypoints=keypoints,
-        boxes=np.array([_box(m) for m in mask]),
-        flow=None if labels is None else _flow(labels, tracks),
+        keypoints=frame_points(projected, size),
+        boxes=np.array([mask_box(m) or (0, 0, 0, 0) for m in mask]),
+        flow=None if labels is None else label_flow(labels, tracks),
         parts=None if seen is None else seen.parts,
     )
 
@@ -151,7 +163,7 @@ def frame_camera(scene: Scene, frames: int, size: tuple[int, int]) -> np.ndarray
     """Maps float64 [F,2,3] of scene units to pixels of whole frames of `size` (width, height)."""
     width, height = size
     view = np.array([[height, 0, width / 2], [0, height, 0]], dtype=float)
-    return _chain(view, camera_matrices(scene, frames))
+    return chain(view, camera_matrices(scene, frames))
 
 
 def window_camera(camera: np.ndarray, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -161,7 +173,7 @@ def window_camera(camera: np.ndarray, windows: np.ndarray, size: tuple[int, int]
     cut = np.zeros((len(windows), 2, 3))
     cut[:, 0, 0], cut[:, 1, 1] = scale.T
     cut[:, :, 2] = -scale * near
-    return _chain(cut, camera)
+    return chain(cut, camera)
 
 
 def bounds(character: Character, motion: Motion, camera: np.ndarray) -> np.ndarray:
@@ -171,7 +183,7 @@ def bounds(character: Character, motion: Motion, camera: np.ndarray) -> np.ndarr
     shapes = drawing_order(rig, (True, True), True)
     points = np.concatenate([shape.points for shape in shapes])
     bones = np.repeat([shape.bone for shape in shapes], [len(shape.points) for shape in shapes])
-    placed = _apply(_chain(camera[:, None], bone_matrices(motion))[:, bones], points)
+    placed = transform(chain(camera[:, None], bone_matrices(motion))[:, bones], points)
     return np.concatenate([placed.min(axis=1), placed.max(axis=1)], axis=1)
 
 
@@ -210,29 +222,23 @@ def still(scene: Scene) -> Scene:
     return replace(scene, camera=camera, shake=(0.0, 1.0, 0.0), movers=(), occluders=())
 
 
-def _chain(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Composes affine maps [...,2,3]: `inner` first."""
-    linear = outer[..., :2] @ inner[..., :2]
-    offset = outer[..., :2] @ inner[..., 2:] + outer[..., 2:]
-    return np.concatenate([linear, offset], axis=-1)
-
-
-def _apply(matrices: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Maps points [...,2] by affine maps [...,2,3]."""
-    return (matrices[..., :2] @ points[..., None])[..., 0] + matrices[..., 2]
-
-
 def _props(props: Sequence[Prop], camera: np.ndarray) -> tuple[list[Shape], np.ndarray]:
     """Returns all shapes, with one bone per prop, and the bones' maps to pixels [F,P,2,3]."""
     shapes = [shape for i, prop in enumerate(props) for shape in prop_shapes(prop, i)]
     matrices = np.empty((len(camera), len(props), 2, 3))
     for i, prop in enumerate(props):
-        matrices[:, i] = _chain(camera, prop_matrices(prop, len(camera)))
+        matrices[:, i] = chain(camera, prop_matrices(prop, len(camera)))
     return shapes, matrices
 
 
-def _shadow(motion: Motion, camera: np.ndarray) -> list[np.ndarray]:
-    """Polygons of the shadow on the ground.
+def frame_points(projected: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Joints [F,18,2] in pixels as `Clip.keypoints`, for frames of `size` (width, height)."""
+    inside = ((projected >= 0) & (projected < size)).all(-1, keepdims=True)
+    return np.where(inside, np.concatenate([projected, inside], axis=-1), 0).astype(np.float32)
+
+
+def shadows(motion: Motion, camera: np.ndarray) -> list[np.ndarray]:
+    """Polygons of the shadow on the ground, one a frame.
 
     It follows the motion alone, so that swapping the character leaves it untouched.
     """
@@ -241,26 +247,15 @@ def _shadow(motion: Motion, camera: np.ndarray) -> list[np.ndarray]:
     place = np.zeros((len(scale), 1, 2, 3))
     place[:, 0, 0, 0] = place[:, 0, 1, 1] = scale
     place[:, 0, :, 2] = motion.ground
-    return [polygons[0] for polygons in to_subpixels([blob], _chain(camera[:, None], place))]
+    return [polygons[0] for polygons in to_subpixels([blob], chain(camera[:, None], place))]
 
 
-def _paint(shapes: Sequence[Shape], matrices: np.ndarray, size: tuple[int, int], labels: bool) -> Layer | None:
-    polygons = to_subpixels(shapes, matrices[None])[0]
-    colours, bones = [shape.colour for shape in shapes], [shape.bone for shape in shapes]
-    return rasterise(polygons, colours, bones, size, labels)
-
-
-def _window(image: np.ndarray, layer: Layer) -> np.ndarray:
-    height, width = layer.rgba.shape[:2]
-    return image[layer.y : layer.y + height, layer.x : layer.x + width]
-
-
-def _stack_labels(labels: np.ndarray, layers: Sequence[tuple[Layer | None, int]]) -> None:
-    """Writes the topmost label at each pixel, every layer's own numbers raised by its offset."""
-    for layer, offset in layers:
-        if layer is not None and layer.labels is not None:
-            seen = layer.labels > 0
-            _window(labels, layer)[seen] = layer.labels[seen] + np.uint8(offset)
+def cast(frame: np.ndarray, shadow: np.ndarray) -> None:
+    """Darkens `frame` uint8 [H,W,3] in place where the polygon `shadow` lies."""
+    height, width = frame.shape[:2]
+    shade = rasterise([shadow], [(0, 0, 0)], [0], (width, height))
+    if shade is not None:
+        composite(frame, replace(shade, rgba=(shade.rgba * _SHADOW_OPACITY).astype(np.uint8)))
 
 
 class _Seen:
@@ -280,9 +275,9 @@ class _Seen:
     def add(self, t: int, layer: Layer, points: np.ndarray) -> None:
         """Frame `t` with the layer of the character, whose joints lie at points [18,2] in pixels."""
         for store, bones in ((self.parts.body, ~HELD_BONES), (self.parts.objects, HELD_BONES)):
-            _window(store[t], layer)[layer.touched(bones)] = 255
+            window_of(store[t], layer)[layer.touched(bones)] = 255
         assert layer.labels is not None
-        window, depth = _window(self.parts.depth[t], layer), self.parts.joint_depth[t]
+        window, depth = window_of(self.parts.depth[t], layer), self.parts.joint_depth[t]
         for label in np.unique(layer.labels[layer.labels > 0]).tolist():
             start, end = list(self._starts[label - 1]), list(self._ends[label - 1])
             rows, columns = np.nonzero(layer.labels == label)
@@ -295,24 +290,4 @@ class _Seen:
         """Takes away what lies behind a layer."""
         covered = layer.rgba[..., 3] == 255
         for store, nothing in ((self.parts.body, 0), (self.parts.objects, 0), (self.parts.depth, np.nan)):
-            _window(store[t], layer)[covered] = nothing
-
-
-def _flow(labels: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Optical flow [F-1,H,W,2] of labelled pixels from the labels' maps to pixels [F,L,2,3]."""
-    height, width = labels.shape[1:]
-    centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-    flow = np.empty((len(labels) - 1, height, width, 2), np.float32)
-    for t in range(len(flow)):
-        steps = np.zeros((matrices.shape[1], 2, 3))
-        for label in np.unique(labels[t]):
-            steps[label] = _chain(matrices[t + 1, label], cv2.invertAffineTransform(matrices[t, label]))
-        flow[t] = _apply(steps[labels[t]], centres) - centres
-    return flow
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not len(columns):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+            window_of(store[t], layer)[covered] = nothing

@@ -13,6 +13,9 @@ DOMAIN_ID = {
     "framing": 6,
     "crowd": 7,
     "act": 8,
+    "journey": 9,
+    "place": 10,
+    "wander": 11,
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from anycharv_core.media.imaging import resize
-from anycharv_core.media.pose import BODY, BOX, FEET, HANDS, PLACES, POINTS, Poses
+from anycharv_core.media.pose import BODY, BOX, FEET, HANDS, MIRRORED_BODY, PLACES, POINTS, Poses
 
 Size = tuple[int, int]
 """(width, height) in pixels"""
@@ -22,8 +22,6 @@ Window = tuple[int, int, int, int]
 # How much larger than the person's way through the clip a window is at most, so that distant people are not lost
 # in their scene, and by how much of their size it surrounds them at least, where the picture allows it.
 _LOOSEST, _MARGIN = 2.5, 0.1
-# OpenPose-18 points that change places in a mirror; the rest lie in the middle.
-_MIRRORED_BODY = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
 _MIRRORED_FEET = [3, 4, 5, 0, 1, 2]
 
 
@@ -114,7 +112,7 @@ def mirror_poses(poses: Poses) -> Poses:
 def _mirrored_points() -> np.ndarray:
     order = np.arange(POINTS)
     for part, source in (*zip(HANDS, HANDS[::-1], strict=True), (BODY, BODY), (FEET, FEET)):
-        inner = {BODY: _MIRRORED_BODY, FEET: _MIRRORED_FEET}.get(part, slice(None))
+        inner = {BODY: MIRRORED_BODY, FEET: _MIRRORED_FEET}.get(part, slice(None))
         order[PLACES[part]] = np.arange(POINTS)[PLACES[source]][inner]
     return order
 
