@@ -141,19 +141,24 @@ class Release:
             scheduler=scheduler,
         )
 
-    def __call__(self, pictures: dict[str, Any], steps: int) -> Result:
+    def __call__(self, pictures: dict[str, Any], steps: int, guidance: float = GUIDANCE) -> Result:
         lists = [[Image.fromarray(frame) for frame in pictures[name]] for name in ("scene", "mask", "pose")]
         height, width = pictures["reference"].shape[:2]
-        kept, decode = [], self.pipe.decode_latents
+        kept, decode, draw = [], self.pipe.decode_latents, self.pipe.prepare_latents
 
         def keep(latents: Tensor) -> Any:
             kept.append(latents)
             return decode(latents)
 
-        self.pipe.decode_latents = keep
+        def float32_noise(*shape: Any) -> Tensor:
+            # In half precision other numbers come from the same seed.
+            *sides, dtype, device, generator = shape
+            return draw(*sides, torch.float32, device, generator).to(dtype)
+
+        self.pipe.decode_latents, self.pipe.prepare_latents = keep, float32_noise
         try:
             video = self.pipe(
-                *(Image.fromarray(pictures["reference"]), *lists, width, height, len(lists[0]), steps, GUIDANCE),
+                *(Image.fromarray(pictures["reference"]), *lists, width, height, len(lists[0]), steps, guidance),
                 generator=torch.manual_seed(SEED),
                 context_frames=WINDOW,
                 context_stride=1,
@@ -162,7 +167,7 @@ class Release:
                 interpolation_factor=1,
             ).videos
         finally:
-            del self.pipe.decode_latents
+            del self.pipe.decode_latents, self.pipe.prepare_latents
             for module in (*self.reference.modules(), *self.unet.modules()):
                 # Its hooks, which it would put around themselves at the next call.
                 if vars(module).pop("_original_inner_forward", None) is not None:
@@ -223,9 +228,9 @@ def ours_with(release: Release, **settings: Any) -> Callable[[dict[str, Any], in
         own.requires_grad_(False).eval()
     pipe = Pipeline(TorchBackend(networks))
 
-    def run(pictures: dict[str, Any], steps: int) -> Result:
+    def run(pictures: dict[str, Any], steps: int, guidance: float = GUIDANCE) -> Result:
         chosen = settings or {"recipe": "official"}
-        made = pipe(**pictures, steps=steps, guidance_scale=GUIDANCE, seed=SEED, **chosen)
+        made = pipe(**pictures, steps=steps, guidance_scale=guidance, seed=SEED, **chosen)
         return made.latents, np.asarray(made.frames)
 
     return run

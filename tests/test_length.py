@@ -189,3 +189,12 @@ def test_features_of_a_very_long_video_are_not_kept(monkeypatch: pytest.MonkeyPa
         kept = FrameFeatures(compute, 2, 4, FrameStore())
         assert [kept.take(window)[:, 0, 0, 0].tolist() for window in windows] == list(map(list, windows))
         assert asked == expected
+
+
+@pytest.mark.parametrize(("held", "stays"), [(4 * 72, True), (4 * 72 - 1, False)])
+def test_features_stay_on_the_device_where_those_of_the_whole_video_fit(held: int, stays: bool) -> None:
+    store = FrameStore()
+    kept = FrameFeatures(lambda frames: torch.full((len(frames), 2, 3, 3), frames[0]).float(), 1, 4, store, held)
+    for window in ([0, 1, 2], [1, 2, 3], [3, 3, 0]):
+        assert kept.take(window)[:, 0, 0, 0].tolist() == window
+    assert len(store) == (0 if stays else 4)

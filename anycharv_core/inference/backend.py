@@ -26,7 +26,7 @@ from ..models.solvers import timesteps_of
 from ..models.windows import Windows
 from ..systems import System, read_checkpoint, system_of
 from .encode import EncodedVideo, frames_at_a_time
-from .features import FrameFeatures
+from .features import HELD, FrameFeatures
 from .latents import Latents
 from .memory import Ladder, Rung
 from .sampling import Progress, sample_chained, sample_video
@@ -320,7 +320,8 @@ class TorchBackend:
             return self.networks.pose_guider(pose, depth, frames=None)
 
         batch = frames_at_a_time(video.path.canvas.padded)
-        return FrameFeatures(compute, batch, len(video.poses), video.poses.empty())
+        held = 0 if self.device.type == "cpu" else min(HELD, int(free_memory(self.device) / 8))
+        return FrameFeatures(compute, batch, len(video.poses), video.poses.empty(), held)
 
     def _object_features(self, video: EncodedVideo) -> Callable[[list[int]], Held]:
         """What the object guider makes of the objects in frames: computed once for each, and nothing at all where
