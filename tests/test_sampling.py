@@ -111,3 +111,34 @@ def test_progress_counts_every_call_and_can_stop() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         sample(lambda x, t, i: x, noise, 2, linear_windows(30), NoiseSchedule(), stop)
+
+
+COGVIDEOX = {
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "snr_shift_scale": 1.0,
+    "clip_sample": False,
+}
+
+
+def test_cogvideox_schedule_and_steps_are_diffusers() -> None:
+    from diffusers import CogVideoXDDIMScheduler
+
+    schedule, oracle = NoiseSchedule.from_dict(COGVIDEOX), CogVideoXDDIMScheduler(**COGVIDEOX)
+    assert NoiseSchedule.from_dict(schedule.to_dict()) == schedule == NoiseSchedule(offset=0, scaled=True)
+    alphas = alphas_cumprod(schedule.zero_snr, schedule.scaled)
+    assert alphas.dtype == torch.float64
+    assert (alphas - oracle.alphas_cumprod).abs().max() <= 1e-7
+    assert alphas[-1] == 0
+    x, v = torch.randn(2, 1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    oracle.set_timesteps(7)
+    assert [t for t, _ in ddim_timesteps(7, schedule)] == oracle.timesteps.tolist()
+    for t, t_prev in ddim_timesteps(7, schedule):
+        assert (ddim_step(v, x, t, t_prev, schedule) - oracle.step(v, t, x).prev_sample).abs().max() <= 1e-5
+    t = torch.tensor([321])
+    noisy, wanted = add_noise(x, v, t, schedule)
+    assert noisy.dtype == wanted.dtype == torch.float32
+    assert (noisy - oracle.add_noise(x, v, t)).abs().max() <= 1e-6
+    assert (wanted - oracle.get_velocity(x, v, t)).abs().max() <= 1e-6

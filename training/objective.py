@@ -307,7 +307,7 @@ def min_snr_weight(t: Tensor, gamma: float, schedule: NoiseSchedule = NoiseSched
     """
     if not gamma:
         return torch.ones(len(t), device=t.device)
-    signal = alphas_cumprod(schedule.zero_snr).to(t.device)[t]
+    signal = alphas_cumprod(schedule.zero_snr, schedule.scaled).to(t.device)[t].float()
     # SNR + 1 = 1 / (1 - signal power) for a schedule that keeps the variance.
     ratio = (signal if schedule.epsilon else 1) / (1 - signal)
     return ratio.clamp_max(gamma) / ratio

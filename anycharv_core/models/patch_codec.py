@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
@@ -39,13 +40,8 @@ class PatchCodec(nn.Module):
         self.analysis = nn.Conv2d(3, config.latent_channels, side, stride=side)
         self.synthesis = nn.ConvTranspose2d(config.latent_channels, 3, side, stride=side)
         widths = config.block_out_channels[::-1]
-        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)]
-        for width, finer in pairwise(widths):
-            layers += [_Residual(width), nn.Conv2d(width, 4 * finer, 3, padding=1), nn.PixelShuffle(2)]
-        last = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
-        self.refinement = nn.Sequential(*layers, _Residual(widths[-1]), last)
+        first = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.refinement = nn.Sequential(first, *refining_layers(widths))
 
     @classmethod
     def from_config(cls, config: Any) -> PatchCodec:
@@ -71,21 +67,45 @@ class PatchCodec(nn.Module):
         of the latents is 1. The refinement is trained by the task "decoder", see training/codec.py.
         """
         side = self.analysis.stride[0]
-        patches = F.unfold(pixels, side, stride=side).movedim(1, 2).flatten(0, 1).double()
-        share = weight.flatten()[:, None].double() / weight.sum()
-        mean = (share * patches).sum(0)
-        centred = patches - mean
-        variance, axes = torch.linalg.eigh((share * centred).T @ centred)
-        count = self.config.latent_channels
-        axes, deviation = axes[:, -count:].flip(1), variance[-count:].flip(0).sqrt()
-        gain = deviation.rsqrt() / deviation.mean().sqrt()
-        forward = (axes * gain).T
-        self.analysis.weight.copy_(forward.reshape(self.analysis.weight.shape))
-        assert self.analysis.bias is not None and self.synthesis.bias is not None
-        self.analysis.bias.copy_(-forward @ mean)
-        self.synthesis.weight.copy_((axes / gain).T.reshape(self.synthesis.weight.shape))
-        # The mean of a patch may differ from pixel to pixel, a bias may not.
-        self.synthesis.bias.copy_(mean.reshape(3, -1).mean(1))
+        patches = F.unfold(pixels, side, stride=side).movedim(1, 2).flatten(0, 1)
+        fit_linear(self.analysis, self.synthesis, patches, weight)
+
+
+def fit_linear(
+    analysis: nn.Conv2d | nn.Conv3d,
+    synthesis: nn.ConvTranspose2d | nn.ConvTranspose3d,
+    patches: Tensor,
+    weight: Tensor,
+) -> None:
+    """Gives the two the principal components of patches [P, n], each weighted by one of the P values of `weight`,
+    as `PatchCodec.fit` says."""
+    patches = patches.double()
+    share = weight.flatten()[:, None].double() / weight.sum()
+    mean = (share * patches).sum(0)
+    centred = patches - mean
+    variance, axes = torch.linalg.eigh((share * centred).T @ centred)
+    count = len(analysis.weight)
+    axes, deviation = axes[:, -count:].flip(1), variance[-count:].flip(0).sqrt()
+    gain = deviation.rsqrt() / deviation.mean().sqrt()
+    forward = (axes * gain).T
+    analysis.weight.copy_(forward.reshape(analysis.weight.shape))
+    assert analysis.bias is not None and synthesis.bias is not None
+    analysis.bias.copy_(-forward @ mean)
+    synthesis.weight.copy_((axes / gain).T.reshape(synthesis.weight.shape))
+    # The mean of a patch may differ from pixel to pixel, a bias may not.
+    synthesis.bias.copy_(mean.reshape(3, -1).mean(1))
+
+
+def refining_layers(widths: Sequence[int]) -> list[nn.Module]:
+    """What makes a picture of features [N, widths[0], h, w], each further width at twice the resolution; black
+    before training, whatever it is given."""
+    layers: list[nn.Module] = []
+    for width, finer in pairwise(widths):
+        layers += [_Residual(width), nn.Conv2d(width, 4 * finer, 3, padding=1), nn.PixelShuffle(2)]
+    last = nn.Conv2d(widths[-1], 3, 3, padding=1)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return [*layers, _Residual(widths[-1]), last]
 
 
 class _Residual(nn.Module):

@@ -17,11 +17,11 @@ from .fields import Fields
 SCHEDULER = "noise_scheduler_kwargs"  # where a model's settings hold its schedule
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012
+SNR_SHIFT = "snr_shift_scale"
 
 # Settings of the scheduler that these schedules have no other value for.
 FIXED_SETTINGS = {
     "beta_end": BETAS[1],
-    "beta_schedule": "linear",
     "beta_start": BETAS[0],
     "clip_sample": False,
     "num_train_timesteps": TRAIN_STEPS,
@@ -36,20 +36,23 @@ class NoiseSchedule:
     """What the weights predict, and at which timesteps they are asked.
 
     epsilon: the noise, in place of v; zero_snr: t = 999 is noise alone; leading: the timesteps are multiples of
-    1000 // steps plus `offset`, in place of trailing ones, which end at 999. The defaults are those of AnyCharV
-    and of Animate Anyone's second configuration.
+    1000 // steps plus `offset`, in place of trailing ones, which end at 999; scaled: CogVideoX's, of which not the
+    betas but their roots are linear. The defaults are those of AnyCharV and of Animate Anyone's second
+    configuration.
     """
 
     epsilon: bool = False
     zero_snr: bool = True
     leading: bool = False
     offset: int = 1
+    scaled: bool = False
 
     @classmethod
     def from_dict(cls, settings: Any) -> NoiseSchedule:
         """Reads `noise_scheduler_kwargs`, with diffusers' defaults. Raises UserError for other schedulers."""
         given = Fields(settings, SCHEDULER)
-        given.check_fixed(FIXED_SETTINGS)
+        scaled = given.has(SNR_SHIFT)  # which CogVideoX's schedulers alone have
+        given.check_fixed(FIXED_SETTINGS | {"beta_schedule": _betas(scaled), SNR_SHIFT: 1.0})
         prediction = given.choice("prediction_type", ("epsilon", "v_prediction"), "epsilon")
         spacing = given.choice("timestep_spacing", ("leading", "trailing"), "leading")
         zero_snr = given.flag("rescale_betas_zero_snr", False)
@@ -61,20 +64,25 @@ class NoiseSchedule:
         offset = given.number("steps_offset", 0, above=-1, below=TRAIN_STEPS)
         if offset != int(offset):
             raise UserError(f"{SCHEDULER} has steps_offset={offset}, but it must be a whole number.")
-        return cls(prediction == "epsilon", zero_snr, spacing == "leading", int(offset))
+        return cls(prediction == "epsilon", zero_snr, spacing == "leading", int(offset), scaled)
 
     def to_dict(self) -> dict[str, Any]:
         """`noise_scheduler_kwargs` of this schedule."""
         return {
             "beta_start": BETAS[0],
             "beta_end": BETAS[1],
-            "beta_schedule": "linear",
+            "beta_schedule": _betas(self.scaled),
             "clip_sample": False,
             "steps_offset": self.offset,
             "prediction_type": "epsilon" if self.epsilon else "v_prediction",
             "rescale_betas_zero_snr": self.zero_snr,
             "timestep_spacing": "leading" if self.leading else "trailing",
+            **({SNR_SHIFT: 1.0} if self.scaled else {}),
         }
+
+
+def _betas(scaled: bool) -> str:
+    return "scaled_linear" if scaled else "linear"
 
 
 def schedule_of(settings: Mapping[str, Any]) -> NoiseSchedule:
@@ -83,28 +91,39 @@ def schedule_of(settings: Mapping[str, Any]) -> NoiseSchedule:
 
 
 @lru_cache
-def alphas_cumprod(zero_snr: bool = True) -> Tensor:
-    """Cumulative signal power float32 [1000] of linear betas, rescaled to zero terminal SNR or as they are.
+def alphas_cumprod(zero_snr: bool = True, scaled: bool = False) -> Tensor:
+    """Cumulative signal power [1000] of linear betas in float32, rescaled to zero terminal SNR or as they are.
 
     Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1; the last
-    entry is then exactly 0. Rounded through float32 betas as the release's scheduler is.
+    entry is then exactly 0. Rounded through float32 betas as the release's scheduler is. scaled: of CogVideoX's
+    betas, of which the power itself is rescaled, in float64.
     """
+    if scaled:
+        first, last = (beta**0.5 for beta in BETAS)
+        roots = torch.linspace(first, last, TRAIN_STEPS, dtype=torch.float64)
+        root = (1 - roots**2).cumprod(0).sqrt()
+        return _rescaled(root) if zero_snr else root**2
     betas = torch.linspace(*BETAS, TRAIN_STEPS, dtype=torch.float32)
     if not zero_snr:
         return (1 - betas).cumprod(0)
-    root = (1 - betas).cumprod(0).sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    power = ((root - last) * (first / (first - last))) ** 2
+    power = _rescaled((1 - betas).cumprod(0).sqrt())
     alphas = torch.cat([power[:1], power[1:] / power[:-1]])
     return (1 - (1 - alphas)).cumprod(0)
+
+
+def _rescaled(root: Tensor) -> Tensor:
+    """Signal power of these roots of it, moved so that the first stays and the last becomes 0."""
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * (first / (first - last))) ** 2
 
 
 def add_noise(
     clean: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule = NoiseSchedule()
 ) -> tuple[Tensor, Tensor]:
     """Noisy latents at timesteps t [N] and what is to be predicted of them, both shaped as `clean` [N, ...]."""
-    power = alphas_cumprod(schedule.zero_snr).to(clean.device)[t].reshape(-1, *[1] * (clean.ndim - 1))
-    signal, sigma = power.sqrt(), (1 - power).sqrt()
+    powers = alphas_cumprod(schedule.zero_snr, schedule.scaled).to(clean.device)
+    power = powers[t].reshape(-1, *[1] * (clean.ndim - 1))
+    signal, sigma = power.sqrt().float(), (1 - power).sqrt().float()
     return signal * clean + sigma * noise, noise if schedule.epsilon else signal * noise - sigma * clean
 
 
@@ -127,7 +146,7 @@ def ddim_step(
     prediction: Tensor, x: Tensor, t: int, t_prev: int, schedule: NoiseSchedule = NoiseSchedule()
 ) -> Tensor:
     """One deterministic DDIM update (eta 0) of latents x from the prediction, v or the noise."""
-    power = alphas_cumprod(schedule.zero_snr)
+    power = alphas_cumprod(schedule.zero_snr, schedule.scaled)
     now = power[t]
     before = power[t_prev] if t_prev >= 0 else torch.ones(())
     if schedule.epsilon:

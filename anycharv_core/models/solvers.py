@@ -60,7 +60,7 @@ def dpm_step(
 
 def signal_and_sigma(t: int, schedule: NoiseSchedule) -> tuple[float, float]:
     """Factors of clean latents and of noise at a timestep; 1 and 0 at a negative one."""
-    power = float(alphas_cumprod(schedule.zero_snr)[t]) if t >= 0 else 1.0
+    power = float(alphas_cumprod(schedule.zero_snr, schedule.scaled)[t]) if t >= 0 else 1.0
     return math.sqrt(power), math.sqrt(1 - power)
 
 
