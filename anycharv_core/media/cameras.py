@@ -71,7 +71,9 @@ def fundamental(cameras: Cameras) -> np.ndarray:
     turn = cameras.R[None] @ cameras.R[:, None].transpose(0, 1, 3, 2)
     shift = cameras.T[None] - (turn @ cameras.T[:, None, :, None])[..., 0]
     way = np.linalg.norm(shift, axis=-1)
-    shift = np.where((way < STILL * way.max(initial=0))[..., None] | (way == 0)[..., None], 0, shift)
+    # Cameras that only turn are a rounding error apart, which no other way need exceed.
+    least = max(STILL * way.max(initial=0), 1e-9 * np.abs(cameras.T).max(initial=0))
+    shift = np.where((way <= least)[..., None], 0, shift)
     x, y, z = np.moveaxis(shift, -1, 0)
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
