@@ -38,6 +38,8 @@ class AnyCharVExtension(ComfyExtension):
             logging.error("AnyCharV: %s", MISSING)
         for name in (MODELS, POSE_MODELS, SEGMENTERS):
             folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+        # Where Save Model writes to, as ComfyUI does for kinds of its own.
+        folder_paths.add_model_folder_path(MODELS, str(Path(folder_paths.get_output_directory()) / MODELS))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -27,6 +27,7 @@ from ..anycharv_core.models import PoseGuiderConfig, UNetConfig
 from ..anycharv_core.models.schedule import schedule_of
 from ..anycharv_core.systems import read_checkpoint, system_of
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, sample_as_run
+from .saved import read_saved
 from .types import CATEGORY, ReferenceNetType
 from .vae import ModuleVAE
 
@@ -115,7 +116,7 @@ class AnyCharVLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
-        model, reference_net, vae, clip_vision = load_checkpoint(checkpoint_path(checkpoint), dtype)
+        model, reference_net, vae, clip_vision = load_checkpoint(checkpoint, dtype)
         return io.NodeOutput(
             model,
             reference_net,
@@ -145,12 +146,21 @@ def _encoder_of_models() -> Any:
     return path and comfy.clip_vision.load(path)
 
 
-def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
-    """MODEL, reference net, and VAE and CLIP_VISION or None, for the checkpoint at `path`.
+def load_checkpoint(name: str, dtype: str) -> tuple[Any, Any, Any, Any]:
+    """MODEL, reference net, and VAE and CLIP_VISION or None, for the checkpoint `name`.
 
     dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound checkpoint.
     """
-    checkpoint = read_checkpoint(path)
+    path = checkpoint_path(name)
+    saved = read_saved(Path(path))
+    if saved is not None and saved.origin not in checkpoint_names():
+        raise UserError(
+            f"{path} holds the MODEL of the checkpoint '{saved.origin}' alone: put that checkpoint back under "
+            f"models/{MODELS}, too, and press R."
+        )
+    checkpoint = read_checkpoint(path if saved is None else checkpoint_path(saved.origin))
+    if saved is not None:
+        checkpoint.weights |= saved.weights
     system = system_of(checkpoint.configs["denoising_unet"])
     if system.blocks is not None:
         raise UserError(
@@ -162,6 +172,7 @@ def load_checkpoint(path: str, dtype: str) -> tuple[Any, Any, Any, Any]:
     chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))
     model = _model(checkpoint, device, chosen, manual_cast)
     reference_net = _reference_net(checkpoint, device, chosen, manual_cast)
+    model.model.origin = name if saved is None else saved.origin
     check_pairing(model.model.diffusion_model, reference_net.model, model.model.diffusion_model.pose_guider)
     return model, reference_net, _vae(checkpoint), _clip_vision(checkpoint)
 

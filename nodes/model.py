@@ -29,6 +29,7 @@ from ..anycharv_core.models.layers import KeyValue
 from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.systems import system_of
 from .patches import Patches
+from .saved import named
 
 VIDEO = "anycharv_video"  # where a conditioning's options hold its VideoConditions
 RUN = "anycharv_run"  # where the options that reach the network hold the `Run`
@@ -259,6 +260,12 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         config.unet_config["model_channels"] = self.diffusion_model.cfg.block_out_channels[0]
         self.settings, self.schedule = settings, config.schedule
         self.system = system_of(self.diffusion_model.cfg)
+        self.origin = ""  # the checkpoint's name, by which a saved MODEL finds its other networks
+
+    def state_dict_for_saving(self, *state_dicts: Any, **more: Any) -> dict[str, Any]:
+        """What ComfyUI's Save Model writes, which AnyCharV Loader reads again."""
+        saved: dict[str, Any] = super().state_dict_for_saving(*state_dicts, **more)
+        return saved | named(self.origin)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         video: VideoConditions | None = kwargs.get(VIDEO)

@@ -20,7 +20,7 @@ def replaced(video: Any, puppet: tuple[Any, ...], mask: Any, **inputs: Any) -> s
     _, _, _, keypoints, reference, cut, _ = puppet
     settings = {"steps": 1, "cfg": 1.0, "seed": 1, "width": 0, "height": 0, "recipe": "default"}
     files = {"video": video, "reference": reference, "mask": mask, "pose": keypoints, "reference_mask": cut}
-    (result,) = execute("AnyCharVReplaceCharacter", **parts, **settings | files | inputs)
+    (result,) = execute("AnyCharVReplaceCharacter", **parts | settings | files | inputs)
     return str(result.get_stream_source())
 
 

@@ -1,0 +1,52 @@
+"""MODELs that ComfyUI's Save Model has written: the denoising UNet with its guiders, as LoRAs and merges left it.
+
+The other networks are not in the file. It names the checkpoint that the MODEL was loaded from, where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..anycharv_core.checkpoints.checkpoint import Weights
+from ..anycharv_core.checkpoints.state_dicts import read_weights
+from ..anycharv_core.errors import UserError
+from ..anycharv_core.foreign import read_header
+
+ORIGIN = "anycharv_origin"  # the tensor with the bytes of the checkpoint's name
+PREFIX = "model.diffusion_model."
+UNET, GUIDERS = "denoising_unet", ("pose_guider", "object_guider")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """origin: the checkpoint that it comes from, as AnyCharV Loader names it; weights: by network."""
+
+    origin: str
+    weights: dict[str, Weights]
+
+
+def named(origin: str) -> dict[str, Tensor]:
+    """What a file of a MODEL has beside the weights."""
+    return {ORIGIN: torch.tensor(list(origin.encode()), dtype=torch.uint8)}
+
+
+def read_saved(path: Path) -> SavedModel | None:
+    """None where the file is not one of Save Model's. Raises UserError where it is damaged."""
+    if path.suffix != ".safetensors" or not path.is_file() or ORIGIN not in read_header(path).shapes:
+        return None
+    held = read_weights(path)
+    try:
+        origin = bytes(held.pop(ORIGIN).tolist()).decode()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} does not say which checkpoint it comes from; save the MODEL again.") from error
+    weights: dict[str, Weights] = {}
+    for key, value in held.items():
+        name = key.removeprefix(PREFIX)
+        part = next((guider for guider in GUIDERS if name.startswith(f"{guider}.")), UNET)
+        if name != key:
+            weights.setdefault(part, {})[name.removeprefix(f"{part}.")] = value
+    return SavedModel(origin, weights)
