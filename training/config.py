@@ -218,6 +218,8 @@ class Phase:
     ema: decay of the moving average that is validated and exported; 0 is off.
     grad_clip: largest gradient norm; 0 is off.
     checkpointing: whether activations are computed again in the backward pass, to save memory.
+    graphs: whether a step's kernels are recorded once as CUDA graphs, for small networks on one card, which Python
+    cannot call fast enough.
     save_every: steps between checkpoints, of which the last `keep` are kept.
     lora: trained instead of `train`.
     """
@@ -249,6 +251,7 @@ class Phase:
     ema: Decay = 0.0
     grad_clip: Annotated[float, Range(0, 10**6)] = 1.0
     checkpointing: bool = False
+    graphs: bool = False
     log_every: Some = 50
     save_every: Some = 500
     keep: Some = 2

@@ -28,6 +28,7 @@ from training import checkpoints
 from training.config import Engine, Phase
 from training.data.samples import Samples, loader
 from training.ema import Ema
+from training.graphs import GraphedStep
 from training.offload import OffloadedAdamW
 from training.speed import Meter
 from training.stop import Stop, Unfinished
@@ -144,6 +145,18 @@ def fit(
         accelerator.num_processes,
         workers,
     )
+    graphed = None
+    if _fits_graphs(accelerator, phase):
+        graphed = GraphedStep(accelerator, model, parameters)
+
+    def backward(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of a batch, whose gradients are added to those there are."""
+        if graphed is not None:
+            return graphed(batch)
+        losses: dict[str, Tensor] = model(batch)
+        accelerator.backward(losses["loss"])
+        return losses
+
     bar = tqdm(total=phase.steps, initial=start, desc=name, unit="step", disable=not accelerator.is_main_process)
     with stop.on_signals(), bar:
         for step in range(start, phase.steps):
@@ -155,15 +168,14 @@ def fit(
                     batch = _to_device(next(stream), accelerator.device)
                 log.meter.count(batch)
                 with accelerator.accumulate(model):
-                    losses = model(batch)
-                    accelerator.backward(losses["loss"])
+                    losses = backward(batch)
                 for key, value in losses.items():
                     values[key] = values.get(key, 0) + value.detach().float() / phase.accumulate
             norm = accelerator.clip_grad_norm_(parameters, phase.grad_clip or math.inf)
             means, stopping = _agreed(accelerator, values, stop)
             _check(name, step, means["loss"], float(norm), accelerator.scaler is not None, states)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=graphed is None)
             if ema is not None:
                 ema.update(step)
             done = step + 1
@@ -237,6 +249,12 @@ def _running(module: nn.Module) -> set[str]:
         if each.training
         for name, _ in each.named_buffers(recurse=False)
     }
+
+
+def _fits_graphs(accelerator: Accelerator, phase: Phase) -> bool:
+    """Whether the phase asks for CUDA graphs, and runs on one card whose every step has the same kernels."""
+    alone = accelerator.device.type == "cuda" and accelerator.distributed_type == DistributedType.NO
+    return phase.graphs and alone and accelerator.scaler is None and phase.task == "diffusion"
 
 
 def _moving_average(accelerator: Accelerator, phase: Phase, parameters: list[nn.Parameter]) -> Ema | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -123,21 +125,29 @@ def clip_generator(seed: int, purpose: str, position: int) -> torch.Generator:
 
 def draw(cfg: Objective, generators: Sequence[torch.Generator], shape: torch.Size, device: torch.device) -> Draws:
     """Each clip's draws, in a fixed order whatever options are on; shape: [F, c, h, w] of one clip."""
-    t, dropped, noise, without = [], [], [], []
-    for generator in generators:
+
+    def one(generator: torch.Generator) -> tuple[int, Tensor, list[bool]]:
         step = int(torch.randint(TRAIN_STEPS, (), generator=generator))
         terminal, drop = torch.rand(2, generator=generator).tolist()
         own = torch.randn(shape, generator=generator)
         shared = torch.randn(1, shape[1], 1, 1, generator=generator)
-        t.append(TRAIN_STEPS - 1 if terminal < cfg.terminal else step)
-        dropped.append(drop < cfg.drop)
-        noise.append(own + cfg.noise_offset * shared)
         objects, depth = torch.rand(2, generator=generator).tolist()
-        without.append((objects < cfg.drop_objects, depth < cfg.drop_depth))
-    emptied, flattened = torch.tensor(without).unbind(1)
-    return Draws(
-        torch.tensor(t, device=device), torch.stack(noise).to(device), torch.tensor(dropped), emptied, flattened
-    )
+        t = TRAIN_STEPS - 1 if terminal < cfg.terminal else step
+        return (
+            t,
+            own + cfg.noise_offset * shared,
+            [drop < cfg.drop, objects < cfg.drop_objects, depth < cfg.drop_depth],
+        )
+
+    # A card would wait for one thread to draw the noise of hundreds of clips.
+    drawn = _drawers().map(one, generators) if device.type == "cuda" else map(one, generators)
+    t, noise, without = zip(*drawn, strict=True)
+    return Draws(torch.tensor(t, device=device), torch.stack(noise).to(device), *torch.tensor(without).unbind(1))
+
+
+@lru_cache(maxsize=1)
+def _drawers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor()
 
 
 def loss(
@@ -152,6 +162,12 @@ def loss(
 
     "loss" is weighted by `cfg` and divided by its clip's mean weight; "character" is the plain error there.
     """
+    return solve(nets, *pose_problem(encoded, draws, cfg, schedule), cfg, motion, schedule)
+
+
+def pose_problem(encoded: Batch, draws: Draws, cfg: Objective, schedule: NoiseSchedule) -> tuple[Batch, int]:
+    """What the networks are shown of a batch and asked for, and how many of its clips, the first, go without their
+    reference. Beside the encodings: `t` [B], `noisy` and `wanted` [B, F, c, h, w]."""
     # The network takes the clips without reference first.
     order = torch.argsort(draws.dropped, descending=True, stable=True).to(draws.t.device)
     plain = int(draws.dropped.sum())
@@ -162,10 +178,16 @@ def loss(
             encoded = encoded | {name: value}
     encoded = {name: value[order] for name, value in encoded.items()}
     t, noise = draws.t[order], draws.noise[order]
-    target = encoded["latents"].float()
-    noisy, wanted = add_noise(target, noise, t, schedule)
-    prediction = predict(nets, shown(encoded, cfg), noisy, t, plain, motion).float()
-    return weighed(prediction, wanted, encoded, t, cfg, schedule)
+    noisy, wanted = add_noise(encoded["latents"].float(), noise, t, schedule)
+    return encoded | {"t": t, "noisy": noisy, "wanted": wanted}, plain
+
+
+def solve(
+    nets: Networks, problem: Batch, plain: int, cfg: Objective, motion: bool, schedule: NoiseSchedule
+) -> dict[str, Tensor]:
+    """The errors [B], as `loss` gives them, of what `pose_problem` made."""
+    prediction = predict(nets, shown(problem, cfg), problem["noisy"], problem["t"], plain, motion).float()
+    return weighed(prediction, problem["wanted"], problem, problem["t"], cfg, schedule)
 
 
 def shown(encoded: Batch, cfg: Objective) -> Batch:

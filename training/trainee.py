@@ -95,7 +95,8 @@ class Trainee(nn.Module):
         """Everything goes through here, because a wrapped module gathers its parameters only for this.
 
         batch: B clips from a dataset or their `encode_batch` encodings, with int64 `position` [B]. task:
-        "loss" -> {"loss": scalar to minimise, more to log}, the means over the clips; "held_out" -> float
+        "loss" -> {"loss": scalar to minimise, more to log}, the means over the clips; "pose" -> the same problem
+        as tensors and the number of its clips without reference, and "solve" -> its "loss"; "held_out" -> float
         [B, T], the plain loss at `timesteps`, of a student at the steps that hold them; "sample" -> float
         [B, F, 3, H, W] in 0..1, the clips made by DDIM.
         """
@@ -103,6 +104,8 @@ class Trainee(nn.Module):
             batch = batch | self.encode(batch)
         tasks: dict[str, Callable[..., Any]] = {
             "loss": self._loss,
+            "pose": self._pose,
+            "solve": self._solve,
             "held_out": self._held_out,
             "sample": self._sample,
         }
@@ -114,10 +117,18 @@ class Trainee(nn.Module):
             return objective.encode_batch(self.nets, batch)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        return _means(self._losses(batch, self._draws(batch), self.cfg))
+
+    def _pose(self, batch: Batch) -> tuple[Batch, int]:
+        return objective.pose_problem(_tensors(batch), self._draws(batch), self.cfg, self.schedule)
+
+    def _solve(self, problem: Batch, plain: int) -> dict[str, Tensor]:
+        return _means(objective.solve(self.nets, problem, plain, self.cfg, self.motion, self.schedule))
+
+    def _draws(self, batch: Batch) -> Draws:
         generators = [clip_generator(self.seed, self.purpose, p) for p in batch["position"].tolist()]
         latents = batch["latents"]
-        draws = objective.draw(self.cfg, generators, latents.shape[1:], latents.device)
-        return {name: value.mean() for name, value in self._losses(batch, draws, self.cfg).items()}
+        return objective.draw(self.cfg, generators, latents.shape[1:], latents.device)
 
     def _losses(self, batch: Batch, draws: Draws, cfg: Objective) -> dict[str, Tensor]:
         encoded = _tensors(batch)
@@ -151,6 +162,10 @@ class Trainee(nn.Module):
         latents = sample(denoise, noise.flatten(0, 1), steps, everything, self.schedule)
         with self.aside.on(latents.device):
             return objective.decode(self.nets.vae, latents).unflatten(0, shape[:2])
+
+
+def _means(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.mean() for name, value in losses.items()}
 
 
 def _tensors(batch: Batch) -> Batch:

@@ -98,7 +98,8 @@ def clip_square(reference: np.ndarray, size: int) -> np.ndarray:
 
 def normalise_clip(unit: Tensor) -> Tensor:
     """float [N, 3, H, W] in 0..1 -> CLIP's normalised pixels."""
-    mean, std = (torch.tensor(v, device=unit.device).reshape(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    # Filled in on the device: a copy from the CPU could not be part of a CUDA graph.
+    mean, std = (torch.stack([unit.new_full((1, 1), each) for each in of]) for of in (CLIP_MEAN, CLIP_STD))
     return (unit - mean) / std
 
 

@@ -61,7 +61,7 @@ class DepthModulation(nn.Module):
         height, width = x.shape[2:]
         pose, seen = (rearrange(each, "n c h w -> n (h w) c") for each in (x, self.depth.trunk(depth)))
         # Depth knows no limb, so without a place it could not be told whose it is.
-        place = place_code(height, width, x.shape[1]).to(x)
+        place = place_code(height, width, x.shape[1], x.device).to(x)
         value = self.norm_depth(seen)
         added = self.attention.of_sources(
             (self.norm_pose(pose) + place, value + place, value), attention, attention
@@ -141,10 +141,10 @@ class ObjectGuider(nn.Module):
         return features
 
 
-def place_code(height: int, width: int, dim: int) -> Tensor:
-    """Sinusoids of row and column, float32 [height * width, dim], on the CPU; dim is a multiple of 4."""
-    freqs = torch.exp(torch.arange(0, dim // 2, 2) * (-math.log(10000.0) / (dim // 2)))
-    rows, columns = (torch.arange(side)[:, None] * freqs for side in (height, width))
+def place_code(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Sinusoids of row and column, float32 [height * width, dim]; dim is a multiple of 4."""
+    freqs = torch.exp(torch.arange(0, dim // 2, 2, device=device) * (-math.log(10000.0) / (dim // 2)))
+    rows, columns = (torch.arange(side, device=device)[:, None] * freqs for side in (height, width))
     rows, columns = (torch.cat([angles.sin(), angles.cos()], dim=-1) for angles in (rows, columns))
     shape = height, width, dim // 2
     return torch.cat([rows[:, None].expand(shape), columns[None].expand(shape)], dim=-1).flatten(0, 1)
