@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
+from ..models.config import PATCH, DiTConfig
 from ..models.fields import Fields
 from ..models.schedule import SCHEDULER, NoiseSchedule
-from .checkpoint import LIBRARY_PARTS, NETWORKS, OPTIONAL_NETWORKS, Checkpoint
+from .checkpoint import DIT_PARTS, NETWORKS, Checkpoint
 
 # Sizes of the library parts that are sides of their tensors.
 LIBRARY_WIDTHS = (
@@ -26,13 +27,12 @@ LIBRARY_WIDTHS = (
 
 def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     """Raises UserError, naming the model `name`, where a part is missing or unknown or a setting cannot be."""
-    parts = (*NETWORKS, *OPTIONAL_NETWORKS, *LIBRARY_PARTS)
     Fields(checkpoint.configs, f"The configs of {name}")
-    for part in NETWORKS:
+    for part in checkpoint.parts.networks:
         if part not in checkpoint.weights or part not in checkpoint.configs:
             raise UserError(f"{name} has no {part}: it is not a complete AnyCharV model; give a complete one.")
     for part in checkpoint.weights:
-        if part not in parts or part not in checkpoint.configs:
+        if part not in checkpoint.parts.all or part not in checkpoint.configs:
             raise UserError(
                 f"{name} has weights of '{part}' but no config for them: it is not an AnyCharV model; give "
                 "another."
@@ -51,6 +51,13 @@ def check_part(part: str, config: Any, weights: Mapping[str, Tensor], name: str)
         objects = ObjectGuiderConfig.from_dict(config, name)
         widths = (objects.latent_channels, *objects.block_out_channels)
         _check_sizes(name, weights, len(objects.block_out_channels), widths)
+    elif part == "transformer":
+        cfg = DiTConfig.from_dict(config, name)
+        widths = (cfg.in_channels * PATCH**3, cfg.dim, cfg.head_dim, cfg.time_dim, cfg.text_dim)
+        _check_sizes(name, weights, cfg.layers, widths)
+    elif part in (*DIT_PARTS.networks, *DIT_PARTS.optional):
+        given = Fields(config, name)
+        _check_sizes(name, weights, given.whole("blocks", 1), (given.whole("rank", 1),))
     elif part in NETWORKS:
         check_unet(UNetConfig.from_dict(config, name), weights, name)
     else:
@@ -88,8 +95,28 @@ def check_settings(settings: Any, name: str) -> None:
     given.number("pose_scale", 1.0, above=0, below=64)
     if given.has("blocks") and len(given.wholes("blocks")) != 2:
         raise UserError(f"{name} have blocks that are not a number of rows and one of columns; give two numbers.")
+    given.whole("frames", 1)
+    given.number("image_scale", 1.0, above=0)
+    if given.has("base"):
+        base = given.section("base")
+        base.text("name"), base.text("sha256")
     if given.has(SCHEDULER):
         NoiseSchedule.from_dict(settings[SCHEDULER])
+
+
+def check_dit_ends(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """As `check_ends`, of a transformer's parts."""
+    cfg = DiTConfig.from_dict(configs["transformer"])
+    for part in ("control", "reference"):
+        if (blocks := configs[part]["blocks"]) > cfg.layers:
+            raise UserError(
+                f"{part} has {blocks} blocks, but transformer only {cfg.layers}: take both from one model."
+            )
+    vae = configs.get("vae", {})
+    if (channels := vae.get("latent_channels", cfg.out_channels)) != cfg.out_channels:
+        raise UserError(
+            f"vae has {channels} channels, but transformer takes {cfg.out_channels}: take both from one model."
+        )
 
 
 def check_ends(configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -19,10 +19,27 @@ HUB_PARTS = {
 }
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a kind of model: networks that it must have, those it may have, and those of libraries."""
+
+    networks: tuple[str, ...]
+    optional: tuple[str, ...]
+    library: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.networks, *self.optional, *self.library)
+
+
+UNET_PARTS = Parts(NETWORKS, OPTIONAL_NETWORKS, LIBRARY_PARTS)
+# Of AnimateAnywhere; a file of what was trained has no weights of `transformer` and `vae`, which its base brings.
+DIT_PARTS = Parts(("transformer", "control", "reference", "prompt"), ("bml",), ("vae",))
+
+
 @dataclass
 class Checkpoint:
-    """Configs and weights of each part: the three networks, and `object_guider`, `vae` and `image_encoder` where
-    present.
+    """Configs and weights of each part: those of `UNET_PARTS`, or of `DIT_PARTS`, as far as they are present.
 
     `settings` are the defaults the weights were made for, such as {"size": [128, 128]}, and under
     "noise_scheduler_kwargs" the schedule, where it is not AnyCharV's.
@@ -31,3 +48,13 @@ class Checkpoint:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, Weights] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_dit(self) -> bool:
+        """Whether it is a transformer's, and not a UNet's."""
+        return "transformer" in self.configs
+
+    @property
+    def parts(self) -> Parts:
+        """Those that a model of its kind has."""
+        return DIT_PARTS if self.is_dit else UNET_PARTS

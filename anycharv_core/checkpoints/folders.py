@@ -15,7 +15,7 @@ from ..files import atomic_path
 from ..foreign import read_json
 from .check import check_part, check_settings
 from .checkpoint import NETWORKS, OPTIONAL_NETWORKS, Checkpoint, Weights
-from .networks import new_library_part
+from .networks import CODECS, COGVIDEOX_VAE, new_library_part
 from .state_dicts import read_weights, save_safetensors, stored
 
 SETTINGS = "settings.json"
@@ -61,7 +61,7 @@ def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]
         raise UserError(f"{folder} has no {lacking}: give the folder of the {part.replace('_', ' ')}.")
     config, weights = read_json(config_file), read_weights(path)
     check_part(part, config, weights, str(config_file))
-    if part == "image_encoder" or config.get("_class_name") == "PatchCodec":
+    if part == "image_encoder" or config.get("_class_name") in (*CODECS, COGVIDEOX_VAE):
         # Files of older transformers carry this index table, which newer ones rebuild.
         return config, {key: value for key, value in weights.items() if not key.endswith("position_ids")}
     with torch.device("meta"):

@@ -22,6 +22,7 @@ from ..models import (
     ReferenceNet,
     UNetConfig,
 )
+from ..models.clip_codec import ClipCodec
 from .check import check_ends
 from .checkpoint import LIBRARY_PARTS, NETWORKS, OPTIONAL_NETWORKS, Checkpoint
 from .recognise import UNKNOWN, identify
@@ -38,6 +39,10 @@ CLIP_SETTINGS = (
     *("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"),
     *("num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps"),
 )
+
+# Our own autoencoders by the names that their configs have; others are diffusers'.
+CODECS: dict[str, type[PatchCodec] | type[ClipCodec]] = {"PatchCodec": PatchCodec, "ClipCodec": ClipCodec}
+COGVIDEOX_VAE = "AutoencoderKLCogVideoX"
 
 
 @dataclass
@@ -75,6 +80,14 @@ def build_networks(
             setattr(nets, part, module)
     modules = {part: module for part, module in vars(nets).items() if module is not None}
     check_ends({part: checkpoint.configs[part] for part in modules})
+    fill(modules, checkpoint, device, dtype)
+    return nets
+
+
+def fill(
+    modules: Mapping[str, nn.Module], checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """Gives each part its weights, which were checked, and brings it into inference mode."""
     for part, module in modules.items():
         weights = {
             key: value.to(device, dtype if value.is_floating_point() else None)
@@ -82,7 +95,6 @@ def build_networks(
         }
         module.load_state_dict(weights, assign=True)
         module.to(device).requires_grad_(False).train(False)
-    return nets
 
 
 def untrained(configs: Mapping[str, Mapping[str, Any]]) -> Networks:
@@ -106,17 +118,19 @@ def library_part(part: str, config: Mapping[str, Any], weights: Mapping[str, Ten
 
 
 def new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
-    """An untrained `vae` (diffusers AutoencoderKL, or our PatchCodec where the config names it) or
-    `image_encoder` (transformers CLIP vision model)."""
-    if config.get("_class_name") == "PatchCodec":
-        return PatchCodec.from_config(config)
+    """An untrained `vae` (diffusers' AutoencoderKL, its AutoencoderKLCogVideoX or one of `CODECS`, where the
+    config names it) or `image_encoder` (transformers CLIP vision model)."""
+    name = config.get("_class_name")
+    if name in CODECS:
+        return CODECS[name].from_config(config)
     try:
         if part == "vae":
-            from diffusers import AutoencoderKL
+            from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
-            parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
+            kind: Any = AutoencoderKLCogVideoX if name == COGVIDEOX_VAE else AutoencoderKL
+            parameters = inspect.signature(kind.__init__).parameters.values()
             defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-            vae: Any = AutoencoderKL(**_of_types(part, config, defaults))
+            vae: nn.Module = kind(**_of_types(part, config, defaults))
             return vae
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 

@@ -12,6 +12,7 @@ from .checkpoint import Weights
 OTHER_MODELS = {
     "lora_": "a LoRA",
     ".lora.": "a LoRA",
+    "blocks.0.attn_out.": "CogVideoX in ComfyUI's own names; give diffusers' files",
     "double_blocks.": "a Flux or HunyuanVideo model",
     "model.diffusion_model.input_blocks.": "a plain Stable Diffusion checkpoint",
     "first_stage_model.": "a plain Stable Diffusion checkpoint",

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic_path, write_error
-from ..foreign import check_file, read_header
+from ..foreign import check_file, read_header, read_json
+from ..models.fields import Fields
 from .checkpoint import Weights
 
 
@@ -50,6 +51,22 @@ def read_training_weights(path: Path) -> Weights:
     if not weights:
         raise UserError(f"{path} holds no weights: it is not a state dict; give a file of weights.")
     _check_finite(path, weights)
+    return weights
+
+
+def read_shards(index: Path) -> Weights:
+    """The weights of all files that an index.json beside them lists, as diffusers writes large models.
+
+    Raises UserError where one of them is missing or does not hold what the index says.
+    """
+    places = Fields(Fields(read_json(index), str(index)).section("weight_map").config, str(index))
+    weights: Weights = {}
+    for name in sorted({places.text(key) for key in places.config}):
+        if Path(name).name != name or Path(name).suffix != ".safetensors":
+            raise UserError(f"{index} names '{name}', which is no .safetensors file beside it: fetch it again.")
+        weights |= read_weights(index.with_name(name))
+    if lacking := [key for key in places.config if key not in weights]:
+        raise UserError(f"{index} lists '{lacking[0]}', which none of its files has: fetch them again.")
     return weights
 
 

@@ -80,6 +80,21 @@ class ReferenceDiT(Trunk):
         return [last.attn1, last.norm2, last.ff]
 
 
+class Prompt(nn.Module):
+    """The text that every clip has, as a text encoder gave it once: `embeds` [n, text_dim]. The paper leaves texts
+    for later (section V)."""
+
+    embeds: Tensor
+
+    def __init__(self, cfg: DiTConfig, **factory: Any):
+        super().__init__()
+        self.register_buffer("embeds", torch.zeros(cfg.text_length, cfg.text_dim, **factory))
+
+    def forward(self) -> Tensor:
+        """[1, n, text_dim], as the transformers take it."""
+        return self.embeds[None]
+
+
 @torch.no_grad()
 def copy_trunk(base: DiT, branch: ControlDiT | ReferenceDiT) -> None:
     """Gives a branch the base's embedders and first blocks; a ControlNet's zero layers stay as they are."""

@@ -45,6 +45,13 @@ class Fields:
             raise self._wrong(key, f"a list of whole numbers from 1 to {MOST}")
         return self._counted(key, value, count)
 
+    def text(self, key: str) -> str:
+        """A text."""
+        value = self._value(key)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a text")
+        return value
+
     def texts(self, key: str, count: int | None = None) -> tuple[str, ...]:
         """A list of texts, `count` of them where that is given."""
         value = self._value(key)
