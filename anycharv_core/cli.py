@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = subcommands.add_parser("bench", help="score a model, or any system's frames, where the truth is exact")
     add, path = adders(bench)
-    add("suite", choices=("puppets",), metavar="puppets", help="held-out swaps or animations of the puppet world")
+    add("suite", choices=("puppets",), metavar="puppets", help="held-out tasks of the puppet worlds")
     way = bench.add_mutually_exclusive_group()
     way.add_argument("--model", default="embedded", metavar="MODEL", help="folder or file (default: %(default)s)")
     way.add_argument(
@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--task",
-        choices=("swap", "bold-swap", "animation", "bold-animation", "interaction"),
+        choices=("swap", "bold-swap", "animation", "bold-animation", "interaction", "travel"),
         help="kind of tasks (default: the model's; for --export, swap); with --score, the folder's own",
     )
     add("--clips", type=to_count, default=64, metavar="N", help="number of tasks (default: %(default)s)")

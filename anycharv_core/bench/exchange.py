@@ -2,13 +2,14 @@
 
     FOLDER/bench.json            kind of task, clips, frames, size, and a digest of every task
     FOLDER/README.md             this layout, for the people who run the other system
-    FOLDER/task_0000/reference.png   the character: RGBA for a swap, with its scene for an animation
+    FOLDER/task_0000/reference.png   the character: RGBA, or with its scene for an animation
                      poses.json  POSE_KEYPOINT of every frame; skeletons/ the same drawn, as PNGs
         swap:        driving/    PNGs of the driving video, exact; driving.mp4 the same as H.264
                      masks/      PNGs, white on the driving character; boxes.json its padded box for every frame
         interaction: the same, masks/ on the body alone, and objects/ white on what it touches; depth/ brighter the
                      nearer, black where nothing is known
         animation:   reference_mask.png   white on the character
+        travel:      background.png       the place as its camera sees it first, with nobody in it
     FOLDER/task_0000/frames/     to be written: one PNG for every pose, or a video frames.mp4 (.mkv, ...)
 
 The truth is not among them: scoring renders it again.
@@ -34,8 +35,9 @@ from ..media.video_read import VIDEOS
 from ..media.video_write import VideoWriter, write_masks
 from ..puppets.interaction import Interaction
 from ..puppets.task import Swap
+from ..puppets.travel import Travel
 from .puppets import Method, Progress
-from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, INTERACTION, SWAP, Setup, Task, tasks
+from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, INTERACTION, SWAP, TRAVEL, Setup, Task, tasks
 from .videos import partner, video_frames
 
 RATE = Fraction(12)
@@ -57,12 +59,20 @@ For every folder here make the character of `reference.png` move as `poses.json`
 `skeletons/`). It goes where the skeleton is, at the skeleton's size; the scene stays as it is, and also fills the
 place where the character stood. `reference_mask.png` is white on the character.
 """
+_TRAVEL = """# PuppetBench tasks
+
+For every folder here make the character of `reference.png` (RGBA) move as `poses.json` says (POSE_KEYPOINT, drawn
+in `skeletons/`), in the place of `background.png`, which is what the camera sees first, without the character. The
+camera goes where the skeletons imply: along with who walks and yet stays in the picture, nearer to who stands and
+yet grows.
+"""
 _ASKED = {
     SWAP: _SWAP,
     BOLD_SWAP: _SWAP,
     INTERACTION: _SWAP + _INTERACTION,
     ANIMATION: _ANIMATION,
     BOLD_ANIMATION: _ANIMATION,
+    TRAVEL: _TRAVEL,
 }
 _WANTED = """
 Write `frames/000000.png`, `frames/000001.png` and so on beside them, of the skeletons' size, one for every
@@ -139,6 +149,8 @@ def _write_task(folder: Path, task: Task) -> None:
     write_poses(folder / "poses.json", given.poses())
     if isinstance(given, Swap):
         _write_driving(folder, given)
+    elif isinstance(given, Travel):
+        Image.fromarray(given.background).save(folder / "background.png")
     else:
         Image.fromarray(given.cutout).save(folder / "reference_mask.png")
 

@@ -47,11 +47,24 @@ def probe(answer: Answer, seed: int, frames: int, size: int) -> dict[str, float]
     }
 
 
+def own(task: Interaction, made: np.ndarray) -> dict[str, float | str]:
+    """The last score of `PROBES`, of one answer."""
+    assert task.truth.flow is not None
+    return {"joint error": joint_error(made, task.truth.flow, task.truth.mask > 0)}
+
+
 def choice(made: np.ndarray, other_made: np.ndarray, task: Interaction, other: Interaction) -> float:
     """0, 0.5 or 1: how many of two answers are nearer to their own truth than to the other's; one that is as near
     to both counts half. NaN where the truths are equal."""
     one, two = task.truth.frames, other.truth.frames
-    differ = (one != two).any(axis=-1)
+    return nearer(made, other_made, one, two, np.ones(one.shape[:-1], bool))
+
+
+def nearer(
+    made: np.ndarray, other_made: np.ndarray, one: np.ndarray, two: np.ndarray, region: np.ndarray
+) -> float:
+    """The same for truths `one` and `two`, uint8 [F, H, W, 3], over a region, bool [F, H, W]."""
+    differ = (one != two).any(axis=-1) & region
     if not differ.any():
         return math.nan
 

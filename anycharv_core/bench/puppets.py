@@ -20,7 +20,6 @@ from ..puppets import Clip
 from ..puppets.interaction import Interaction
 from ..puppets.task import Swap
 from .drift import DRIFTS, drift
-from .interaction import joint_error, probe
 from .lpips import Lpips
 from .metrics import gradient_energy, psnr, ssim, warp_error
 from .naming import NAMED, PICTURES, wears
@@ -250,16 +249,12 @@ def _probed(
     task: Task, made: np.ndarray, method: Method, setup: Setup, elsewhere: bool
 ) -> Mapping[str, float | str]:
     """The scores of `Kind.probes`."""
-    if not task.kind.probes:
-        return {}
-    clip = task.given.truth
-    assert clip.flow is not None
-    joint = {"joint error": joint_error(made, clip.flow, clip.mask > 0)}
+    kind, own = task.kind, dict(task.kind.own(task.given, made))
     if elsewhere:
         why = "it needs answers to pairs of tasks, which are not exported"
-        return {name: why for name in task.kind.probes if name not in joint} | joint
-    answers = probe(lambda given: method(replace(task, given=given)), task.number, setup.frames, setup.size)
-    return answers | joint
+        return {name: why for name in kind.probes if name not in own} | own
+    answers = kind.paired(lambda given: method(replace(task, given=given)), task.number, setup.frames, setup.size)
+    return {**own, **answers}
 
 
 def sheet_titles(methods: Mapping[str, Method], task: str = SWAP) -> list[str]:

@@ -5,7 +5,9 @@ a swap there are a reference picture and a driving clip with its exact mask, box
 reference's character in the driving clip's scene and motion; in a bold swap, small in a larger frame. In an
 animation there are a picture of a character before a plain wall, and poses, and the truth shows that character
 moving so before that wall, the camera at rest. In an interaction the driving character touches or holds something,
-of which there are masks, and how near everything is; in the truth the other character does so.
+of which there are masks, and how near everything is; in the truth the other character does so. In a journey there
+are a picture of a character, one of a place with nobody in it, and poses, and in the truth the camera goes with
+the character through that place.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from ..puppets.task import (
     sample_bold_swap,
     sample_swap,
 )
-from .interaction import PROBES
+from ..puppets.travel import Travel, sample_travel
+from . import interaction, travel
 
 SMALLEST = 32  # pixels a side
 SWAP, BOLD_SWAP, ANIMATION, BOLD_ANIMATION = "swap", "bold-swap", "animation", "bold-animation"
-INTERACTION = "interaction"
+INTERACTION, TRAVEL = "interaction", "travel"
 VERSION = 2  # of PuppetBench: 2 has bold swaps; the tasks of 1 are what they were
 
 
@@ -45,11 +48,12 @@ class Kind:
     over, in words and as masks(task), bool [F, H, W] each; pasted(task): the masks uint8 [F, H, W] by which a
     system pastes, None where nothing is pasted; shown: the frames that a system is given besides the reference,
     uint8 [F, H, W, 3], of which the first tell a task from every other; canvas: through which one a model of ours
-    sees them (`Pipeline.__call__`); probes: the scores of `interaction.PROBES`, where it has them; size: pixels a
-    side where none is asked for.
+    sees them (`Pipeline.__call__`); size: pixels a side where none is asked for; probes: further scores, in words:
+    own(task, made) gives those of one answer, and paired(answer, number, frames, size) those of answers to pairs
+    of tasks.
     """
 
-    sample: Callable[..., Swap | Animation]
+    sample: Callable[..., Swap | Animation | Travel]
     baselines: Mapping[str, Callable[..., np.ndarray]]
     regions: Mapping[str, str]
     masks: Callable[..., dict[str, np.ndarray]]
@@ -59,6 +63,8 @@ class Kind:
     size: int = 64
     named: bool = False
     probes: Mapping[str, str] = field(default_factory=dict)
+    own: Callable[..., Mapping[str, float | str]] = lambda task, made: {}
+    paired: Callable[..., Mapping[str, float]] = lambda answer, number, frames, size: {}
 
 
 def _swap_masks(swap: Swap) -> dict[str, np.ndarray]:
@@ -77,6 +83,13 @@ def _interaction_masks(task: Interaction) -> dict[str, np.ndarray]:
 def _animation_masks(animation: Animation) -> dict[str, np.ndarray]:
     region = animation.region
     return {"character": region, "background": ~region, "frame": np.ones_like(region)}
+
+
+def _travel_masks(task: Travel) -> dict[str, np.ndarray]:
+    region = task.region
+    assert task.truth.hands is not None
+    regions = {"character": region, "hands": task.truth.hands > 0, "background": ~region}
+    return regions | {"frame": np.ones_like(region)}
 
 
 _SWAPS = Kind(
@@ -123,10 +136,31 @@ KINDS = {
         masks=_interaction_masks,
         canvas=PERSON,
         size=128,
-        probes=PROBES,
+        probes=interaction.PROBES,
+        own=interaction.own,
+        paired=interaction.probe,
     ),
     ANIMATION: _ANIMATIONS,
     BOLD_ANIMATION: replace(_ANIMATIONS, sample=sample_bold_animation, size=80),
+    TRAVEL: Kind(
+        sample=sample_travel,
+        baselines=travel.TRAVEL_BASELINES,
+        regions={
+            "character": "every pixel of the true character",
+            "hands": "every pixel of the true character's hands",
+            "background": "everything else, with the character's shadow",
+            "frame": "every pixel",
+        },
+        masks=_travel_masks,
+        pasted=None,
+        shown={
+            "background": lambda task: np.repeat(task.background[None], len(task.pose), axis=0),
+            "pose": lambda task: task.pose,
+        },
+        probes=travel.PAIRED | travel.OWN,
+        own=travel.own,
+        paired=travel.paired,
+    ),
 }
 
 
@@ -164,7 +198,7 @@ class Task:
     """`given` holds the truth too; `digest` tells versions of the puppet world apart by what a system is shown."""
 
     number: int
-    given: Swap | Animation
+    given: Swap | Animation | Travel
     kind: Kind
 
     @property

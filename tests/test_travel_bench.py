@@ -1,0 +1,88 @@
+"""PuppetBench's journeys: choices between twins, what the baselines come to, and files for other systems."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anycharv_core.bench.exchange import export, of_folder, read_setup
+from anycharv_core.bench.puppets import TRUTH, measure, references
+from anycharv_core.bench.tasks import KINDS, TRAVEL, Setup
+from anycharv_core.bench.travel import OWN, PAIRED, own, paired, still_plate, warped_plate
+from anycharv_core.cli import main
+from anycharv_core.puppets.travel import Travel, sample_travel
+
+FRAMES, SIZE = 9, 64
+
+
+def test_who_does_not_read_the_camera_off_the_poses_is_right_half_the_time() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (FRAMES, SIZE, SIZE, 3), np.uint8)
+
+    def shadows(travel: Travel) -> np.ndarray:
+        """The right characters and shadows on a camera at rest."""
+        bare = (travel.truth.frames == travel.truth.background).all(-1, keepdims=True)
+        return np.where(bare, travel.background, travel.truth.frames)
+
+    for seed in range(3):
+        assert paired(lambda task: noise, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 0.5)
+        assert paired(still_plate, seed, FRAMES, SIZE)["pan choice"] == 0.5
+        assert paired(lambda task: shadows(task), seed, FRAMES, SIZE)["pan choice"] == 0.5
+
+
+def test_the_truth_and_the_true_cameras_are_always_right() -> None:
+    for seed in range(3):
+        assert paired(lambda task: task.truth.frames, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 1.0)
+        assert paired(warped_plate, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 1.0)
+
+
+@pytest.mark.parametrize("kind", ("follow", "truck"))
+def test_a_plate_that_moves_scores_higher_than_one_that_does_not(kind: str) -> None:
+    for seed in range(2):
+        travel = sample_travel(seed, 24, SIZE, kind=kind)
+        still, warped, truth = (
+            own(travel, made) for made in (still_plate(travel), warped_plate(travel), travel.truth.frames)
+        )
+        assert still["moving PSNR"] + 1 < warped["moving PSNR"] < truth["moving PSNR"]
+        assert still["flow error"] > 2 * warped["flow error"]
+        assert truth["flow error"] < 0.4
+
+
+def test_a_camera_at_rest_has_no_motion_to_score() -> None:
+    travel = sample_travel(0, FRAMES, SIZE, kind="static")
+    assert np.isnan(list(own(travel, travel.truth.frames).values())).all()
+
+
+def test_every_score_is_reported_and_pairs_are_for_models_alone() -> None:
+    setup = Setup(3, FRAMES, SIZE, TRAVEL)
+    report, rows = measure(
+        references(TRAVEL) | {"theirs": still_plate_of}, setup, "none here", elsewhere=["theirs"]
+    )
+    scores = report["methods"]
+    wanted = {f"{region} PSNR" for region in KINDS[TRAVEL].regions} | set(PAIRED) | set(OWN)
+    assert all(wanted <= set(each) for each in scores.values())
+    assert scores[TRUTH]["pan choice"]["mean"] == 1 and scores["still plate"]["pan choice"]["mean"] == 0.5
+    assert "not exported" in scores["theirs"]["zoom choice"]["not measured"]
+    assert len(rows) == 3
+
+
+def still_plate_of(task) -> np.ndarray:
+    return still_plate(task.given)
+
+
+def test_tasks_are_exported_and_what_comes_back_is_scored(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    export(folder, Setup(1, 4, 48, TRAVEL))
+    assert json.loads((folder / "bench.json").read_text())["task"] == TRAVEL
+    task = folder / "task_0000"
+    with Image.open(task / "background.png") as plate, Image.open(task / "reference.png") as reference:
+        assert plate.size == (48, 48) and reference.mode == "RGBA"
+        (task / "frames").mkdir()
+        for t in range(4):
+            plate.save(task / "frames" / f"{t:06d}.png")
+    assert read_setup(folder) == Setup(1, 4, 48, TRAVEL)
+    of_folder(folder)
+    assert main(["bench", "puppets", "--score", str(folder), "--out", str(tmp_path / "out")]) == 0
+    scores = json.loads((tmp_path / "out" / "puppets.json").read_text())["methods"]
+    assert scores["tasks"]["background PSNR"] == scores["still plate"]["background PSNR"]
