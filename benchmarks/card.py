@@ -56,6 +56,7 @@ def main() -> None:
     add("--frames", type=to_number, default=120)
     add("--steps", type=to_count, default=30)
     add("--dtype", choices=tuple(DTYPES), default="fp16")
+    add("--compile", action="store_true", help="ours compiled, too, which takes a minute or more")
     add(
         "--try",
         dest="dry",
@@ -85,12 +86,14 @@ def main() -> None:
         f"ours, --fast, {fast} steps": (partial(ours, shortcuts=FAST, canvas="frame"), fast, whole),
         f"ours, channels last, {SHORT} steps": (partial(ours, layout=torch.channels_last), SHORT, short),
     }
+    if args.compile:
+        runs[f"ours, --compile, {SHORT} steps"] = partial(ours, compile=True), SHORT, short
     seconds: dict[str, float] = {}
     results: dict[str, Result] = {}
     for name, (make, steps, pictures) in runs.items():
         run = make()
         with said(name):
-            run(short, 1)  # to warm up
+            print(f"{name}: {timed(device, partial(run, short, 1))[0]:.2f} s to warm up", flush=True)
             forget_peak(device)
             seconds[name], results[name] = timed(device, partial(run, pictures, steps))
             print(f"{name}: {seconds[name]:.2f} s, peak {peak(device):.2f} GB", flush=True)

@@ -180,10 +180,11 @@ class Release:
 
 
 def ours_with(
-    release: Release, layout: torch.memory_format | None = None, **settings: Any
+    release: Release, layout: torch.memory_format | None = None, compile: bool = False, **settings: Any
 ) -> Callable[[dict[str, Any], int], Result]:
     """This project's pipeline with the release's weights, which stay where they are, but for another `layout` of
-    the networks in memory. settings: of its call, in place of the recipe "official"."""
+    the networks in memory. compile: as for `Pipeline.from_pretrained`; settings: of its call, in place of the
+    recipe "official"."""
     widths, _, embedding, _ = SIZES[release.size]
     shape: dict[str, Any] = {
         "in_channels": 4,
@@ -231,7 +232,10 @@ def ours_with(
     for own, other in pairs:
         own.load_state_dict(other.state_dict(), assign=True)
         own.requires_grad_(False).eval()
-    pipe = Pipeline(TorchBackend(networks))
+    backend = TorchBackend(networks)
+    if compile:
+        backend.compile()
+    pipe = Pipeline(backend)
     if layout is not None:
         for module in (*(own for own, _ in pairs), networks.vae):
             module.to(memory_format=layout)

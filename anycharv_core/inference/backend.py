@@ -25,6 +25,7 @@ from ..models.schedule import NoiseSchedule, schedule_of
 from ..models.solvers import timesteps_of
 from ..models.windows import Windows
 from ..systems import System, read_checkpoint, system_of
+from .compiling import compiled
 from .encode import EncodedVideo, frames_at_a_time
 from .features import HELD, FrameFeatures
 from .latents import Latents
@@ -123,6 +124,8 @@ class TorchBackend:
         reads = {OBJECTS: networks.object_guider, DEPTH: networks.pose_guider.depth_modulation}
         self.extras = frozenset(name for name, network in reads.items() if network is not None)
         self.device, self.dtype = weight.device, weight.dtype
+        self._unet: Callable[..., Tensor] = networks.denoising_unet
+        self._unet_in_parts: Callable[..., tuple[Tensor, Tensor | None]] = networks.denoising_unet.denoise
         self.ladder = Ladder()
         if self.device.type == "cpu":
             self.ladder.taken.add(Rung.TURNS)  # there is no other memory to wait in
@@ -138,6 +141,7 @@ class TorchBackend:
         image_encoder: str | Path | nn.Module | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
     ) -> TorchBackend:
         """The networks of a model, see `Pipeline.from_pretrained`."""
         checkpoint = read_checkpoint(path)
@@ -153,7 +157,17 @@ class TorchBackend:
                     f"the folder of a copy of {HUB_PARTS[part]}."
                 )
         networks = build_networks(checkpoint, device, dtype)
-        return cls(replace(networks, **modules), checkpoint.settings)
+        backend = cls(replace(networks, **modules), checkpoint.settings)
+        if compile:
+            backend.compile()
+        return backend
+
+    def compile(self) -> None:
+        """From here on the denoising UNet runs as torch.compile makes it: at its first call, and again for another
+        size, for the next number of frames, from when on it takes any, and for each of its ways with and without
+        guidance or deep features."""
+        self._unet = compiled(self._unet)
+        self._unet_in_parts = compiled(self._unet_in_parts)
 
     def encode(self, pictures: np.ndarray) -> Tensor:
         def encode(some: np.ndarray) -> Tensor:
@@ -273,8 +287,8 @@ class TorchBackend:
                 ) -> tuple[Tensor, Tensor | None]:
                     given = x, at, image, pose, bank, frames, plain_rows
                     if not shallow:
-                        return unet(*given, **held), None
-                    return unet.denoise(*given, **held, shallow=shallow, deep=deep)
+                        return self._unet(*given, **held), None
+                    return self._unet_in_parts(*given, **held, shallow=shallow, deep=deep)
 
                 def run() -> tuple[Tensor, Tensor | None]:
                     turn()

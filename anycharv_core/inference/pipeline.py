@@ -77,13 +77,15 @@ class Pipeline:
         image_encoder: str | Path | nn.Module | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
     ) -> Pipeline:
         """Loads "embedded" or "embedded-animate", a .safetensors file, or a folder in either system's layout.
 
         vae, image_encoder: a folder or a module that takes the place of the checkpoint's own; needed
-        where the checkpoint has none. Raises UserError when a file is missing or not what it should be.
+        where the checkpoint has none. compile: the denoising UNet goes through torch.compile, see
+        `TorchBackend.compile`. Raises UserError when a file is missing or not what it should be.
         """
-        return cls(TorchBackend.from_pretrained(path, vae, image_encoder, device, dtype))
+        return cls(TorchBackend.from_pretrained(path, vae, image_encoder, device, dtype, compile))
 
     @property
     def system(self) -> System:
