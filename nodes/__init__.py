@@ -13,6 +13,7 @@ from ..anycharv_core.opencv import MISSING
 from .animate import AnyCharVAnimateCharacter
 from .composite import AnyCharVComposite
 from .conditioning import AnyCharVConditioning
+from .depth import AnyCharVStructuredDepth
 from .dwpose import MODELS as POSE_MODELS
 from .dwpose import AnyCharVDWPose
 from .loader import MODELS, AnyCharVLoader
@@ -61,4 +62,5 @@ class AnyCharVExtension(ComfyExtension):
             AnyCharVPrepareVideo,
             AnyCharVLoadPrepared,
             AnyCharVAnimateCharacter,
+            AnyCharVStructuredDepth,
         ]

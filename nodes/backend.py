@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -12,6 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.backend import DEPTH, OBJECTS
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.pipeline import Pipeline
@@ -47,7 +49,9 @@ class ComfyBackend:
         self.settings, self.schedule = model.model.settings, model.model.schedule
         self.system = model.model.system
         self.multiple, self.latent_channels = ratio, latents.latent_channels
-        self.extras: frozenset[str] = frozenset()
+        network = model.model.diffusion_model
+        reads = {OBJECTS: network.object_guider, DEPTH: network.pose_guider.depth_modulation}
+        self.extras = frozenset(name for name, part in reads.items() if part is not None)
         self.device = comfy.model_management.intermediate_device()
 
     def encode(self, pictures: np.ndarray) -> Tensor:
@@ -96,9 +100,8 @@ class ComfyBackend:
             return
         first, *_ = windows.indices
         conditions = conditionings(video, first, latents.shape, tokens, image_embed)
-        sample_windows(
-            self.model, *conditions, video, latents, steps, guidance_scale, windows, progress, shortcuts
-        )
+        rows = partial(scene_rows, video)
+        sample_windows(self.model, *conditions, rows, latents, steps, guidance_scale, windows, progress, shortcuts)
 
 
 def conditionings(
@@ -110,7 +113,15 @@ def conditionings(
 ) -> tuple[list[Any], list[Any]]:
     """Positive and negative CONDITIONING of these frames of the video, whose latents have this shape, with the
     ReferenceNet's tokens and the image_embed [1, D]."""
-    conditions = VideoConditions((len(frames), *shape[1:]), scene_rows(video, frames), video.poses, tokens)
+    conditions = VideoConditions(
+        (len(frames), *shape[1:]),
+        scene_rows(video, frames),
+        video.poses,
+        tokens,
+        video.objects,
+        video.holds,
+        video.depth,
+    )
     token = image_embed[:, None].float()
     return [[token, {VIDEO: conditions}]], [[torch.zeros_like(token), {VIDEO: conditions}]]
 

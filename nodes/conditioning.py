@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.finish import grown_mask
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.skeletons import PictureSkeletons
 from ..anycharv_core.media.camera import CONTEXT
@@ -19,7 +20,8 @@ from ..anycharv_core.media.frames import Source
 from ..anycharv_core.media.masks import mask_box
 from ..anycharv_core.preprocess.shots import find_cuts
 from .backend import ComfyBackend, conditionings, node_size
-from .pictures import fitted_masks, rgb_frames, same_length
+from .depth import depth_source, object_inputs, object_source
+from .pictures import fitted_masks, mask_tensor, rgb_frames, same_length
 from .reference import Reference
 from .types import (
     CATEGORY,
@@ -68,6 +70,7 @@ class AnyCharVConditioning(io.ComfyNode):
                 ),
                 canvas_input(FRAME, " Composite then needs this node's canvas."),
                 context_input(),
+                *object_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -78,6 +81,12 @@ class AnyCharVConditioning(io.ComfyNode):
                 ),
                 io.Int.Output(display_name="width", tooltip="Width of what is sampled, in pixels."),
                 io.Int.Output(display_name="height", tooltip="Height of what is sampled, in pixels."),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="Where AnyCharV Composite is to paste: the mask, and for Animate Anyone 2 the blocks "
+                    "that its networks were given in place of it, and what lies around them, where the character "
+                    "may reach.",
+                ),
             ],
         )
 
@@ -95,6 +104,8 @@ class AnyCharVConditioning(io.ComfyNode):
         mask: Tensor | None = None,
         canvas: str = FRAME,
         context: float = CONTEXT,
+        objects: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> io.NodeOutput:
         backend = ComfyBackend(model, reference.net, vae, reference.clip_vision)
         pipe = Pipeline(backend)
@@ -120,17 +131,23 @@ class AnyCharVConditioning(io.ComfyNode):
         size = node_size(pipe, chosen, full, (width, height))
         pose_source = Source("pose", poses, 3)
         scene_source = None if frames is None else Source("scene", frames, 3)
-        mask_source = None if masks is None else Source("mask", masks, None)
+        mask_source = None if masks is None else pipe.given_masks(Source("mask", masks, None))
+        held = None if objects is None else object_source(objects, len(pose), full)
+        far = None if depth is None else depth_source(depth, len(pose), full)
         scene_size = None if scene_source is None else scene_source.size
         plan = pipe.plan(chosen, scene_size, pose_source.size, size, (width, height) if width and height else None)
         path = CanvasPath(plan.canvas)
-        if pipe.can_follow(chosen, canvas) and frames is not None and masks is not None:
-            path = pipe.follow(plan, canvas, context, list(map(mask_box, masks)), partial(find_cuts, frames))
+        if pipe.can_follow(chosen, canvas) and frames is not None and mask_source is not None:
+            path = pipe.follow(plan, canvas, context, list(map(mask_box, mask_source)), partial(find_cuts, frames))
         drawn = Source("pose", PictureSkeletons(pose_source).drawn(plan.drawn_at(path), path), 3)
-        made = pipe.prepare(plan, reference.picture, scene_source, mask_source, drawn, reference.mask, path)
+        made = pipe.prepare(
+            plan, reference.picture, scene_source, mask_source, drawn, reference.mask, path, held, far
+        )
         # The reference is encoded by the VAE it came with.
         reader = Pipeline(ComfyBackend(model, reference.net, reference.vae))
         tokens = reader.reference_tokens(made)
         positive, negative = conditionings(made.video, range(made.shape[0]), made.shape, tokens, made.image_embed)
         latents = {"samples": torch.zeros(made.shape, device=backend.device)}
-        return io.NodeOutput(positive, negative, latents, path, *path.canvas.padded)
+        if mask_source is not None and pipe.cuts:
+            mask = mask_tensor(grown_mask(each, chosen.paste_growth) for each in mask_source)
+        return io.NodeOutput(positive, negative, latents, path, *path.canvas.padded, mask)

@@ -23,9 +23,9 @@ from ..anycharv_core.checkpoints.networks import check_keys, check_pairing, libr
 from ..anycharv_core.checkpoints.places import EMBEDDED
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.jobs.precision import DTYPES
-from ..anycharv_core.models import PoseGuiderConfig, UNetConfig
+from ..anycharv_core.models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
 from ..anycharv_core.models.schedule import schedule_of
-from ..anycharv_core.systems import read_checkpoint, system_of
+from ..anycharv_core.systems import read_checkpoint
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, sample_as_run
 from .saved import read_saved
 from .types import CATEGORY, ReferenceNetType
@@ -161,12 +161,6 @@ def load_checkpoint(name: str, dtype: str) -> tuple[Any, Any, Any, Any]:
     checkpoint = read_checkpoint(path if saved is None else checkpoint_path(saved.origin))
     if saved is not None:
         checkpoint.weights |= saved.weights
-    system = system_of(checkpoint.configs["denoising_unet"])
-    if system.blocks is not None:
-        raise UserError(
-            f"{path} is a model of {system.title}, which runs on the command line alone so far: use 'anycharv "
-            f"{system.command}'."
-        )
     device = comfy.model_management.get_torch_device()
     weights = checkpoint.weights["denoising_unet"]
     chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))
@@ -187,6 +181,7 @@ def _model(
 ) -> Any:
     configs = checkpoint.configs
     guider = PoseGuiderConfig.from_dict(configs["pose_guider"])
+    objects = configs.get("object_guider")
     scaling = configs.get("vae", {}).get("scaling_factor", SD15_SCALING)
     config = AnyCharVConfig(
         UNetConfig.from_dict(configs["denoising_unet"]),
@@ -194,6 +189,7 @@ def _model(
         schedule_of(checkpoint.settings),
         scaling,
         2 ** (len(guider.block_out_channels) - 1),
+        None if objects is None else ObjectGuiderConfig.from_dict(objects),
     )
     config.set_inference_dtype(dtype, manual_cast)
     synthesis = checkpoint.weights.get("vae", {}).get("synthesis.weight")
@@ -204,7 +200,9 @@ def _model(
     offload = comfy.model_management.unet_offload_device()
     model = AnyCharVModel(config, checkpoint.settings, offload)
     weights = checkpoint.weights["denoising_unet"] | {
-        f"pose_guider.{key}": value for key, value in checkpoint.weights["pose_guider"].items()
+        f"{part}.{key}": value
+        for part in ("pose_guider", "object_guider")
+        for key, value in checkpoint.weights.get(part, {}).items()
     }
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sample_as_run)

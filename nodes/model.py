@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,10 +21,18 @@ from torch import Tensor
 
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.inference.encode import frames_at_a_time
-from ..anycharv_core.inference.features import FrameFeatures
+from ..anycharv_core.inference.features import FrameFeatures, Held, object_features, repeated
 from ..anycharv_core.inference.shortcuts import SHALLOW, DeepCache
 from ..anycharv_core.media.frames import FrameStore
-from ..anycharv_core.models import DenoisingUNet, PoseGuider, PoseGuiderConfig, ReferenceNet, UNetConfig
+from ..anycharv_core.models import (
+    DenoisingUNet,
+    ObjectGuider,
+    ObjectGuiderConfig,
+    PoseGuider,
+    PoseGuiderConfig,
+    ReferenceNet,
+    UNetConfig,
+)
 from ..anycharv_core.models.layers import KeyValue
 from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.systems import system_of
@@ -37,7 +45,8 @@ CONDITIONAL = 0  # ComfyUI's index of the first conditioning
 
 DEEP = "anycharv_deep"  # where they hold the `DeepStep`, if there is one
 
-Prepared = tuple[list[KeyValue], FrameFeatures]
+Prepared = tuple[list[KeyValue], FrameFeatures, Callable[[Sequence[int]], Held]]
+"""The bank, and by frame the pose features and the objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +55,16 @@ class VideoConditions:
 
     shape: of the latents, (F, c, h, w); scene: scaled latents of that shape and mask [F, 1, h, w] in 0..1 behind
     each other, or None where the model takes neither; pose: uint8 [H, W, 3] per frame; tokens: the ReferenceNet's,
-    [1, T, C] per spatial block.
+    [1, T, C] per spatial block; objects, holds, depth: as `EncodedVideo` has them.
     """
 
     shape: tuple[int, ...]
     scene: Tensor | None
     pose: FrameStore
     tokens: Sequence[Tensor]
+    objects: FrameStore | None = None
+    holds: tuple[bool, ...] = ()
+    depth: FrameStore | None = None
 
 
 class FrameNumbers(comfy.conds.CONDRegular):
@@ -96,7 +108,7 @@ class DeepStep:
 
 
 class NativeUNet(DenoisingUNet):
-    """DenoisingUNet with the pose guider inside, called the way ComfyUI calls diffusion models.
+    """DenoisingUNet with the pose and object guiders inside, called the way ComfyUI calls diffusion models.
 
     Its module names are the official ones, so LoRAs of SD1.5 in diffusers' naming find their layers.
     """
@@ -108,9 +120,14 @@ class NativeUNet(DenoisingUNet):
         dtype: torch.dtype,
         device: torch.device,
         operations: Any,
+        object_guider: ObjectGuiderConfig | None = None,
     ):
         super().__init__(unet, operations, dtype=dtype, device=device)
         self.pose_guider = PoseGuider(pose_guider, operations, dtype=dtype, device=device)
+        self.object_guider: ObjectGuider | None = None
+        if object_guider is not None:
+            sizes = object_guider.latent_channels, object_guider.block_out_channels
+            self.object_guider = ObjectGuider(*sizes, operations, dtype=dtype, device=device)
         self.dtype = dtype
         self.in_channels = unet.in_channels  # as patches know it of SD1.5
 
@@ -156,7 +173,7 @@ class NativeUNet(DenoisingUNet):
             chunks = rows.chunk(count)
             return torch.cat([chunks[place] for place in places])
 
-        window, bank, guided = self._prepared(video, x, options.get(RUN), frame_numbers[:frames])
+        window, bank, guided, held = self._prepared(video, x, options.get(RUN), frame_numbers[:frames])
         x, timesteps, context = (arranged(rows, order) for rows in (x, timesteps, context))
         plain = tuple(unconditional[place] for place in order)
         hooks = Patches.of(options, plain, x, timesteps, context)
@@ -165,12 +182,13 @@ class NativeUNet(DenoisingUNet):
             x,
             timesteps,
             context[::frames, 0],
-            guided.repeat(count, 1, 1, 1),
+            self.pose_guider.of_videos(guided, frames).repeat(count, 1, 1, 1),
             bank,
             frames,
             plain_rows=frames * sum(unconditional),
             attention=partial(optimized_attention, transformer_options=hooks.options if hooks else options),
             hooks=hooks,
+            **repeated(held, count),
             shallow=SHALLOW if deep else 0,
             deep=deep.take(plain, window) if deep else None,
         )
@@ -182,23 +200,35 @@ class NativeUNet(DenoisingUNet):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
     def _prepared(
         self, video: VideoConditions, like: Tensor, run: Run | None, numbers: Tensor
-    ) -> tuple[tuple[int, ...], list[KeyValue], Tensor]:
-        """The frames that a window has, the bank, and these frames' pose features."""
+    ) -> tuple[tuple[int, ...], list[KeyValue], Tensor, Held]:
+        """The frames that a window has, the bank, and these frames' pose features and objects."""
         window = tuple(numbers.tolist())
-        bank, guided = self.prepare(video, like) if run is None else run.prepared(self, video, like)
-        return window, bank, guided.take(window)
+        bank, guided, held = self.prepare(video, like) if run is None else run.prepared(self, video, like)
+        return window, bank, guided.take(window), held(window)
 
     def prepare(self, video: VideoConditions, like: Tensor) -> Prepared:
-        """The video's bank and pose features, on the device and in the number format of `like`."""
+        """What there is of the video for all steps, on the device and in the number format of `like`."""
+
+        def levels(store: FrameStore, frames: list[int]) -> Tensor:
+            return torch.from_numpy(store.take(frames)).to(like.device, like.dtype) / 255
 
         def guide(frames: list[int]) -> Tensor:
-            skeletons = torch.from_numpy(video.pose.take(frames)).movedim(-1, 1)
-            return self.pose_guider(skeletons.to(like.device, like.dtype) / 255)
+            pose = levels(video.pose, frames).movedim(-1, 1)
+            depth = None if video.depth is None else levels(video.depth, frames)[:, None]
+            return self.pose_guider(pose, depth, None, optimized_attention)
 
         bank = self.project_bank([tokens.to(like.device, like.dtype) for tokens in video.tokens])
         height, width, _ = video.pose[0].shape
-        features = FrameFeatures(guide, frames_at_a_time((width, height)), len(video.pose), video.pose.empty())
-        return bank, features
+        batch = frames_at_a_time((width, height))
+        features = FrameFeatures(guide, batch, len(video.pose), video.pose.empty())
+        guider = self.object_guider
+        if guider is None or video.objects is None:
+            return bank, features, lambda frames: {}
+
+        def look(latents: Tensor) -> list[Tensor]:
+            return guider(latents.to(like.device, like.dtype))
+
+        return bank, features, object_features(look, video.objects, video.holds, batch)
 
 
 class NativeReferenceNet(ReferenceNet):
@@ -217,7 +247,7 @@ class NativeReferenceNet(ReferenceNet):
 
 
 class Run:
-    """What one sampling run computes once, as it depends on neither step nor window: banks and pose features.
+    """What one sampling run computes once, as it depends on neither step nor window: banks and features of frames.
 
     It depends on the weights, which LoRAs patch, and so is never kept for another run.
     """
@@ -250,7 +280,8 @@ def sample_as_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class AnyCharVModel(comfy.model_base.BaseModel):
-    """A model of AnyCharV or of Animate Anyone, which takes no scene. `settings` are the checkpoint's own."""
+    """A model of AnyCharV, of Animate Anyone, which takes no scene, or of Animate Anyone 2. `settings` are the
+    checkpoint's own."""
 
     def __init__(self, config: AnyCharVConfig, settings: dict[str, Any], device: torch.device):
         kinds = comfy.model_base.ModelType
@@ -267,17 +298,20 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         saved: dict[str, Any] = super().state_dict_for_saving(*state_dicts, **more)
         return saved | named(self.origin)
 
-    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        video: VideoConditions | None = kwargs.get(VIDEO)
+    def checked(self, options: Mapping[str, Any], shape: Sequence[int]) -> VideoConditions:
+        """What the options of a conditioning hold for this model and latents of this shape.
+
+        Raises UserError where they hold nothing, or what was made for others.
+        """
+        video: VideoConditions | None = options.get(VIDEO)
         if video is None:
             raise UserError(
                 "An AnyCharV model samples only with the positive and negative of AnyCharV Conditioning: wire "
                 "those into the sampler."
             )
-        noise = kwargs["noise"]
-        if tuple(noise.shape) != video.shape:
+        if tuple(shape) != video.shape:
             raise UserError(
-                f"The latent is {list(noise.shape)} but the conditioning is for {list(video.shape)}: wire the "
+                f"The latent is {list(shape)} but the conditioning is for {list(video.shape)}: wire the "
                 "LATENT of the same AnyCharV Conditioning into the sampler."
             )
         if (video.scene is not None) != self.system.reads_scene:
@@ -285,6 +319,10 @@ class AnyCharVModel(comfy.model_base.BaseModel):
                 "The conditioning was made for a model of another kind: wire the same MODEL into AnyCharV "
                 "Conditioning and into the sampler."
             )
+        return video
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        video = self.checked(kwargs, kwargs["noise"].shape)
         scene = {} if video.scene is None else {"c_concat": comfy.conds.CONDNoiseShape(video.scene)}
         return scene | {
             "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
@@ -333,8 +371,9 @@ class AnyCharVConfig(comfy.supported_models_base.BASE):
         schedule: NoiseSchedule,
         scaling_factor: float,
         ratio: int,
+        object_guider: ObjectGuiderConfig | None = None,
     ):
-        super().__init__({"unet": unet, "pose_guider": pose_guider})
+        super().__init__({"unet": unet, "pose_guider": pose_guider, "object_guider": object_guider})
         self.schedule = schedule
         # ComfyUI's "linear" is linear in the betas' square roots; the paper's betas are linear themselves.
         self.sampling_settings = {"beta_schedule": "sqrt_linear", "zsnr": schedule.zero_snr}

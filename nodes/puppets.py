@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
+import numpy as np
+import torch
 from comfy_api.latest import InputImpl, Types, io
 
+from ..anycharv_core.puppets.interaction import Interaction, sample_interaction
 from ..anycharv_core.puppets.task import (
     Animation,
     Swap,
@@ -24,6 +27,7 @@ TASKS: dict[str, Callable[[int, int, int], Animation | Swap]] = {
     "animation": sample_animation,
     "bold swap": sample_bold_swap,
     "bold animation": sample_bold_animation,
+    "interaction": sample_interaction,
 }
 USUAL = "swap"
 
@@ -62,7 +66,8 @@ class AnyCharVPuppetClip(io.ComfyNode):
                     optional=True,
                     tooltip="'swap' is for AnyCharV; in a 'bold swap' the puppets are bolder, and small, "
                     "so that a canvas follows them. 'animation' and 'bold animation' are for Animate Anyone: the "
-                    "reference shows the video's own puppet standing in its scene, and the video is the truth.",
+                    "reference shows the video's own puppet standing in its scene, and the video is the truth. "
+                    "'interaction' is for Animate Anyone 2: the puppet sits, leans, carries or holds something.",
                 ),
             ],
             outputs=[
@@ -73,6 +78,10 @@ class AnyCharVPuppetClip(io.ComfyNode):
                 io.Image.Output(display_name="reference"),
                 io.Mask.Output(display_name="reference_mask"),
                 io.Image.Output(display_name="truth"),
+                io.Mask.Output(display_name="objects", tooltip="What the puppet holds, of an 'interaction'."),
+                io.Image.Output(
+                    display_name="depth", tooltip="How near it is, of an 'interaction'; white is near."
+                ),
             ],
         )
 
@@ -83,13 +92,19 @@ class AnyCharVPuppetClip(io.ComfyNode):
             shown, cutout = sample.truth, sample.cutout
         else:
             shown, cutout = sample.driving, sample.reference[..., 3]
+        nothing = np.zeros_like(shown.mask)
+        body, held, near = shown.mask, nothing, nothing
+        if isinstance(sample, Interaction):
+            body, held, near = sample.mask, sample.objects, sample.depth
         pictures = image_tensor(shown.frames)
         return io.NodeOutput(
             InputImpl.VideoFromComponents(Types.VideoComponents(images=pictures, frame_rate=RATE)),
             pictures,
-            mask_tensor(shown.mask),
-            list(shown.poses().keypoints()),
+            mask_tensor(body),
+            list(sample.poses().keypoints()),
             image_tensor(sample.reference[..., :3]),
             mask_tensor([cutout]),
             image_tensor(sample.truth.frames),
+            mask_tensor(held),
+            (torch.from_numpy(near.astype(np.float32))[..., None] / 65535).expand(-1, -1, -1, 3),
         )

@@ -32,6 +32,7 @@ from ..anycharv_core.preprocess.person import poses_inside
 from ..anycharv_core.preprocess.shots import find_cuts
 from ..anycharv_core.systems.recipes import Recipe
 from .backend import ComfyBackend, node_size
+from .depth import depth_source, object_inputs, object_source
 from .pictures import (
     digest,
     first_of,
@@ -148,6 +149,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     tooltip="A third of the steps by a better solver, guidance only where it counts, and a cache "
                     "of deep features: several times faster, a little less exact.",
                 ),
+                *object_inputs(),
             ],
             outputs=[io.Video.Output()],
         )
@@ -188,6 +190,8 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         resume: bool = True,
         prepared: list[PreparedPerson] | None = None,
         fast: bool = False,
+        objects: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> io.NodeOutput:
         folder = temporary_folder()
         pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision), folder)
@@ -211,6 +215,14 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 people = _people(source, *given, who, len(pictures), pose_model, segmenter)
             else:
                 people = _of_prepared(prepared, info, mask is not None or pose is not None, len(pictures))
+            touched = far = None
+            if objects is not None:
+                touched = object_source(first_of(objects, frames), info.frames, full)
+            if depth is not None:
+                far = depth_source(first_of(depth, frames), info.frames, full)
+            pipe.check_extras(full, touched, far)
+            if len(people) > 1 and (touched or far):
+                raise UserError("objects and depth are for one character: leave them unwired, or the others.")
             size = node_size(pipe, chosen, full, (width, height))
             plan = pipe.plan(chosen, full, people[0].skeletons.size, size, size)
             references = [refer(chosen, *each) for each in zip(pictures, alphas, strict=True)]
@@ -225,8 +237,9 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             streams = []
             for each, places in zip(people, boxes, strict=True):
                 masks = Source("mask", each.masks, None)
+                known = partial(list, places)
                 streams.append(
-                    as_seen(pipe, plan, canvas, context, masks, partial(list, places), cuts, each.drawn)
+                    as_seen(pipe, plan, canvas, context, masks, known, cuts, each.drawn, touched, far)
                 )
 
             def content() -> tuple[object, ...]:
@@ -234,6 +247,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     *source.content,
                     *(each.tell() for each in people),
                     *(item.tobytes() for item in (*pictures, *alphas) if item is not None),
+                    *(digest(item) for item in (touched, far) if item is not None),
                     (steps, cfg, seed, width, height, recipe, canvas, context, fast),
                 )
 

@@ -4,6 +4,7 @@ ComfyUI's own."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,13 +20,13 @@ from torch import Tensor
 
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
-from ..anycharv_core.inference.sampling import Progress, sample_video
+from ..anycharv_core.inference.sampling import Progress, sample_chained, sample_video
 from ..anycharv_core.inference.shortcuts import NONE, DeepCache, Shortcuts
 from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from ..anycharv_core.models.solvers import timesteps_of
 from ..anycharv_core.models.windows import Windows
-from .model import DEEP, DeepStep, FrameNumbers, check_model
+from .model import DEEP, VIDEO, DeepStep, FrameNumbers, check_model
 from .preview import Previewer
 from .types import CATEGORY, cfg_input, recipe_input, seed_input, steps_input
 from .windows import HANDLER, with_windows
@@ -39,7 +40,8 @@ class AnyCharVSampler(io.ComfyNode):
             display_name="AnyCharV Sampler",
             category=CATEGORY,
             description="Samples with the paper's settings: DDIM on the checkpoint's own noise schedule and "
-            "timesteps. Videos longer than 24 frames get overlapping windows, unless the model brings its own.",
+            "timesteps. Longer videos get overlapping windows, or for Animate Anyone 2 windows that begin with "
+            "the last frame of the one before, unless the model brings its own.",
             search_aliases=["ksampler", "ddim", "denoise", "采样器"],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader; LoRAs and context windows are honoured."),
@@ -74,7 +76,10 @@ class AnyCharVSampler(io.ComfyNode):
         samples = latent["samples"]
         noise = torch.cat(list(chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))))
         windows = None if HANDLER in model.model_options else chosen.windows(len(samples), cfg)
-        sampled = run_sampler(model, positive, negative, noise, steps, cfg, windows, seed)
+        if windows is not None and windows.chained and len(windows.indices) > 1:
+            sampled = run_chained(model, positive, negative, noise, steps, cfg, windows)
+        else:
+            sampled = run_sampler(model, positive, negative, noise, steps, cfg, windows, seed)
         return io.NodeOutput({**latent, "samples": sampled})
 
 
@@ -116,11 +121,26 @@ def run_sampler(
     ).to(comfy.model_management.intermediate_device())
 
 
+def run_chained(
+    model: Any, positive: Any, negative: Any, noise: Tensor, steps: int, cfg: float, windows: Windows
+) -> Tensor:
+    """As `run_sampler`, where each window begins with what those before it have finished."""
+    video, _ = (model.model.checked(each[0][1], noise.shape) for each in (positive, negative))
+    scene, length = video.scene, len(windows.indices[0])
+    first = replace(video, shape=(length, *video.shape[1:]), scene=scene[:length])
+    ours, theirs = (
+        [[token, options | {VIDEO: first}] for token, options in each] for each in (positive, negative)
+    )
+    latents = Latents.begun([noise])
+    sample_windows(model, ours, theirs, lambda frames: scene[list(frames)], latents, steps, cfg, windows)
+    return model.model.process_latent_out(latents.whole())
+
+
 def sample_windows(
     model: Any,
     positive: Any,
     negative: Any,
-    video: EncodedVideo,
+    rows: Callable[[Sequence[int]], Tensor | None],
     latents: Latents,
     steps: int,
     cfg: float,
@@ -131,7 +151,8 @@ def sample_windows(
     """Takes latents from the step that they are at to those of the finished video, as `sample_video` does: ComfyUI
     sees one window after the other, so that no more than a window is in memory.
 
-    positive, negative: the CONDITIONING of the first window, whose frames the others' take the place of.
+    positive, negative: the CONDITIONING of the first window, whose frames the others' take the place of; rows:
+    what `scene_rows` gives of frames.
     """
     model = model.clone()
     model.model_options.pop(HANDLER, None)  # the windows are `windows`
@@ -139,7 +160,7 @@ def sample_windows(
     sigmas = model.get_model_object("model_sampling").sigmas.cpu()
     timesteps = [t for t, _ in timesteps_of(shortcuts.solver, steps, schedule)]
     whole_steps = dict(zip(timesteps, shortcuts.whole(steps, schedule), strict=True))
-    deep = DeepStep(lambda: DeepCache(video.poses.empty()))
+    deep = DeepStep(lambda: DeepCache(positive[0][1][VIDEO].pose.empty()))
     scale = cfg if is_guided(cfg) else 1.0
     previewer = Previewer(model)
 
@@ -149,9 +170,9 @@ def sample_windows(
         if not all(whole_steps.values()):
             extra["model_options"]["transformer_options"][DEEP] = deep
 
-        def predict(x: Tensor, t: int, frames: Sequence[int]) -> Tensor:
+        def predict(x: Tensor, t: int, frames: Sequence[int], known: Tensor | None = None) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            conditions = window_conditions(video, frames)
+            conditions = window_conditions(rows(frames), frames, known)
             guider.conds = {
                 name: [cond | {"model_conds": cond["model_conds"] | conditions} for cond in conds]
                 for name, conds in whole.items()
@@ -169,7 +190,8 @@ def sample_windows(
             if progress is not None:
                 progress(done, total)
 
-        sample_video(predict, latents, steps, windows, schedule, device, report, shortcuts)
+        sampler = sample_chained if windows.chained else sample_video
+        sampler(predict, latents, steps, windows, schedule, device, report, shortcuts)
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
@@ -186,9 +208,11 @@ def scene_rows(video: EncodedVideo, frames: Sequence[int]) -> Tensor | None:
     return torch.from_numpy(rows).to(comfy.model_management.intermediate_device())
 
 
-def window_conditions(video: EncodedVideo, frames: Sequence[int]) -> dict[str, Any]:
-    """What the conditions of a window have of their own."""
-    scene = scene_rows(video, frames)
+def window_conditions(scene: Tensor | None, frames: Sequence[int], known: Tensor | None = None) -> dict[str, Any]:
+    """What the conditions of a window have of their own. scene: as `scene_rows` gives it; known: finished latents
+    of the first frames, of which nothing is to be changed."""
+    if scene is not None and known is not None:
+        scene[: len(known), :-1], scene[: len(known), -1:] = known.to(scene), 0
     placed = {} if scene is None else {"c_concat": comfy.conds.CONDNoiseShape(scene)}
     return placed | {"frame_numbers": FrameNumbers(torch.tensor(frames))}
 

@@ -37,6 +37,7 @@ PAGES: dict[str, tuple[list[str], range]] = {
     "PrepareVideo": (["clip.frames", "overlaid"], FRAME),
     "AnimateCharacter": (["still.reference", "clip.frames", "animated"], FRAME),
     "PoseRetarget": (["drawn", "clip.reference", "retargeted"], FRAME),
+    "StructuredDepth": (["act.frames", "act.depth", "act.drawn", "structured"], FRAME),
 }
 SOURCES = {
     "clip.frames": ["2", 1],
@@ -58,6 +59,10 @@ SOURCES = {
     "still.reference": ["still clip", 4],
     "animated": ["animated frames", 0],
     "overlaid": ["preview", 0],
+    "act.frames": ["act", 1],
+    "act.depth": ["act", 8],
+    "act.drawn": ["act drawn", 0],
+    "structured": ["structured", 0],
 }
 MASKS = ("clip.mask", "clip.reference_mask", "box", "border", "blocks", "cut")
 
@@ -105,6 +110,12 @@ def prompt() -> dict[str, Any]:
         "still": ("AnyCharVDWPose", {"images": ["2", 4]} | seen),
         "moved": ("AnyCharVPoseRetarget", {"keypoints": ["people", 0], "reference": ["still", 0]}),
         "redrawn": ("AnyCharVPoseDraw", {"keypoints": ["moved", 0], "width": 0, "height": 0}),
+        "act": ("AnyCharVPuppetClip", {"seed": SEED, "frames": FRAMES, "size": SIZE, "task": "interaction"}),
+        "act drawn": ("AnyCharVPoseDraw", {"keypoints": ["act", 3], "width": 0, "height": 0}),
+        "structured": (
+            "AnyCharVStructuredDepth",
+            {"depth": ["act", 8], "pose": ["act drawn", 0], "near": "white"},
+        ),
     }
     nodes |= {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in more.items()}
     for name, source in SOURCES.items():

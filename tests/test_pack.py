@@ -245,7 +245,7 @@ def test_pickles_are_read_as_weights_only(path: Path) -> None:
 
 
 def test_every_input_has_a_tooltip(schemas: dict[str, Any]) -> None:
-    assert len(schemas) == 18
+    assert len(schemas) == 19
     for node, schema in schemas.items():
         assert [key for key, part in inputs_of(schema) if not part.tooltip] == [], node
 

@@ -27,7 +27,7 @@ from ..models.windows import Windows
 from ..systems import System, read_checkpoint, system_of
 from .compiling import compiled
 from .encode import EncodedVideo, frames_at_a_time
-from .features import HELD, FrameFeatures
+from .features import HELD, FrameFeatures, Held, object_features, repeated
 from .latents import Latents
 from .memory import Ladder, Rung
 from .sampling import Progress, sample_chained, sample_video
@@ -40,10 +40,6 @@ ALIVE = 26
 
 OBJECTS, DEPTH = EXTRAS = ("objects", "depth")
 """Conditions that a network may read or do without."""
-
-
-Held = dict[str, Any]
-"""The denoising UNet's arguments `objects` and `holds`, or neither."""
 
 
 class Backend(Protocol):
@@ -305,7 +301,7 @@ class TorchBackend:
                         deep = [each for _, each in apart if each is not None]
                         return torch.cat([made for made, _ in apart]), torch.cat(deep) if deep else None
                     twice = x.repeat(2, 1, 1, 1), image, pose.repeat(2, 1, 1, 1)
-                    return call(*twice, bank, frames, kept, doubled(held))
+                    return call(*twice, bank, frames, kept, repeated(held, 2))
 
                 rungs = (Rung.ROWS_APART, Rung.TURNS) if guides else (Rung.TURNS,)
                 made, deep = self.ladder.run(run, *rungs)
@@ -338,38 +334,12 @@ class TorchBackend:
         return FrameFeatures(compute, batch, len(video.poses), video.poses.empty(), held)
 
     def _object_features(self, video: EncodedVideo) -> Callable[[list[int]], Held]:
-        """What the object guider makes of the objects in frames: computed once for each, and nothing at all where
-        none of them has one."""
-        guider, store = self.networks.object_guider, video.objects
-        if guider is None or store is None or not any(video.holds):
+        """What the object guider makes of the objects in frames, nothing where none has one."""
+        guider = self.networks.object_guider
+        if guider is None or video.objects is None or not any(video.holds):
             return lambda frames: {}
-        places = np.cumsum(video.holds) - 1
-        shapes: list[torch.Size] = []
 
-        def compute(held: list[int]) -> Tensor:
-            latents = torch.from_numpy(store.take(held)).to(self.device, self.dtype)
-            features = guider(latents)
-            shapes[:] = [each.shape[1:] for each in features]
-            return torch.cat([each.flatten(1) for each in features], dim=1)
+        def guide(latents: Tensor) -> list[Tensor]:
+            return guider(latents.to(self.device, self.dtype))
 
-        flat = FrameFeatures(compute, frames_at_a_time(video.path.canvas.padded), len(store), store.empty())
-
-        def take(frames: list[int]) -> Held:
-            holds = torch.tensor([video.holds[frame] for frame in frames])
-            if not holds.any():
-                return {}
-            # Those of others take any place: their rows are not blended.
-            rows = flat.take([int(places[frame]) if video.holds[frame] else int(places.max()) for frame in frames])
-            parts = rows.split([shape.numel() for shape in shapes], dim=1)
-            features = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-            return {"objects": features, "holds": holds.to(rows).reshape(-1, 1, 1, 1)}
-
-        return take
-
-
-def doubled(held: Held) -> Held:
-    """Objects for rows without the reference and again for rows with it: guidance is to strengthen that alone."""
-    return {
-        name: [each.repeat(2, 1, 1, 1) for each in value] if isinstance(value, list) else value.repeat(2, 1, 1, 1)
-        for name, value in held.items()
-    }
+        return object_features(guide, video.objects, video.holds, frames_at_a_time(video.path.canvas.padded))

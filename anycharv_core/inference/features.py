@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..media.frames import FrameStore
+
+Held = dict[str, Any]
+"""The denoising UNet's arguments `objects` and `holds`, or neither."""
 
 MOST = 2**32  # bytes of a file; to compute them again costs half a percent of a denoising step
 HELD = 2**30  # bytes that stay on the device: a window's come from a file no faster than a few GB a second
@@ -65,3 +70,46 @@ class FrameFeatures:
         for frame, feature in zip(frames, features.cpu().contiguous(), strict=True):
             self._places[frame] = len(self._store)
             self._store.append(feature.view(torch.uint8).numpy())
+
+
+def object_features(
+    guide: Callable[[Tensor], list[Tensor]], objects: FrameStore, holds: Sequence[bool], batch: int
+) -> Callable[[Sequence[int]], Held]:
+    """What an object guider makes of the objects in frames, once for each: a function of their numbers that gives
+    nothing at all where none of them has one.
+
+    guide: from latents [n, c, h, w] on the CPU, at most `batch`, to features by level on the device; objects,
+    holds: as `EncodedVideo` has them.
+    """
+    places = np.cumsum(holds) - 1
+    shapes: list[torch.Size] = []
+
+    def compute(held: list[int]) -> Tensor:
+        features = guide(torch.from_numpy(objects.take(held)))
+        shapes[:] = [each.shape[1:] for each in features]
+        return torch.cat([each.flatten(1) for each in features], dim=1)
+
+    flat = FrameFeatures(compute, batch, len(objects), objects.empty())
+
+    def take(frames: Sequence[int]) -> Held:
+        having = torch.tensor([holds[frame] for frame in frames])
+        if not having.any():
+            return {}
+        # Those of others take any place: their rows are not blended.
+        rows = flat.take([int(places[frame]) if holds[frame] else int(places.max()) for frame in frames])
+        parts = rows.split([shape.numel() for shape in shapes], dim=1)
+        features = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        return {"objects": features, "holds": having.to(rows).reshape(-1, 1, 1, 1)}
+
+    return take
+
+
+def repeated(held: Held, count: int) -> Held:
+    """Objects for `count` times as many rows, with and without the reference: guidance is to strengthen that
+    alone."""
+    return {
+        name: [each.repeat(count, 1, 1, 1) for each in value]
+        if isinstance(value, list)
+        else value.repeat(count, 1, 1, 1)
+        for name, value in held.items()
+    }

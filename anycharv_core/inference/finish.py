@@ -34,6 +34,11 @@ def paste_reach(size: Size, boxes: Iterable[Box | None] = (), growth: float = 0.
     return 2 * _feather_width(size) + max((_grown(box, growth) for box in boxes), default=0)
 
 
+def grown_mask(mask: np.ndarray, growth: float) -> np.ndarray:
+    """A mask uint8 [H, W] and what lies less far past it than `growth` heights of its box, 0 and 255."""
+    return (255 * feather(mask, _grown(mask_box(mask), growth), 0)).astype(np.uint8)
+
+
 def _grown(box: Box | None, growth: float) -> int:
     return round(growth * (box[3] - box[1])) if box else 0
 

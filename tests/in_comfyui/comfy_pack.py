@@ -56,7 +56,7 @@ def conditioned(
     model: Any, net: Any, vae: Any, clip_vision: Any, frames: int = 6, **inputs: Any
 ) -> dict[str, Any]:
     """A puppet video, encoded for the model; inputs: of AnyCharV Conditioning, instead of the puppet's."""
-    _, scene, mask, keypoints, picture, cut, _ = execute("AnyCharVPuppetClip", seed=3, frames=frames, size=64)
+    _, scene, mask, keypoints, picture, cut, *_ = execute("AnyCharVPuppetClip", seed=3, frames=frames, size=64)
     (reference,) = execute(
         "AnyCharVReferenceEncode",
         reference_net=net,
@@ -129,6 +129,26 @@ def first_configuration() -> str:
     made.settings["noise_scheduler_kwargs"] = schedule.NoiseSchedule(True, False, True).to_dict()
     systems.write_folder(made, models_folder() / "v1")
     return "v1"
+
+
+def second_system() -> str:
+    """A checkpoint of Animate Anyone 2, by the loader's name: embedded weights, with random ones for what they lack,
+    such that nothing the model is given goes without effect."""
+    systems, networks = core("anycharv_core.systems"), core("anycharv_core.checkpoints.networks")
+    made = systems.read_checkpoint("embedded")
+    unet = made.configs["denoising_unet"]
+    unet |= {"reference_blocks": "mid_up", "object_blending": {"channels": 1, "kernel": 3, "bias": 0}}
+    made.configs["pose_guider"]["depth_modulation"] = True
+    made.configs["object_guider"] = {"latent_channels": 16, "block_out_channels": unet["block_out_channels"]}
+    torch.manual_seed(0)
+    fresh = networks.untrained(made.configs)
+    for part in ("denoising_unet", "pose_guider", "object_guider"):
+        new = {key: value for key, value in getattr(fresh, part).state_dict().items() if not key.endswith(".pe")}
+        drawn = {key: value if value.any() else 0.1 * torch.randn(value.shape) for key, value in new.items()}
+        made.weights[part] = drawn | {key: value.float() for key, value in made.weights.get(part, {}).items()}
+    made.settings |= {"blocks": [5, 3], "world": "acts"}
+    core("anycharv_core.checkpoints.single_file").write_single(made, models_folder() / "second.safetensors")
+    return "second.safetensors"
 
 
 def animation(frames: int = 6, size: int = 64) -> Any:

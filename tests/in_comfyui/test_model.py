@@ -54,9 +54,9 @@ def test_bank_and_pose_features_are_computed_once_per_run() -> None:
         projected.append(len(tokens))
         return project(self, tokens)
 
-    def guiding(self: Any, pose: torch.Tensor) -> torch.Tensor:
+    def guiding(self: Any, pose: torch.Tensor, *more: Any) -> torch.Tensor:
         guided.append(len(pose))
-        return guide(self, pose)
+        return guide(self, pose, *more)
 
     with (
         patch.object(model.NativeUNet, "project_bank", projecting),

@@ -17,7 +17,7 @@ from comfy_pack import core, execute, load
 def replaced(video: Any, puppet: tuple[Any, ...], mask: Any, **inputs: Any) -> str:
     """The file that Replace Character made of a video of the puppet's frames."""
     parts = dict(zip(("model", "reference_net", "vae", "clip_vision"), load(), strict=True))
-    _, _, _, keypoints, reference, cut, _ = puppet
+    _, _, _, keypoints, reference, cut, *_ = puppet
     settings = {"steps": 1, "cfg": 1.0, "seed": 1, "width": 0, "height": 0, "recipe": "default"}
     files = {"video": video, "reference": reference, "mask": mask, "pose": keypoints, "reference_mask": cut}
     (result,) = execute("AnyCharVReplaceCharacter", **parts | settings | files | inputs)
