@@ -22,6 +22,7 @@ from ..anycharv_core.inference.shortcuts import NONE, Shortcuts
 from ..anycharv_core.media.canvas import nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square, to_levels
 from ..anycharv_core.models.windows import Windows
+from ..anycharv_core.systems import System
 from ..anycharv_core.systems.recipes import Recipe
 from .model import VIDEO, VideoConditions, check_model
 from .pictures import image_tensor
@@ -94,26 +95,29 @@ class ComfyBackend:
             if shortcuts != NONE:
                 raise UserError("Fast modes don't go with another node's context windows: leave one of both out.")
             noise = latents.whole()
-            conditions = conditionings(video, range(len(noise)), latents.shape, tokens, image_embed)
+            rest = latents.shape, tokens, image_embed
+            conditions = conditionings(self.system, video, range(len(noise)), *rest)
             sampled = run_sampler(self.model, *conditions, noise, steps, guidance_scale, None)
             latents.fill([self.model.model.process_latent_in(sampled)])
             return
         first, *_ = windows.indices
-        conditions = conditionings(video, first, latents.shape, tokens, image_embed)
+        conditions = conditionings(self.system, video, first, latents.shape, tokens, image_embed)
         rows = partial(scene_rows, video)
         sample_windows(self.model, *conditions, rows, latents, steps, guidance_scale, windows, progress, shortcuts)
 
 
 def conditionings(
+    system: System,
     video: EncodedVideo,
     frames: Sequence[int],
     shape: tuple[int, ...],
     tokens: Sequence[Tensor],
     image_embed: Tensor,
 ) -> tuple[list[Any], list[Any]]:
-    """Positive and negative CONDITIONING of these frames of the video, whose latents have this shape, with the
-    ReferenceNet's tokens and the image_embed [1, D]."""
+    """Positive and negative CONDITIONING for a model of the system, of these frames of the video, whose latents
+    have this shape, with the ReferenceNet's tokens and the image_embed [1, D]."""
     conditions = VideoConditions(
+        system,
         (len(frames), *shape[1:]),
         scene_rows(video, frames),
         video.poses,

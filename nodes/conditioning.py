@@ -146,7 +146,8 @@ class AnyCharVConditioning(io.ComfyNode):
         # The reference is encoded by the VAE it came with.
         reader = Pipeline(ComfyBackend(model, reference.net, reference.vae))
         tokens = reader.reference_tokens(made)
-        positive, negative = conditionings(made.video, range(made.shape[0]), made.shape, tokens, made.image_embed)
+        given = pipe.system, made.video, range(made.shape[0]), made.shape, tokens, made.image_embed
+        positive, negative = conditionings(*given)
         latents = {"samples": torch.zeros(made.shape, device=backend.device)}
         if mask_source is not None and pipe.cuts:
             mask = mask_tensor(grown_mask(each, chosen.paste_growth) for each in mask_source)

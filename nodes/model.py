@@ -35,7 +35,7 @@ from ..anycharv_core.models import (
 )
 from ..anycharv_core.models.layers import KeyValue
 from ..anycharv_core.models.schedule import NoiseSchedule
-from ..anycharv_core.systems import system_of
+from ..anycharv_core.systems import System, system_of
 from .patches import Patches
 from .saved import named
 
@@ -53,11 +53,12 @@ Prepared = tuple[list[KeyValue], FrameFeatures, Callable[[Sequence[int]], Held]]
 class VideoConditions:
     """What AnyCharV Conditioning hands to the model, beside the image embedding.
 
-    shape: of the latents, (F, c, h, w); scene: scaled latents of that shape and mask [F, 1, h, w] in 0..1 behind
-    each other, or None where the model takes neither; pose: uint8 [H, W, 3] per frame; tokens: the ReferenceNet's,
-    [1, T, C] per spatial block; objects, holds, depth: as `EncodedVideo` has them.
+    system: of the model; shape: of the latents, (F, c, h, w); scene: scaled latents of that shape and mask
+    [F, 1, h, w] in 0..1 behind each other, or None where the model takes neither; pose: uint8 [H, W, 3] per frame;
+    tokens: the ReferenceNet's, [1, T, C] per spatial block; objects, holds, depth: as `EncodedVideo` has them.
     """
 
+    system: System
     shape: tuple[int, ...]
     scene: Tensor | None
     pose: FrameStore
@@ -314,7 +315,7 @@ class AnyCharVModel(comfy.model_base.BaseModel):
                 f"The latent is {list(shape)} but the conditioning is for {list(video.shape)}: wire the "
                 "LATENT of the same AnyCharV Conditioning into the sampler."
             )
-        if (video.scene is not None) != self.system.reads_scene:
+        if video.system is not self.system:
             raise UserError(
                 "The conditioning was made for a model of another kind: wire the same MODEL into AnyCharV "
                 "Conditioning and into the sampler."

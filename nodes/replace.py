@@ -212,9 +212,10 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             info, full = source.info, (source.info.width, source.info.height)
             given = first_of(mask, frames), first_of(pose, frames)
             if prepared is None:
-                people = _people(source, *given, who, len(pictures), pose_model, segmenter)
+                people = _people(source, *given, who, len(pictures), pose_model, segmenter, pipe.cuts)
             else:
-                people = _of_prepared(prepared, info, mask is not None or pose is not None, len(pictures))
+                other = mask is not None or pose is not None
+                people = _of_prepared(prepared, info, other, len(pictures), pipe.cuts)
             touched = far = None
             if objects is not None:
                 touched = object_source(first_of(objects, frames), info.frames, full)
@@ -300,9 +301,10 @@ class _Replaced:
 
 
 def _people(
-    video: OpenedVideo, mask: Any, pose: Any, who: Any, count: int, pose_model: str, segmenter: str
+    video: OpenedVideo, mask: Any, pose: Any, who: Any, count: int, pose_model: str, segmenter: str, exact: bool
 ) -> list[_Replaced]:
-    """Who is replaced: by what is wired in, and what is not is found. count: how many.
+    """Who is replaced: by what is wired in, and what is not is found. count: how many; exact: whether masks that
+    are found are to be so.
 
     Raises UserError where what is given does not fit the video, or nobody can be found.
     """
@@ -324,14 +326,18 @@ def _people(
     people = [cut_out(video, found, index, segmenter) for index in choose(found, who, count)]
     drawn = given if points is None else None
     tell = partial(_found, None if drawn is None else pose)
-    return [
-        _Replaced(interruptible(each.boxes), drawn or PointSkeletons(each.poses), partial(tell, each.folder.name))
-        for each in people
-    ]
+    made = []
+    for each in people:
+        masks, skeletons = interruptible(each.region(exact)), drawn or PointSkeletons(each.poses)
+        made.append(_Replaced(masks, skeletons, partial(tell, each.folder.name)))
+    return made
 
 
-def _of_prepared(prepared: list[PreparedPerson], info: VideoInfo, other: bool, count: int) -> list[_Replaced]:
-    """Who is replaced, by what was prepared. other: whether mask or pose is wired in, too; count: how many.
+def _of_prepared(
+    prepared: list[PreparedPerson], info: VideoInfo, other: bool, count: int, exact: bool
+) -> list[_Replaced]:
+    """Who is replaced, by what was prepared. other: whether mask or pose is wired in, too; count: how many; exact:
+    whether masks are to be so.
 
     Raises UserError where it does not fit.
     """
@@ -349,7 +355,7 @@ def _of_prepared(prepared: list[PreparedPerson], info: VideoInfo, other: bool, c
                 f"The video has {info.frames} frames but prepared has {len(each.poses)}; prepare this same video."
             )
         poses = each.poses.take(range(info.frames))
-        masks = interruptible(Reopened(partial(islice, each.boxes, info.frames), info.frames))
+        masks = interruptible(Reopened(partial(islice, each.region(exact), info.frames), info.frames))
         made.append(_Replaced(masks, PointSkeletons(poses), partial(_given, masks, poses)))
     return made
 

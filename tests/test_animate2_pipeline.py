@@ -12,6 +12,7 @@ import pytest
 import tiny_animate2
 import torch
 from PIL import Image
+from tiny_animate import figure
 from tiny_animate2 import SIZE, inputs
 from torch import Tensor
 
@@ -248,19 +249,21 @@ def test_a_longer_video_begins_as_the_shorter_one(pipe: Pipeline) -> None:
     assert overlapping.shape == whole.shape and not torch.equal(overlapping, whole)
 
 
+def write_inputs(given: dict[str, np.ndarray], folder: Path) -> None:
+    Image.fromarray(given["reference"]).save(folder / "reference.png")
+    for name, frames in (("video", given["scene"]), ("pose", given["pose"])):
+        with VideoWriter(folder / f"{name}.mkv", SIZE, SIZE, codec="ffv1", rate=8) as video:
+            for frame in frames:
+                video.write(frame)
+    for name in ("mask", "objects", "depth"):
+        write_masks(folder / f"{name}.mkv", given[name])
+
+
 def test_the_command_line_takes_objects_and_depth(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = inputs()
-    Image.fromarray(given["reference"]).save(tmp_path / "reference.png")
-    with VideoWriter(tmp_path / "video.mkv", SIZE, SIZE, codec="ffv1", rate=8) as video:
-        for frame in given["scene"]:
-            video.write(frame)
-    for name in ("mask", "objects", "depth"):
-        write_masks(tmp_path / f"{name}.mkv", given[name])
-    with VideoWriter(tmp_path / "pose.mkv", SIZE, SIZE, codec="ffv1", rate=8) as video:
-        for frame in given["pose"]:
-            video.write(frame)
+    write_inputs(given, tmp_path)
     options = [f"--{name}={tmp_path / name}.mkv" for name in ("video", "mask", "pose", "objects", "depth")]
     options += [f"--reference={tmp_path / 'reference.png'}", f"--model={folder}", "--steps=1", "--format=ffv1"]
     assert main(["generate", *options, f"--out={tmp_path / 'out.mkv'}"]) == 0
@@ -273,3 +276,64 @@ def test_the_command_line_takes_objects_and_depth(
     write_masks(tmp_path / "objects.mkv", given["objects"][:2])
     assert main(["generate", *options, f"--out={tmp_path / 'out.mkv'}"]) == 2
     assert "objects.mkv holds 2 objects pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("objects", np.full((3, SIZE, SIZE), 255, np.uint8), "objects cover the person to replace in frame 0"),
+        ("objects", np.zeros((3, 16, 16), np.uint8), "(16, 16) but the scene is (32, 32)"),
+        ("depth", np.zeros((3, 16, 16), np.uint8), "(16, 16) but the scene is (32, 32)"),
+        ("depth", np.zeros((4, SIZE, SIZE), np.uint8), "depth.mkv holds 4 depth pictures"),
+        ("pose", np.zeros((3, SIZE, SIZE, 3), np.uint8), "Frame 0 has depth but no skeleton"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_in_a_sentence(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: np.ndarray,
+    message: str,
+) -> None:
+    write_inputs(inputs() | {name: value}, tmp_path)
+    options = [f"--{name}={tmp_path / name}.mkv" for name in ("video", "mask", "pose", "objects", "depth")]
+    options += [f"--reference={tmp_path / 'reference.png'}", f"--model={folder}", "--steps=1"]
+    assert main(["generate", *options, f"--out={tmp_path / 'out.mp4'}"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "out.mp4").exists()
+
+
+def test_what_was_prepared_is_taken_by_models_that_read_it(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = inputs()
+    place = tmp_path / "prepared"
+    place.mkdir()
+    write_inputs(given, place)
+    write_masks(place / "box.mkv", np.full_like(given["mask"], 255))
+    figures = [figure((SIZE, SIZE), 0.25, (2.0, 2.0))] * 3
+    (place / "pose.json").write_text(json.dumps(figures))
+    report = {"clip": str(place / "video.mkv"), "chosen": [{"folder": "."}], "cuts": []}
+    (place / "report.json").write_text(json.dumps(report))
+
+    def made(name: str, model: Path, *options: str) -> tuple[np.ndarray, dict[str, str]]:
+        out = tmp_path / f"{name}.mkv"
+        common = [f"--reference={place / 'reference.png'}", f"--model={model}", "--steps=1", "--format=ffv1"]
+        assert main(["generate", *common, *options, f"--out={out}"]) == 0, capsys.readouterr().err
+        report = json.loads((tmp_path / f"{name}.report.json").read_text())
+        return np.stack(list(read_frames(out))), report["inputs"]["people"][0]
+
+    prepared, read = made("prepared", folder, f"--prepared={place}")
+    files = {name: f"--{name}={place / name}.mkv" for name in ("video", "mask", "objects", "depth")}
+    named, _ = made("named", folder, *files.values(), f"--pose={place / 'pose.json'}")
+    assert np.array_equal(prepared, named)
+    assert all(read[name] == str(place / f"{name}.mkv") for name in ("mask", "objects", "depth"))
+    write_masks(tmp_path / "nothing.mkv", np.zeros_like(given["objects"]))
+    other, read = made("other", folder, f"--prepared={place}", f"--objects={tmp_path / 'nothing.mkv'}")
+    assert read["objects"] == str(tmp_path / "nothing.mkv") and not np.array_equal(other, prepared)
+    _, read = made("plain", tiny_model, f"--prepared={place}")
+    assert read["mask"] == str(place / "box.mkv") and not {"objects", "depth"} & read.keys()
+    wrong = [f"--prepared={place}", files["objects"], f"--reference={place / 'reference.png'}"]
+    assert main(["generate", *wrong, f"--model={tiny_model}", f"--out={tmp_path / 'wrong.mp4'}"]) == 2
+    assert "reads no objects" in capsys.readouterr().err

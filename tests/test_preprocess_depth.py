@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,8 @@ def test_the_command_writes_both_beside_the_masks(
     objects, depth, masks = (read(out / f"{name}.mkv") for name in ("objects", "depth", "mask"))
     assert objects.shape == depth.shape == (FRAMES, SIDE, 2 * SIDE) and set(np.unique(objects)) <= {0, 255}
     assert np.array_equal(depth > 0, masks >= 128)
+    report = json.loads((out / "report.json").read_text())
+    assert report["objects"] == [[1, 40, 60], [0, 10, 20, 60, 90]] and report["depth_model"] == str(estimator)
     assert all(str(out / f"{name}.mkv") in capsys.readouterr().out for name in ("objects",))
     assert prepare(stage, out, "--objects", "99,1,1", "--segmenter", segmenter) == 2
     assert "name frame 99, but the video has 6" in capsys.readouterr().err

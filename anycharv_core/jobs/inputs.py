@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +23,22 @@ from .lengths import KnownLength, Length, MaskLength, Mismatch, as_many, check_e
 
 
 @dataclass(frozen=True)
+class Offered:
+    """What a prepared folder has of a person for models that read it, where nothing else was given: the exact
+    mask, for those that make a coarse one themselves, masks of objects, and depth."""
+
+    mask: Path | None = None
+    objects: Path | None = None
+    depth: Path | None = None
+
+
+@dataclass(frozen=True)
 class Replacement:
     """A person of the video, and the character who takes their place.
 
     mask: a video, a folder of PNGs or a JSON list of boxes; pose: POSE_KEYPOINT JSON (a file, or
     OpenPose's folder) or a skeleton video; objects: as the mask, of what the person holds; depth: a grey video or
-    folder of PNGs, nearer being brighter and black unknown.
+    folder of PNGs, nearer being brighter and black unknown; offered: what else there is.
     """
 
     reference: Path
@@ -36,11 +47,19 @@ class Replacement:
     reference_mask: Path | None = None
     objects: Path | None = None
     depth: Path | None = None
+    offered: Offered = Offered()
 
     @property
-    def files(self) -> list[Path]:
-        """All that are given."""
-        return [path for path in vars(self).values() if path is not None]
+    def files(self) -> dict[str, Path]:
+        """All that are given, by field."""
+        return {name: path for name, path in vars(self).items() if isinstance(path, Path)}
+
+    def suiting(self, extras: Collection[str], coarse: bool) -> Replacement:
+        """With what is offered and a model reads: `extras` beside the mask, which is to be exact where the system
+        makes a `coarse` one itself."""
+        wanted = {*extras, *(("mask",) if coarse else ())}
+        found = {name: path for name, path in vars(self.offered).items() if name in wanted and path is not None}
+        return replace(self, **found)
 
 
 @dataclass(frozen=True)

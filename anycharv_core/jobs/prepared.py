@@ -21,6 +21,7 @@ from ..media.pose import Poses, write_poses
 from ..preprocess.find import SHEET, FoundPeople
 from ..preprocess.person import BOXES, MASKS
 from ..preprocess.tracking import Track
+from .inputs import Offered
 
 POSES, REPORT = "pose.json", "report.json"
 OBJECT_MASKS, DEPTH_PICTURES = "objects.mkv", "depth.mkv"
@@ -38,23 +39,23 @@ class PreparedPerson:
     extras: tuple[Path, ...] = ()
 
     @property
-    def boxes(self) -> Reopened:
-        """Coarse masks uint8 [H, W] of every frame."""
-        return Reopened(partial(read_gray, self.folder / BOXES), len(self.poses))
-
-    @property
     def masks(self) -> Reopened:
         """Fine masks uint8 [H, W] of every frame."""
-        return Reopened(partial(read_gray, self.folder / MASKS), len(self.poses))
+        return self.region(exact=True)
+
+    def region(self, exact: bool) -> Reopened:
+        """The masks, or coarse ones, uint8 [H, W] of every frame."""
+        return Reopened(partial(read_gray, self.folder / (MASKS if exact else BOXES)), len(self.poses))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a prepared folder holds. people: (coarse mask, pose) files of every person, in their order; cuts: the
-    first frame of every shot but the first."""
+    """What a prepared folder holds. people: (coarse mask, pose) files of every person, in their order; offered:
+    what else there is of each; cuts: the first frame of every shot but the first."""
 
     video: Path
     people: list[tuple[Path, Path]]
+    offered: list[Offered]
     cuts: tuple[int, ...]
 
 
@@ -72,7 +73,12 @@ def read_prepared(folder: Path) -> Prepared:
         cuts = tuple(int(cut) for cut in report["cuts"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / REPORT} is not from 'anycharv preprocess'; prepare the video.") from error
-    return Prepared(video, [(place / BOXES, place / POSES) for place in places], cuts)
+    return Prepared(video, [(place / BOXES, place / POSES) for place in places], list(map(_offered, places)), cuts)
+
+
+def _offered(place: Path) -> Offered:
+    files = (place / name for name in (MASKS, OBJECT_MASKS, DEPTH_PICTURES))
+    return Offered(*(file if file.is_file() else None for file in files))
 
 
 def write_prepared(

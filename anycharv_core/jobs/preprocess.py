@@ -98,6 +98,8 @@ def preprocess(job: PreprocessJob, progress: Progress | None = None) -> dict[str
         likeness=likeness,
         smooth=job.smooth,
         retarget=[str(path) for path in job.retarget],
+        objects=[list(place) for place in job.objects],
+        depth_model=job.depth_model,
         seconds=round(time.perf_counter() - started, 3),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ..media.video_read import Video
 from ..preprocess.shots import find_cuts
 from ..systems import System
 from ..systems.recipes import Recipe
-from .inputs import Replacement, ReplacementInputs, check_mask_size, open_replacement
+from .inputs import Offered, Replacement, ReplacementInputs, check_mask_size, open_replacement
 from .prepared import read_prepared
 from .run import (
     Progress,
@@ -92,12 +92,12 @@ def people_of(
 
     Raises UserError, in terms of the command line's options, where they do not fit together.
     """
-    cuts = None
+    cuts, offered = None, [Offered()]
     if prepared:
         found = read_prepared(prepared)
         cuts = found.cuts if video is None else None
         video = video or found.video
-        people = found.people
+        people, offered = found.people, found.offered
     elif video and mask and pose:
         people = [(mask, pose)]
     else:
@@ -118,8 +118,12 @@ def people_of(
         raise UserError(
             "--mask, --pose, --objects and --depth are for one person; leave them out for several prepared people."
         )
-    rows = zip(references, people, outlines, strict=True)
-    made = (Replacement(each, mask or of[0], pose or of[1], outline, objects, depth) for each, of, outline in rows)
+    given = {name: None for name, path in (("mask", mask), ("objects", objects), ("depth", depth)) if path}
+    rows = zip(references, people, outlines, offered, strict=True)
+    made = (
+        Replacement(each, mask or of[0], pose or of[1], outline, objects, depth, replace(more, **given))
+        for each, of, outline, more in rows
+    )
     return video, tuple(made), cuts
 
 
@@ -132,7 +136,7 @@ def generate(job: ReplaceJob, progress: Progress | None = None) -> dict[str, Any
     Returns the report. Raises UserError for anything the user can put right; old files are then as
     they were.
     """
-    job.check_places((job.video, *(path for each in job.people for path in each.files)))
+    job.check_places((job.video, *(path for each in job.people for path in each.files.values())))
     device = pick_device(job.device)
     with explained_memory(), ExitStack() as stack:
         return _generate(job, device, progress, stack)
@@ -148,6 +152,12 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
     pipe, recipe, precision, state = job.load("generate", device, phases, check, stack)
     recipe = recipe.matching_colour() if job.match_colour else recipe
     steps, guidance = job.sampling(pipe)
+    suiting = [files.suiting(pipe.backend.extras, pipe.cuts) for files in job.people]
+    with phases("check"):
+        opened = [
+            each if files == before else open_replacement(files, video)
+            for each, files, before in zip(opened, suiting, job.people, strict=True)
+        ]
     with phases("encode"):
         size = pipe.working_size(recipe, video.size, job.size)
         plan = pipe.plan(recipe, video.size, opened[0].skeletons.size, size, job.size)
@@ -155,7 +165,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         scene = Source(f"video {job.video}", video, 3)
         cuts = cache(lambda: find_cuts(scene) if job.cuts is None else job.cuts)
         streams = []
-        for each, files in zip(opened, job.people, strict=True):
+        for each, files in zip(opened, suiting, strict=True):
             pipe.check_extras(video.size, each.objects, each.depth)
             boxes = partial(_boxes, each.unchecked)
             drawn = partial(each.poses, files=files, video=video)
@@ -163,7 +173,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
             streams.append(as_seen(pipe, plan, job.canvas, job.context, each.mask, boxes, cuts, drawn, *extras))
         rows = _Rows(pipe.folder) if job.sheet else None
         encoded = pipe.encode(recipe, scene, streams, rows)
-        for one, files in zip(encoded, job.people, strict=True):
+        for one, files in zip(encoded, suiting, strict=True):
             if not any(one.present):
                 raise UserError(f"{files.mask} marks nothing in any frame; mark the person to replace with white.")
     info = video.info
@@ -206,7 +216,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         columns = ([store[index] for index in chosen] for store in (rows.driving, rows.poses))
         write_sheet(job.sheet, SHEET_TITLES, [each.reference for each in opened], *columns, output)
     phases.seconds["total"] = time.perf_counter() - started
-    inputs = paths(job, "video") | {"people": [paths(files, *vars(files)) for files in job.people]}
+    inputs = paths(job, "video") | {"people": [paths(files, *files.files) for files in suiting]}
     facts = {
         "frames": info.frames,
         "source_size": [info.width, info.height],

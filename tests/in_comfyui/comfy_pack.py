@@ -132,8 +132,8 @@ def first_configuration() -> str:
 
 
 def second_system() -> str:
-    """A checkpoint of Animate Anyone 2, by the loader's name: embedded weights, with random ones for what they lack,
-    such that nothing the model is given goes without effect."""
+    """A checkpoint of Animate Anyone 2, by the loader's name: embedded weights, with random ones for what they
+    lack, such that nothing the model is given goes without effect."""
     systems, networks = core("anycharv_core.systems"), core("anycharv_core.checkpoints.networks")
     made = systems.read_checkpoint("embedded")
     unet = made.configs["denoising_unet"]

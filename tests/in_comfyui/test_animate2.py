@@ -95,7 +95,9 @@ def test_nodes_equal_core(parts: tuple[Any, ...], pipe: Any, without: tuple[str,
         assert apart(parts, made, expected(pipe, act)) > 1e-3
 
 
-@pytest.mark.parametrize(("recipe", "canvas"), [("default", "frame"), ("default", "person"), ("official", "frame")])
+@pytest.mark.parametrize(
+    ("recipe", "canvas"), [("default", "frame"), ("default", "person"), ("official", "frame")]
+)
 def test_windows_begin_with_the_last_frame_of_the_one_before(
     parts: tuple[Any, ...], pipe: Any, recipe: str, canvas: str
 ) -> None:
@@ -104,9 +106,7 @@ def test_windows_begin_with_the_last_frame_of_the_one_before(
     latents = sampled(parts[0], made, STEPS, recipe=recipe)
     core = expected(pipe, act, recipe, canvas)
     assert apart(parts, latents, core) <= 1e-4
-    (windowed,) = execute(
-        "AnyCharVLongVideo", model=parts[0], length=16, overlap=4, fuse="ramp", layout="linear"
-    )
+    (windowed,) = execute("AnyCharVLongVideo", model=parts[0], length=16, overlap=4, fuse="ramp", layout="linear")
     fused = sampled(windowed, made, STEPS, recipe=recipe)
     assert apart(parts, fused, core) > 1e-3
     if recipe == "default":
@@ -188,11 +188,14 @@ def test_bad_input_is_said_in_a_sentence(
         conditioned(parts, task(), **change)
 
 
-def test_models_of_other_systems_take_neither() -> None:
-    act, parts = task(), load()
+def test_models_of_other_systems_take_neither(parts: tuple[Any, ...]) -> None:
+    act, others = task(), load()
+    plain = conditioned(others, act, objects=None, depth=None)
+    with pytest.raises(core("anycharv_core.errors").UserError, match="made for a model of another kind"):
+        sampled(parts[0], plain, STEPS)
     for other in ("objects", "depth"):
         with pytest.raises(core("anycharv_core.errors").UserError, match="of AnyCharV reads no"):
-            conditioned(parts, act, **{other: None})
+            conditioned(others, act, **{other: None})
 
 
 def test_structured_depth_names_what_does_not_fit() -> None:
