@@ -15,7 +15,7 @@ from ..anycharv_core.media.canvas import Canvas
 from ..anycharv_core.media.depth import place_depth, structured_depth
 from ..anycharv_core.media.frames import Reopened, Source
 from ..anycharv_core.media.imaging import Size, same_proportions
-from .pictures import image_tensor, image_uint8, mask_fitter, masks_uint8, rgb_frames
+from .pictures import image_tensor, image_uint8, interruptible, mask_fitter, masks_uint8, rgb_frames
 from .types import CATEGORY
 
 NEAR = ["white", "black"]
@@ -118,5 +118,5 @@ class AnyCharVStructuredDepth(io.ComfyNode):
             )
         if not skeletons.any():
             raise UserError("pose shows no skeleton in any frame; wire in AnyCharV Pose Draw's pictures.")
-        made = structured_depth(np.stack(list(source)), skeletons)
+        made = structured_depth(np.stack(list(interruptible(source))), skeletons)
         return io.NodeOutput(image_tensor(np.repeat(made[..., None], 3, axis=-1)))

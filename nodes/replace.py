@@ -238,10 +238,8 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             streams = []
             for each, places in zip(people, boxes, strict=True):
                 masks = Source("mask", each.masks, None)
-                known = partial(list, places)
-                streams.append(
-                    as_seen(pipe, plan, canvas, context, masks, known, cuts, each.drawn, touched, far)
-                )
+                seen = partial(list, places), cuts, each.drawn, touched, far
+                streams.append(as_seen(pipe, plan, canvas, context, masks, *seen))
 
             def content() -> tuple[object, ...]:
                 return (
@@ -328,8 +326,8 @@ def _people(
     tell = partial(_found, None if drawn is None else pose)
     made = []
     for each in people:
-        masks, skeletons = interruptible(each.region(exact)), drawn or PointSkeletons(each.poses)
-        made.append(_Replaced(masks, skeletons, partial(tell, each.folder.name)))
+        regions, skeletons = interruptible(each.region(exact)), drawn or PointSkeletons(each.poses)
+        made.append(_Replaced(regions, skeletons, partial(tell, each.folder.name)))
     return made
 
 
