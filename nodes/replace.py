@@ -238,8 +238,10 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             streams = []
             for each, places in zip(people, boxes, strict=True):
                 masks = Source("mask", each.masks, None)
-                seen = partial(list, places), cuts, each.drawn, touched, far
-                streams.append(as_seen(pipe, plan, canvas, context, masks, *seen))
+                extras = touched, far
+                streams.append(
+                    as_seen(pipe, plan, canvas, context, masks, partial(list, places), cuts, each.drawn, *extras)
+                )
 
             def content() -> tuple[object, ...]:
                 return (
