@@ -150,6 +150,11 @@ def add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None:
         default=dtype,
         help="default: %(default)s; auto: bf16 if the device has it and the model tolerates it, else fp32",
     )
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the UNet first: takes minutes, pays on long videos",
+    )
 
 
 def add_shortcuts(parser: argparse.ArgumentParser) -> None:

@@ -43,6 +43,7 @@ class PuppetJob(SamplingOptions):
     lpips_weights: Path | None = None
     device: str | None = None
     dtype: str = "fp32"
+    compile: bool = False
 
 
 def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dict[str, Any], str]:
@@ -64,7 +65,8 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         methods, elsewhere = references(setup.task) | {name: of_folder(folder)}, (name,)
     else:
         precision = precision_for(job.dtype, job.model, job.vae, job.image_encoder, device)
-        pipe = Pipeline.from_pretrained(job.model, job.vae, job.image_encoder, device, precision.dtype)
+        parts = job.model, job.vae, job.image_encoder
+        pipe = Pipeline.from_pretrained(*parts, device, precision.dtype, job.compile)
         possible = tasks_of(pipe)
         if job.task not in (None, *possible):
             raise UserError(

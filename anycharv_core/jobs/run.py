@@ -54,7 +54,7 @@ class RenderJob(SamplingOptions):
 
     size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
     exact size for "official"; device: None = CUDA where there is one, else the CPU; dtype: a name of
-    `precision.DTYPES`, or "auto", see `precision_for`;
+    `precision.DTYPES`, or "auto", see `precision_for`; compile: as for `Pipeline.from_pretrained`;
     sheet: a PNG to draw a contact sheet to; format: one of `FORMATS`; crf: the quality of H.264, 0 (best) to 51;
     fresh: what a stopped run left behind is not taken up.
     """
@@ -67,6 +67,7 @@ class RenderJob(SamplingOptions):
     recipe: str = "default"
     device: str | None = None
     dtype: str = "fp32"
+    compile: bool = False
     sheet: Path | None = None
     format: str = H264
     crf: int | None = None
@@ -137,7 +138,8 @@ class RenderJob(SamplingOptions):
             precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device, recorded)
             decides = identity(self, UNDECIDING, dtype=precision.name, device=device, versions=versions())
             state = stack.enter_context(work(self.out, decides, self.fresh))
-            pipe = Pipeline.from_pretrained(self.model, self.vae, self.image_encoder, device, precision.dtype)
+            parts = self.model, self.vae, self.image_encoder
+            pipe = Pipeline.from_pretrained(*parts, device, precision.dtype, self.compile)
         pipe.folder = Path(os.path.realpath(self.out)).parent
         pipe.system.check_command(command, self.model)
         recipe = pipe.system.recipe(self.recipe)
@@ -156,6 +158,7 @@ class RenderJob(SamplingOptions):
             "seed": self.seed,
             "size": list(size) if size else None,
             "dtype": precision.name,
+            **({"compile": True} if self.compile else {}),
             **({} if self.shortcuts == NONE else asdict(self.shortcuts)),
         } | ({} if precision.why is None else {"dtype_because": precision.why})
 
