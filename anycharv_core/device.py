@@ -33,10 +33,17 @@ def has_bf16(device: str) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on, where the system tells, else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def device_name(device: str) -> str:
     if device == "cuda":
         return f"cuda: {torch.cuda.get_device_name()}"
-    return f"{device}: {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{device}: {platform.processor() or platform.machine()}, {usable_cores()} core(s)"
 
 
 def free_memory(device: torch.device) -> float:

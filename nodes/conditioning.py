@@ -132,6 +132,7 @@ class AnyCharVConditioning(io.ComfyNode):
         pose_source = Source("pose", poses, 3)
         scene_source = None if frames is None else Source("scene", frames, 3)
         mask_source = None if masks is None else pipe.given_masks(Source("mask", masks, None))
+        pipe.system.check_inputs(scene_source, mask_source, pose_source, chosen)
         held = None if objects is None else object_source(objects, len(pose), full)
         far = None if depth is None else depth_source(depth, len(pose), full)
         scene_size = None if scene_source is None else scene_source.size

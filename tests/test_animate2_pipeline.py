@@ -30,7 +30,7 @@ from anycharv_core.media.video_read import read_frames
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.windows import Windows, chained_windows
-from anycharv_core.systems import SYSTEMS, read_checkpoint
+from anycharv_core.systems import SYSTEMS, read_checkpoint, recognise
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 
 
@@ -56,6 +56,8 @@ def test_folder_and_file_come_back_as_models_of_the_system(folder: Path, pipe: P
     assert pipe.system is ANIMATE_ANYONE_2 is SYSTEMS["animate_anyone_2"]
     assert pipe.backend.extras == {"objects", "depth"}
     write_single(read_checkpoint(folder), tmp_path / "model.safetensors")
+    assert recognise(folder) is recognise(tmp_path / "model.safetensors") is ANIMATE_ANYONE_2
+    assert recognise(tmp_path) is recognise(tmp_path / "nothing") is None
     single = Pipeline.from_pretrained(tmp_path / "model.safetensors")
     given = inputs(2)
     assert torch.equal(run(single, given).latents, run(pipe, given).latents)
@@ -276,6 +278,17 @@ def test_the_command_line_takes_objects_and_depth(
     write_masks(tmp_path / "objects.mkv", given["objects"][:2])
     assert main(["generate", *options, f"--out={tmp_path / 'out.mkv'}"]) == 2
     assert "objects.mkv holds 2 objects pictures" in capsys.readouterr().err
+
+
+def test_nothing_is_recorded_of_its_official_recipe_so_that_fast_modes_go_with_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_inputs(inputs(), tmp_path)
+    options = [f"--{name}={tmp_path / name}.mkv" for name in ("video", "mask", "pose")]
+    options += [f"--reference={tmp_path / 'reference.png'}", f"--model={folder}", "--steps=2", "--recipe=official"]
+    assert main(["generate", *options, "--fast", f"--out={tmp_path / 'out.mp4'}"]) == 0, capsys.readouterr().err
+    settings = json.loads((tmp_path / "out.report.json").read_text())["settings"]
+    assert settings["deep_cache"] == FAST.deep_cache and "recorded" not in settings["dtype_because"]
 
 
 @pytest.mark.parametrize(

@@ -200,12 +200,11 @@ class Pipeline:
     ) -> Prepared:
         """All that comes before sampling, of what `__call__` is given; scene and mask are read once at most.
 
-        mask: as `given_masks` gives it; pose: skeletons of what `path` shows, None = whole frames. Raises
-        UserError as `__call__` does.
+        scene, mask and pose are such as `system.check_inputs` lets through. mask: as `given_masks` gives it; pose:
+        skeletons of what `path` shows, None = whole frames. Raises UserError as `__call__` does.
         """
         recipe = plan.recipe
         path = path or CanvasPath(plan.canvas)
-        self.system.check_inputs(scene, mask, pose, recipe)
         self.check_extras(scene.size if scene else None, objects, depth)
         seen = refer(recipe, reference, reference_mask, keyed=scene is not None and mask is None)
         if scene and mask and recipe.composites and mask.size != scene.size:

@@ -30,7 +30,7 @@ from ..media.png_write import PNG, PngWriter
 from ..media.sheet import sheet
 from ..media.video_read import VIDEOS
 from ..media.video_write import CRF, FFV1, H264, WORST_CRF, VideoWriter
-from ..systems import SYSTEMS, System
+from ..systems import SYSTEMS, System, recognise
 from ..systems.recipes import Recipe
 from .doctor import OPENCV
 from .precision import Precision, precision_for
@@ -123,11 +123,13 @@ class RenderJob(SamplingOptions):
         """The pipeline of the job's model, which must be one for `command`, the job's recipe for it, the number
         format that it computes in, and what is kept of the job until `stack` is left, see `work`.
 
-        check: is called before the weights are read for every system that has the command, of which one must pass,
-        and as soon as the first two are known. Raises UserError as it and `work` do, and for a model or recipe
-        that is none.
+        check: is called before the weights are read, for the model's system if its config tells it, else for every
+        one that has the command, of which one must pass, and again as soon as the first two are known. Raises
+        UserError as it and `work` do, and for a model or recipe that is none.
         """
         systems = [system for system in SYSTEMS.values() if system.command == command]
+        known = recognise(self.model)
+        systems = [known] if known in systems else systems
         able = [system for system in systems if self.recipe in system.recipes]
         if not able:
             systems[0].recipe(self.recipe)  # says so before the weights are read

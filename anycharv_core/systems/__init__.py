@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from ..checkpoints.folders import read_library_parts
 from ..checkpoints.places import EMBEDDED
 from ..checkpoints.single_file import read_single
 from ..errors import UserError
+from ..foreign import parse_json, read_header, read_json
 from ..models import UNetConfig
 from .animate_anyone import ANIMATE_ANYONE
 from .animate_anyone_2 import ANIMATE_ANYONE_2
 from .anycharv import ANYCHARV
 from .system import System
 
-__all__ = ["SYSTEMS", "System", "read_checkpoint", "system_of", "write_folder"]
+__all__ = ["SYSTEMS", "System", "read_checkpoint", "recognise", "system_of", "write_folder"]
 
+DENOISER = "denoising_unet"
 SYSTEMS = {system.name: system for system in (ANIMATE_ANYONE, ANYCHARV, ANIMATE_ANYONE_2)}
 
 
@@ -40,6 +43,18 @@ def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:
     )
 
 
+def recognise(path: str | Path) -> System | None:
+    """The system of the model at `path`, by a config that is read in no time; None where it has none that tells,
+    of which `read_checkpoint` says why."""
+    path = EMBEDDED.get(str(path), Path(path))
+    with suppress(UserError, OSError):
+        if path.is_dir():
+            return system_of(read_json(path / DENOISER / "config.json"))
+        configs = parse_json(read_header(path).metadata.get("configs", ""), str(path))
+        return system_of(configs[DENOISER]) if isinstance(configs, dict) and DENOISER in configs else None
+    return None
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a name of `EMBEDDED`, a .safetensors file, or a folder in a system's layout.
 
@@ -55,7 +70,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     else:
         raise _absent(path)
     check_checkpoint(checkpoint, str(path))
-    system_of(checkpoint.configs["denoising_unet"])
+    system_of(checkpoint.configs[DENOISER])
     return checkpoint
 
 
@@ -72,5 +87,5 @@ def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype 
     A checkpoint without all three networks is written in AnyCharV's layout, which has a folder per part.
     """
     complete = checkpoint.configs.keys() >= set(NETWORKS)
-    system = system_of(checkpoint.configs["denoising_unet"]) if complete else ANYCHARV
+    system = system_of(checkpoint.configs[DENOISER]) if complete else ANYCHARV
     system.layout.write(checkpoint, Path(folder), dtype)

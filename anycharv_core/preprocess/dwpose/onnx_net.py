@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...device import usable_cores
 from ...errors import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class OnnxNet:
             ) from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: nobody can act on its warnings about the graph
+        options.intra_op_num_threads = usable_cores()  # by itself it counts all there are
         wanted = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         providers = _providers(wanted, onnxruntime.get_available_providers())
         with self._explained("open"):
