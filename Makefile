@@ -1,13 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-animate test tests test-comfyui comfyui-pictures lint clean
+.PHONY: demo demo-animate demo-animate2 test tests test-comfyui comfyui-pictures lint clean
 
 demo: .venv/installed
 	$(BIN)/anycharv demo --out out/demo
 
 demo-animate: .venv/installed
 	$(BIN)/anycharv demo-animate --out out/demo-animate
+
+demo-animate2: .venv/installed
+	$(BIN)/anycharv demo-animate2 --out out/demo-animate2
 
 test: lint tests
 

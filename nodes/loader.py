@@ -73,8 +73,8 @@ class AnyCharVLoader(io.ComfyNode):
             node_id="AnyCharVLoader",
             display_name="AnyCharV Loader",
             category=CATEGORY,
-            description="Loads a checkpoint of AnyCharV or Animate Anyone as a native MODEL with its "
-            "ReferenceNet, and its VAE and CLIP vision encoder where the checkpoint has them.",
+            description="Loads a checkpoint of AnyCharV, Animate Anyone or Animate Anyone 2 as a native MODEL "
+            "with its ReferenceNet, and its VAE and CLIP vision encoder where the checkpoint has them.",
             search_aliases=[
                 "load anycharv",
                 "character replacement",
@@ -90,9 +90,9 @@ class AnyCharVLoader(io.ComfyNode):
                     "checkpoint",
                     options=checkpoint_names(),
                     default="embedded",
-                    tooltip="A folder in either system's official layout or a single .safetensors file under "
-                    "models/anycharv; 'embedded' and 'embedded-animate' are small models of AnyCharV and Animate "
-                    "Anyone shipped with this pack, which know only the puppets of AnyCharV Puppet Clip.",
+                    tooltip="A folder in a system's layout or a single .safetensors file under models/anycharv; "
+                    "'embedded', 'embedded-animate' and 'embedded-animate2' are small models of AnyCharV, Animate "
+                    "Anyone and Animate Anyone 2, which know only the puppets of AnyCharV Puppet Clip.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -20,9 +20,14 @@ import pytest
 import torch
 from comfyui_server import COMFYUI
 
+from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
+
 PARITY = Path(os.environ.get("ANYCHARV_PARITY") or Path(__file__).parents[2] / "shared" / "parity").absolute()
 CLIPS = PARITY.with_name("clips")
 
+animate2 = pytest.mark.skipif(
+    not EMBEDDED[TRAINED_LATER].is_file(), reason=f"needs the weights of '{TRAINED_LATER}', which this copy lacks"
+)
 comfyui = pytest.mark.skipif(COMFYUI is None, reason="needs a ComfyUI (COMFYUI_PATH)")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 not_root = pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not root")

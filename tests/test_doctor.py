@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.jobs.doctor import examine, find_models
@@ -31,7 +32,7 @@ def test_doctor_finds_models(tiny_model: Path, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "mine.safetensors" in printed and "official AnyCharV's folder" in printed and "lora" not in printed
     assert "pass --vae and --image-encoder" in printed and torch.__version__ in printed
-    assert printed.count("shipped with this package") == 2
+    assert printed.count("shipped with this package") == sum(path.is_file() for path in EMBEDDED.values())
 
 
 def test_doctor_finds_what_comfyui_has(
@@ -117,6 +118,10 @@ def test_demo_tells_where_its_files_are(
         return {"clips": clips}
 
     monkeypatch.setitem(sys.modules, "anycharv_core.jobs.demo", SimpleNamespace(run=made))
-    for name, model in (("demo", "embedded"), ("demo-animate", "embedded-animate")):
+    for name, model in (
+        ("demo", "embedded"),
+        ("demo-animate", "embedded-animate"),
+        ("demo-animate2", "embedded-animate2"),
+    ):
         assert main([name, "--out", str(tmp_path), "--clips", "2"]) == 0
         assert str(tmp_path / f"{model}.mp4") in capsys.readouterr().out

@@ -4,22 +4,25 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from anycharv_core import Pipeline
+from anycharv_core import Pipeline, UserError
 from anycharv_core.bench.metrics import psnr
 from anycharv_core.bench.puppets import of_model
 from anycharv_core.bench.tasks import BOLD_SWAP, Setup, Task, tasks
-from anycharv_core.checkpoints.places import EMBEDDED
+from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
 from anycharv_core.jobs.demo import run
 from anycharv_core.media.sheet import upscale
 from anycharv_core.media.video_read import probe, read_frames
+from anycharv_core.puppets.interaction import INTERACTION_BASELINES, sample_interaction
 from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_bold_swap
 from anycharv_core.systems import read_checkpoint
 from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
+from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 
 CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded_bold.yaml"
 
@@ -55,13 +58,28 @@ def test_the_animating_one_animates() -> None:
     assert pipe.system is ANIMATE_ANYONE and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
 
 
+@needs.animate2
+def test_the_one_that_keeps_hold_of_things_reads_them() -> None:
+    assert EMBEDDED["embedded-animate2"].stat().st_size <= 40e6
+    pipe = Pipeline.from_pretrained("embedded-animate2")
+    assert pipe.system is ANIMATE_ANYONE_2 and pipe.backend.extras == {"objects", "depth"}
+    assert pipe.settings["world"] == "acts" and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
+
+
+def test_a_copy_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(EMBEDDED, TRAINED_LATER, tmp_path / "embedded_animate2.safetensors")
+    with pytest.raises(UserError, match=r"^This copy of the package lacks embedded_animate2.safetensors, .*\.$"):
+        Pipeline.from_pretrained("embedded-animate2")
+
+
 @pytest.mark.parametrize(
     ("model", "sample", "side", "columns", "baselines"),
     [
         ("embedded", sample_bold_swap, 256, 5, BASELINES),
         ("embedded-animate", sample_animation, 64, 4, ANIMATION_BASELINES),
+        pytest.param("embedded-animate2", sample_interaction, 128, 5, INTERACTION_BASELINES, marks=needs.animate2),
     ],
-    ids=["demo", "demo-animate"],
+    ids=["demo", "demo-animate", "demo-animate2"],
 )
 def test_the_demo_leaves_a_video_a_sheet_and_a_report(
     tmp_path: Path, model: str, sample: Callable, side: int, columns: int, baselines: dict

@@ -9,11 +9,14 @@ from pathlib import Path
 from ..errors import UserError
 
 _WEIGHTS = Path(__file__).parents[1] / "weights"
-# The models shipped with this package, by the names that stand for them: AnyCharV and Animate Anyone for puppets.
+# The models shipped with this package, by the names that stand for them: one of each system, for puppets.
 EMBEDDED = {
     "embedded": _WEIGHTS / "embedded.safetensors",
     "embedded-animate": _WEIGHTS / "embedded_animate.safetensors",
+    "embedded-animate2": _WEIGHTS / "embedded_animate2.safetensors",
 }
+# Without its weights a copy of this package is whole: they are trained by a config of it.
+TRAINED_LATER = "embedded-animate2"
 DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 
 

@@ -79,7 +79,7 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
     ) -> Pipeline:
-        """Loads "embedded" or "embedded-animate", a .safetensors file, or a folder in either system's layout.
+        """Loads a model by its name in `places.EMBEDDED`, a .safetensors file, or a folder in a system's layout.
 
         vae, image_encoder: a folder or a module that takes the place of the checkpoint's own; needed
         where the checkpoint has none. compile: the denoising UNet goes through torch.compile, see

@@ -1,4 +1,4 @@
-"""`anycharv demo` and `demo-animate`: an embedded model on held-out puppets, beside the exact truth."""
+"""`anycharv demo` and its like: an embedded model on held-out puppets, beside the exact truth."""
 
 from __future__ import annotations
 

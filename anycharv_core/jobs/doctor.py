@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import NETWORKS
 from ..checkpoints.folders import FOLDERS
-from ..checkpoints.places import DEFAULT_MODELS, EMBEDDED, places
+from ..checkpoints.places import DEFAULT_MODELS, EMBEDDED, TRAINED_LATER, places
 from ..errors import UserError
 from ..preprocess.models import pose_files, segmenter_name
 
@@ -149,6 +149,7 @@ def _weights(places: list[Path]) -> list[str]:
     absent = [name for name, path in EMBEDDED.items() if not path.is_file()]
     for name in EMBEDDED:
         _row(name, "missing from this installation" if name in absent else "shipped with this package")
+    absent = [name for name in absent if name != TRAINED_LATER]
     found = []
     for place in places:
         models = find_models(place.expanduser())

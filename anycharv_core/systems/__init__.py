@@ -12,7 +12,7 @@ import torch
 from ..checkpoints.check import check_checkpoint
 from ..checkpoints.checkpoint import NETWORKS, Checkpoint
 from ..checkpoints.folders import read_library_parts
-from ..checkpoints.places import EMBEDDED
+from ..checkpoints.places import EMBEDDED, TRAINED_LATER
 from ..checkpoints.single_file import read_single
 from ..errors import UserError
 from ..foreign import parse_json, read_header, read_json
@@ -75,10 +75,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _absent(path: Path) -> UserError:
+    if path == EMBEDDED[TRAINED_LATER]:
+        return UserError(
+            f"This copy of the package lacks {path.name}, the weights of '{TRAINED_LATER}': install one that has "
+            f"them, or train the model with training/configs/{path.stem}.yaml."
+        )
     if path in EMBEDDED.values():
         return UserError(f"{path.name}, an embedded model's weights, is missing: install the package again.")
-    names = " or ".join(f"'{name}'" for name in EMBEDDED)
-    return UserError(f"There is no model at {path}: give a folder, a .safetensors file, or {names}.")
+    *names, last = (f"'{name}'" for name in EMBEDDED)
+    return UserError(
+        f"There is no model at {path}: give a folder, a .safetensors file, or {', '.join(names)} or {last}."
+    )
 
 
 def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype | None = None) -> None:
