@@ -29,6 +29,7 @@ from comfyui_server import (
 )
 from PIL import Image
 
+from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
 from anycharv_core.media.pose_drawing import draw_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter
@@ -36,7 +37,7 @@ from anycharv_core.puppets.task import sample_swap
 
 FOLDER = Path(__file__).parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-NO_DOWNLOAD = {"quick_start": 24, "long_video": 72, "animate_anyone": 24}
+NO_DOWNLOAD = {"quick_start": 24, "long_video": 72, "animate_anyone": 24, "animate_anyone_2": 24}
 BARE_VIDEO = "preprocess_video"  # needs no download either, but a clip
 APPS = ["animate_anyone", "folder_of_videos", "preprocess_video", "quick_start", "replace_character"]
 # A quick start as it was saved before AnyCharV Conditioning handed its canvas to AnyCharV Composite.
@@ -116,8 +117,8 @@ def saved_videos(server: Server, prompt: dict[str, Any], outputs: dict[str, Any]
     }
 
 
-def test_twelve_workflows_are_shipped() -> None:
-    assert len(NAMES) == 12
+def test_thirteen_workflows_are_shipped() -> None:
+    assert len(NAMES) == 13
     assert {*NO_DOWNLOAD, BARE_VIDEO} <= set(NAMES)
 
 
@@ -209,7 +210,13 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
                 assert error["extra_info"]["received_value"] in wanted[key]
 
 
-@pytest.mark.parametrize("name", [*NO_DOWNLOAD, EARLIER.stem])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[needs.animate2] if name == "animate_anyone_2" else [])
+        for name in (*NO_DOWNLOAD, EARLIER.stem)
+    ],
+)
 def test_runs_without_download(server: Server, name: str) -> None:
     earlier = name == EARLIER.stem
     workflow = json.loads(EARLIER.read_text(encoding="utf-8")) if earlier else load(name)
@@ -222,6 +229,14 @@ def test_runs_without_download(server: Server, name: str) -> None:
         assert (info.frames, info.width, info.height) == (NO_DOWNLOAD.get(name, 24), size * beside, size)
         assert info.rate == 24
     assert len(videos) == 2
+
+
+def test_a_copy_without_the_weights_of_a_model_says_so(server: Server) -> None:
+    if EMBEDDED[TRAINED_LATER].is_file():
+        pytest.skip(f"needs a copy without the weights of '{TRAINED_LATER}'")
+    with pytest.raises(ExecutionFailed) as failed:
+        server.run(to_prompt(load("animate_anyone_2"), server.object_info))
+    assert "This copy of the package lacks embedded_animate2.safetensors" in str(failed.value)
 
 
 def test_bare_video_runs_without_download(server: Server) -> None:
