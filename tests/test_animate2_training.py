@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_animate
 import tiny_animate2
 import torch
 from safetensors.torch import load_file
@@ -224,6 +225,26 @@ def test_a_model_of_anycharv_is_added_to(tmp_path: Path, tiny_model: Path) -> No
     assert {key.split(".")[2] for key in new.keys() - old.keys()} <= {"blendings", "0"}
     with pytest.raises(UserError, match=r"there is no key 'init\.additions\.guider'"):
         parse(phase() | {"init": {"additions": {"guider": {}}}})
+
+
+def test_a_model_of_animate_anyone_gets_the_channels_for_a_scene(tmp_path: Path) -> None:
+    start = tiny_animate.make(tmp_path / "start", v1=False)
+    widths = tiny_animate.configs(v1=False)["denoising_unet"]["block_out_channels"]
+    added = {
+        "denoising_unet": {"reference_blocks": "mid_up", "object_blending": {"channels": 1, "bias": -2}},
+        "object_guider": {"latent_channels": 4, "block_out_channels": widths},
+    }
+    plain, _ = initialise(Init(model=str(start)), None, say=lambda line: None)
+    begun = Init(model=str(start), scene=True, additions=added)
+    nets, configs = initialise(begun, None, say=lambda line: None)
+    assert system_of(nets.denoising_unet.cfg) is ANIMATE_ANYONE_2 and configs["denoising_unet"]["in_channels"] == 9
+    old, new = plain.denoising_unet.state_dict(), nets.denoising_unet.state_dict()
+    assert all(torch.equal(new[key], value) for key, value in old.items() if key != "conv_in.weight")
+    assert torch.equal(new["conv_in.weight"][:, :4], old["conv_in.weight"])
+    assert not new["conv_in.weight"][:, 4:].any()
+    for other in ("reference_unet", "pose_guider"):
+        ours, theirs = getattr(nets, other).state_dict(), getattr(plain, other).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
 def test_a_run_that_is_stopped_goes_on_bit_equal(tmp_path: Path) -> None:

@@ -285,7 +285,8 @@ class Init:
 
     model: a folder or single file of AnyCharV or Animate Anyone, to fine-tune.
     scene: whether the denoising UNet takes scene and mask (AnyCharV) or neither (Animate Anyone); None: as the
-    model or the networks say, by default true. False turns an AnyCharV model into one of Animate Anyone.
+    model or the networks say, by default true. False turns an AnyCharV model into one of Animate Anyone; true
+    gives one of Animate Anyone the channels, which begin at zero, as Animate Anyone 2 needs them.
     unet: Stable Diffusion 1.5 as diffusers' folder (of the whole model or of its `unet`), a weights file in it, or
     a CompVis .safetensors or .ckpt file.
     reference_unet: the same for the ReferenceNet; by default `unet`.

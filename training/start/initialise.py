@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anycharv_core.checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS, Weights
@@ -26,6 +27,7 @@ from anycharv_core.models.schedule import SCHEDULER, NoiseSchedule, schedule_of
 from anycharv_core.models.unet import UNet
 from anycharv_core.systems import read_checkpoint, system_of
 from anycharv_core.systems.animate_anyone import SD15, motion_additions
+from anycharv_core.systems.anycharv import ANYCHARV
 from training.config import Init
 from training.start.layouts import find_weights, guider_weights, unet_weights
 
@@ -115,14 +117,12 @@ def _files_of_model(
             f"{init.model} was made with another noise schedule than the recipe's: write {SCHEDULER}: "
             f"{own.to_dict()} under the recipe's settings."
         )
-    reads_scene = system_of(checkpoint.configs["denoising_unet"]).reads_scene
-    if init.scene is False and reads_scene:
-        config, weights = checkpoint.configs["denoising_unet"], checkpoint.weights["denoising_unet"]
+    config, weights = checkpoint.configs["denoising_unet"], checkpoint.weights["denoising_unet"]
+    if init.scene not in (None, system_of(config).reads_scene):
         latent = config["out_channels"]
-        checkpoint.configs["denoising_unet"] = {**config, "in_channels": latent}
-        weights["conv_in.weight"] = weights["conv_in.weight"][:, :latent]
-    if init.scene and not reads_scene:
-        raise UserError(f"{init.model} takes no scene: leave init.scene out, or start from a model of AnyCharV.")
+        new = ANYCHARV.in_channels(latent) - latent if init.scene else 0
+        checkpoint.configs["denoising_unet"] = {**config, "in_channels": latent + new}
+        weights["conv_in.weight"] = F.pad(weights["conv_in.weight"][:, :latent], (0, 0, 0, 0, 0, new))
     for part, config in checkpoint.configs.items():
         configs.setdefault(part, dict(config))
     return {part: (str(init.model), weights) for part, weights in checkpoint.weights.items()}
