@@ -25,7 +25,7 @@ from training.config import Config, Phase
 from training.config_file import read_config
 from training.loop import new_optimizer
 from training.speed import keep_freed_memory
-from training.trainee import new_trainee
+from training.trainees import new_trainee
 
 WARM_UP = 2  # steps that are not counted
 

@@ -23,7 +23,8 @@ from training.config_file import parse
 from training.distil import needed, teacher_path
 from training.lora import without_lora
 from training.train import main
-from training.trainee import Trainee, choose_trained, copied, new_trainee
+from training.trainee import Trainee, choose_trained, copied
+from training.trainees import new_trainee
 
 LESSON = Distil(steps=2, substeps=4, guidance=2.0)
 SCHEDULES = (NoiseSchedule(), V1)

@@ -20,8 +20,23 @@ Steps = Annotated[int, Range(1, TRAIN_STEPS)]
 Share = Annotated[float, Range(0, 1)]
 Amount = Annotated[float, Range(0, 10**6)]
 Decay = Annotated[float, Range(0, 1 - 1e-9)]
+BACKGROUND = "background"  # the condition that AnimateAnywhere's clips have
+JOURNEYS = "travel", "wander"  # puppet worlds with cameras
+ANYWHERE = "anywhere"  # the name of AnimateAnywhere in a model's settings
 DIFFUSION = "diffusion", "distil"  # tasks that train the networks by what they predict
-Part = Literal["denoising_unet", "reference_unet", "pose_guider", "object_guider", "vae", "image_encoder"]
+Part = Literal[
+    "denoising_unet",
+    "reference_unet",
+    "pose_guider",
+    "object_guider",
+    "vae",
+    "image_encoder",
+    "transformer",
+    "control",
+    "reference",
+    "prompt",
+    "bml",
+]
 Counts = tuple[Annotated[int, Range(1, 1000)], Annotated[int, Range(1, 1000)]]
 
 
@@ -33,8 +48,9 @@ class Data:
 
     source: "puppets" renders `clips` of them; "shards" reads what prepare_dataset wrote to `path`; "pairs" reads
     what make_pairs wrote to `path`, or what the phase named by `made_by` wrote to the run's own folder.
-    world: of puppets, "first", "bold" (anycharv_core/puppets/bold.py), or "acts", in which the bold ones touch
-    things (interact.py).
+    world: of puppets, "first", "bold" (anycharv_core/puppets/bold.py), "acts", in which the bold ones touch things
+    (interact.py), "travel", in which they go on journeys with the camera (travel.py), or "wander", in which the
+    camera goes its own way and is shown the first frame.
     context: puppets are seen on a canvas that follows them (media/camera.py), with a context from this range;
     None shows whole frames.
     size: [width, height] in pixels; None takes each shard's own bucket, and 64 x 64 for puppets.
@@ -46,7 +62,9 @@ class Data:
     box_share: share of clips that get a box instead of an augmented mask.
     padding: lowest and highest margin of a box, as a fraction of its size.
     conditions: what else a clip has: masks of "objects" that the person holds, and structured "depth"
-    (anycharv_core/media/depth.py). With objects, masks are of the body alone, and references show empty hands.
+    (anycharv_core/media/depth.py); or, for AnimateAnywhere, the "background" of the first frame, whose person is
+    painted over, masks of the hands, and cameras where they were prepared. With objects, masks are of the body
+    alone, and references show empty hands.
     scale: lowest and highest factor by which person and objects are made larger or smaller, in a share of
     `scale_share` of the clips, while scene and mask stay those of their own size (Animate Anyone 2, section 3.2).
     carried: share of clips whose first frame is given whole, as the last one of the clip before is at inference.
@@ -65,12 +83,12 @@ class Data:
     made_by: str | None = None
     size: tuple[Side, Side] | None = None
     clips: Annotated[int, Range(1, 10**7)] = 1000
-    world: Literal["first", "bold", "acts"] = "first"
+    world: Literal["first", "bold", "acts", "travel", "wander"] = "first"
     context: tuple[Amount, Amount] | None = None
     mask: Literal["fine", "box", "block"] = "fine"
     rows: Counts = (10, 10)
     columns: Counts = (10, 10)
-    conditions: tuple[Literal["objects", "depth"], ...] = ()
+    conditions: tuple[Literal["objects", "depth", "background"], ...] = ()
     scale: tuple[Annotated[float, Range(0.1, 10)], Annotated[float, Range(0.1, 10)]] | None = None
     scale_share: Share = 0.5
     carried: Share = 0.0
@@ -97,6 +115,38 @@ def data_facts(data: Data) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Epipolar:
+    """AnimateAnywhere's loss of attention off epipolar lines (equations 3 and 4), of clips with cameras.
+
+    weight: 0 is off. mask: what is punished, all attention "outside" the lines, or of that, "adaptive", only what
+    is below the `percentile` of a head's and query's values for a slot. band: half the width of a line, in
+    diagonals of a token. queries: background tokens of each clip for which it is computed; blocks: of the
+    transformer, drawn at random, 0 being all.
+    """
+
+    weight: Amount = 0.0
+    mask: Literal["adaptive", "outside"] = "adaptive"
+    percentile: Share = 0.3
+    band: Amount = 0.5
+    queries: Some = 128
+    blocks: Count = 0
+
+
+@dataclass(frozen=True)
+class Vgg:
+    """AnimateAnywhere's distance of decoded pictures to VGG16, hands counting twice (equations 6 and 7), of clips
+    whose timestep is less than `below`.
+
+    weight: 0 is off. file: torchvision's weights. crop: latent pixels a side that are decoded, all frames of them.
+    """
+
+    weight: Amount = 0.0
+    file: str | None = None
+    below: Annotated[int, Range(1, TRAIN_STEPS)] = 300
+    crop: Some = 32
+
+
+@dataclass(frozen=True)
 class Objective:
     """Options of the loss, off unless the config says so.
 
@@ -108,6 +158,7 @@ class Objective:
     noise_offset: strength of a noise that is equal in all pixels and frames of a clip.
     mask_input: whether the network gets the mask, as in the paper; false is for the ablation.
     drop_objects, drop_depth: share of clips trained without them, so that either may be missing in use.
+    epipolar, vgg: further losses of AnimateAnywhere.
     """
 
     drop: Share = 0.0
@@ -119,6 +170,8 @@ class Objective:
     mask_input: bool = True
     drop_objects: Share = 0.0
     drop_depth: Share = 0.0
+    epipolar: Epipolar = field(default_factory=Epipolar)
+    vgg: Vgg = field(default_factory=Vgg)
 
 
 @dataclass(frozen=True)
@@ -209,7 +262,9 @@ class Phase:
     task: "diffusion" is eq. 2 and 3; "distil" makes the model before it one of few steps, as its section `distil`
     says; "codec" and "decoder" train the embedded model's PatchCodec; "pairs" makes the self-boosting pairs, as
     its section `pairs` says.
-    train: what is trained; "spatial" is the denoising UNet without its motion modules, "motion" these alone.
+    train: what is trained; "spatial" is the denoising UNet without its motion modules, "motion" these alone. Of
+    AnimateAnywhere's transformer, control, reference and bml, those that are not named are not used either, but
+    for the transformer.
     motion: whether the motion modules run.
     batch: clips per optimizer step over all processes, in `accumulate` portions one after another.
     lr: the peak learning rate, after a linear `warmup` of so many steps; then `schedule` keeps it "constant" or
@@ -234,6 +289,10 @@ class Phase:
             "pose_guider",
             "object_guider",
             "image_encoder",
+            "transformer",
+            "control",
+            "reference",
+            "bml",
         ],
         ...,
     ] = ()
@@ -293,6 +352,8 @@ class Init:
     motion: AnimateDiff's motion file.
     pose_guider: a ControlNet, such as control_v11p_sd15_openpose.
     vae, image_encoder: their folders.
+    base: CogVideoX1.5-5B-I2V, the folder as it is published, on which AnimateAnywhere is built; it brings the VAE.
+    prompt: a .safetensors file of the text that every clip has, `embeds` [n, width]; without it, zeros.
     additions: settings laid over the configs of parts that come from files, such as what Animate Anyone 2 has
     beyond the model or the published networks it starts from; what they add starts fresh.
     """
@@ -305,6 +366,8 @@ class Init:
     pose_guider: str | None = None
     vae: str | None = None
     image_encoder: str | None = None
+    base: str | None = None
+    prompt: str | None = None
     additions: dict[str, dict[str, Any]] | None = None
 
     def files(self) -> dict[str, str]:
@@ -316,14 +379,17 @@ class Init:
 class Settings:
     """What the pipeline uses by default with the trained model, and the noise schedule that it is trained with
     (diffusers' names; AnyCharV's where it is left out). world: the puppet world it knows (data.world), in which
-    the demo and the benchmark then show it."""
+    the demo and the benchmark then show it. frames: of a clip of AnimateAnywhere; image_scale: what
+    its picture latents are multiplied by, 1 where it is left out."""
 
     size: tuple[Side, Side] | None = None
     pose_scale: Annotated[int, Range(1, 16)] | None = None
     steps: Steps | None = None
     blocks: Counts | None = None
     guidance_scale: Amount | None = None
-    world: Literal["first", "bold", "acts"] | None = None
+    frames: Some | None = None
+    image_scale: Amount | None = None
+    world: Literal["first", "bold", "acts", "travel"] | None = None
     noise_scheduler_kwargs: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -346,7 +412,13 @@ class Config:
     def settings_of(self, phase: Phase) -> dict[str, Any]:
         """What the pipeline uses by default with the model of a phase: of a distilled one, its own steps."""
         own = {"steps": phase.distil.steps, "guidance_scale": 1.0} if phase.task == "distil" else {}
-        return self.settings.to_dict() | own
+        system = {"system": ANYWHERE, "image_scale": 1.0} if self.is_dit else {}
+        return system | self.settings.to_dict() | own
+
+    @property
+    def is_dit(self) -> bool:
+        """Whether it trains AnimateAnywhere, whose networks are transformers."""
+        return self.init.base is not None or "transformer" in (self.networks or {})
 
     @property
     def schedule(self) -> NoiseSchedule:

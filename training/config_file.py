@@ -12,8 +12,10 @@ from typing import Any
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import parse_yaml, read_yaml
 from anycharv_core.models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
+from anycharv_core.models.config import DiTConfig
 from anycharv_core.models.schedule import TRAIN_STEPS
-from training.config import DIFFUSION, Config, Data, Engine, Objective, Part, Phase
+from anycharv_core.models.slots import FRAMES
+from training.config import BACKGROUND, DIFFUSION, JOURNEYS, Config, Data, Engine, Objective, Part, Phase
 from training.sections import build, mapping, merged, path, shown, unknown
 
 
@@ -114,9 +116,45 @@ def _check(config: Config) -> None:
             PoseGuiderConfig.from_dict(network, path("networks", part))
         elif part == "object_guider":
             ObjectGuiderConfig.from_dict(network, path("networks", part))
+        elif part == "transformer":
+            DiTConfig.from_dict(network, path("networks", part))
+    _check_kind(config)
     for part in config.init.additions or {}:
         if part not in typing.get_args(Part):
             raise unknown("init.additions", part, typing.get_args(Part))
+
+
+def _check_kind(config: Config) -> None:
+    """Raises UserError where phases ask for what a model of the config's kind does not have."""
+    for name, phase in config.phases.items():
+        where = f"phases.{name}"
+        transformers = {"transformer", "control", "reference", "bml"} & set(phase.train)
+        losses = phase.objective.epipolar.weight or phase.objective.vgg.weight
+        if not config.is_dit:
+            if transformers or losses or phase.data.world in JOURNEYS or BACKGROUND in phase.data.conditions:
+                raise UserError(
+                    f"'{where}' trains AnimateAnywhere (its parts, its losses or its puppets), but neither "
+                    "'networks.transformer' nor 'init.base' is given: give one of them."
+                )
+            continue
+        if set(phase.train) - transformers or phase.lora or phase.graphs or phase.task in ("distil", "pairs"):
+            raise UserError(
+                f"'{where}' asks for what only UNets have: of AnimateAnywhere train transformer, control, "
+                "reference and bml, without a LoRA, graphs, pairs or distillation."
+            )
+        for data, key in ((phase.data, "data"), (phase.validate.data, "validate.data")):
+            puppets, ready = data.world in JOURNEYS, data.conditions == (BACKGROUND,)
+            if not (puppets if data.source == "puppets" else ready and data.source == "shards"):
+                raise UserError(
+                    f"'{where}.{key}' has no background: use puppets of the world travel or wander, or shards "
+                    f"with conditions: [{BACKGROUND}]."
+                )
+        if phase.frames % FRAMES:
+            raise UserError(
+                f"'{where}.frames' is {phase.frames}: AnimateAnywhere is trained on multiples of {FRAMES}."
+            )
+        if phase.objective.vgg.weight and phase.objective.vgg.file is None:
+            raise UserError(f"'{where}.objective.vgg.file' is missing: name torchvision's VGG16 weights.")
 
 
 def _check_phase(phase: Phase, where: str) -> None:

@@ -7,7 +7,7 @@ on tensors that have shapes but no numbers, and watching which are alive at once
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS
+from anycharv_core.checkpoints.dit_networks import DiTNetworks, untrained_dit
 from anycharv_core.checkpoints.networks import Networks, untrained
+from anycharv_core.models.dit import grid_of
 from anycharv_core.models.layers import sdpa
+from anycharv_core.models.slots import layout
+from training.config import Phase
 from training.frozen import narrow_frozen
 
 GIB = 2**30
@@ -110,17 +114,58 @@ def phase_memory(
     on_card = (
         step_nets if cached else [*step_nets, *(net for net in (nets.vae, nets.image_encoder) if net is not None)]
     )
+    teacher = None if guidance is None else Networks(**(vars(nets) | dict(copies)))
+
+    def step() -> Callable[[], Tensor]:
+        return _step(nets, configs, size, frames, clips, precision, motion, teacher, guidance or 1.0)
+
+    return _reckoned(step_nets, on_card, step, optimizer, ema, precision)
+
+
+def dit_memory(
+    configs: Mapping[str, Mapping[str, Any]],
+    size: tuple[int, int],
+    clips: int,
+    phase: Phase,
+    choose: Callable[[DiTNetworks], Any],
+    precision: str = "bf16",
+) -> Memory:
+    """The same of a phase of AnimateAnywhere, without the decoder that its VGG loss runs on crops."""
+    with torch.device("meta"):
+        nets = untrained_dit(configs)
+        for net in nets.modules.values():
+            net.requires_grad_(False)
+        choose(nets)
+    used = {"transformer", "prompt", *phase.train}
+    step_nets = [net for part, net in nets.modules.items() if part in used]
+    for net in step_nets:
+        narrow_frozen(net, precision)
+    on_card = step_nets if phase.cache.variants else [*step_nets, nets.vae]
+
+    def step() -> Callable[[], Tensor]:
+        return _dit_step(nets, configs, size, clips, phase, precision)
+
+    return _reckoned(step_nets, on_card, step, phase.optimizer, bool(phase.ema), precision)
+
+
+def _reckoned(
+    step_nets: Sequence[nn.Module],
+    on_card: Sequence[nn.Module],
+    new_step: Callable[[], Callable[[], Tensor]],
+    optimizer: str,
+    ema: bool,
+    precision: str,
+) -> Memory:
+    """Memory of networks on a card, of which `step_nets`, on the meta device, take part in a step."""
     parameters = [p for net in on_card for p in net.parameters()]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    teacher = None if guidance is None else Networks(**(vars(nets) | dict(copies)))
     with FakeTensorMode():
         for net in step_nets:
             _imagine(net)
             if precision == "bf16":
                 _normalise_in_float32(net)
-        step = _step(nets, configs, size, frames, clips, precision, motion, teacher, guidance or 1.0)
-        activations = max(0, peak_bytes(step) - 4 * trained)
+        activations = max(0, peak_bytes(new_step()) - 4 * trained)
     return estimate(trained, frozen, optimizer, ema, activations)
 
 
@@ -176,6 +221,41 @@ def _step(
             # The one that a card uses.
             v = predict(nets, encoded, latents, at, 0, motion, sdpa)
         return (v.float() - latents).square().mean()
+
+    return step
+
+
+def _dit_step(
+    nets: DiTNetworks,
+    configs: Mapping[str, Mapping[str, Any]],
+    size: tuple[int, int],
+    clips: int,
+    phase: Phase,
+    precision: str,
+) -> Callable[[], Tensor]:
+    from training.anywhere import Model, predict
+
+    ratio = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    width, height = (-(-side // ratio) for side in size)
+    latents = torch.randn(clips, layout(phase.frames).latents, nets.transformer.cfg.out_channels, height, width)
+    single = torch.randn_like(latents[:, 0])
+    encoded = {"latents": latents, "pose": torch.randn_like(latents), "picture": single, "reference": single}
+    model, epipolar = Model(nets, phase.train, 1.0, 1.0), phase.objective.epipolar
+    count = len(nets.transformer.blocks())
+    blocks = range(min(epipolar.blocks or count, count) if epipolar.weight else 0)
+
+    def step() -> Tensor:
+        at = torch.zeros(clips, dtype=torch.long)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            made = predict(model, encoded, latents, at, 0, blocks, sdpa)
+            loss = (made.v.float() - latents).square().mean()
+            queries = torch.zeros(clips, epipolar.queries, dtype=torch.long)
+            for block, hidden in made.hidden.items():
+                seen = nets.transformer.attention_map(
+                    block, hidden, at, queries, grid_of(latents), bank=made.bank, learner=model.learner
+                )
+                loss = loss + seen.square().mean()
+        return loss
 
     return step
 

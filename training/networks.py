@@ -13,14 +13,18 @@ from torch import Tensor
 
 from anycharv_core.checkpoints import state_dicts
 from anycharv_core.checkpoints.checkpoint import Checkpoint
+from anycharv_core.checkpoints.cogvideox import without_base
+from anycharv_core.checkpoints.dit_networks import DiTNetworks
 from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, owned_folder
 from anycharv_core.jobs.precision import DTYPES
+from anycharv_core.models.dit_branches import copy_trunk
 from anycharv_core.systems import write_folder
 from training.config import Config, Lora, Phase
 from training.lora import FILE, add_lora, lora_state_dict, merge_lora, write_lora
+from training.start.dit import initialise_dit
 from training.start.initialise import initialise
 
 WEIGHTS = "weights.safetensors"  # what a phase trained, float32; a phase that has it is done
@@ -29,18 +33,28 @@ MODEL = "model"  # what Pipeline.from_pretrained reads: MODEL.safetensors or the
 DENOISER = "denoising_unet"
 
 Configs = dict[str, dict[str, Any]]
+Nets = Networks | DiTNetworks
 
 
-def build(config: Config, folders: Sequence[Path], say: Callable[[str], None]) -> tuple[Networks, Configs]:
+def build(config: Config, folders: Sequence[Path], say: Callable[[str], None]) -> tuple[Nets, Configs]:
     """The networks on the CPU, frozen, with what the phases in `folders` trained, in that order; and the
     config of every part.
 
     Raises UserError where an initial file or a phase's weights are missing or do not fit.
     """
     torch.manual_seed(config.seed)
-    nets, configs = initialise(config.init, config.networks, say, schedule=config.schedule)
+    nets: Nets
+    if config.is_dit:
+        nets, configs = initialise_dit(config.init, config.networks, say)
+    else:
+        nets, configs = initialise(config.init, config.networks, say, schedule=config.schedule)
     for folder in folders:
-        load_into(nets, read_weights(folder), folder / WEIGHTS)
+        weights = read_weights(folder)
+        load_into(nets, weights, folder / WEIGHTS)
+        if isinstance(nets, DiTNetworks) and any(name.startswith("transformer.") for name in weights):
+            # What begins as copies of the base does so when that is trained.
+            for branch in (nets.control, nets.reference):
+                copy_trunk(nets.transformer, branch)
     return nets, configs
 
 
@@ -52,7 +66,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return state_dicts.read_weights(path)
 
 
-def load_into(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:
+def load_into(nets: Nets, weights: dict[str, Tensor], source: Path) -> None:
     """Copies weights by `<part>.<name>` into the networks; `source` is named where they do not fit."""
     with torch.no_grad():
         for name, value in weights.items():
@@ -67,7 +81,7 @@ def load_into(nets: Networks, weights: dict[str, Tensor], source: Path) -> None:
 
 
 def export_weights(
-    nets: Networks, configs: Configs, weights: dict[str, Tensor], config: Config, phase: Phase, folder: Path
+    nets: Nets, configs: Configs, weights: dict[str, Tensor], config: Config, phase: Phase, folder: Path
 ) -> None:
     """Writes the model of a finished phase, and then, as the sign that it is finished, what it trained."""
     load_into(nets, weights, folder / WEIGHTS)
@@ -75,6 +89,8 @@ def export_weights(
     export = phase.export
     parts: dict[str, Any] = own if export.parts is None else {str(part): own[part] for part in export.parts}
     checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings_of(phase))
+    if config.init.base is not None:
+        checkpoint = without_base(checkpoint)
     dtype = DTYPES[export.dtype]
     if export.layout != "folder":
         write_single(checkpoint, folder / f"{MODEL}.safetensors", dtype)
@@ -86,12 +102,13 @@ def export_weights(
 
 
 def export_lora(
-    nets: Networks, weights: dict[str, Tensor], lora: Lora, motion: bool, folder: Path
+    nets: Nets, weights: dict[str, Tensor], lora: Lora, motion: bool, folder: Path
 ) -> dict[str, Tensor]:
     """Writes the LoRA file that was trained; returns the denoising UNet's weights that it changes, changed.
 
     nets: without LoRA; weights: the trained factors by their names in the module.
     """
+    assert isinstance(nets, Networks)  # the config's check saw to it
     unet = nets.denoising_unet
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     adapted = copy.deepcopy(unet)

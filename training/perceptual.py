@@ -26,7 +26,7 @@ class Perceptual:
     Raises UserError where it is not that.
     """
 
-    def __init__(self, weights: Path, device: torch.device | str = "cpu"):
+    def __init__(self, weights: Path):
         found = read_weights(weights)
         names = [[f"features.{number}" for number in group] for group in _GROUPS]
         wanted = [f"{name}.{kind}" for group in names for name in group for kind in ("weight", "bias")]
@@ -35,15 +35,16 @@ class Perceptual:
                 f"{weights} does not hold torchvision's VGG16 ({missing[0]} is missing); give its file {FILE}."
             )
         self._groups = [
-            [
-                (found[f"{name}.weight"].float().to(device), found[f"{name}.bias"].float().to(device))
-                for name in group
-            ]
-            for group in names
+            [(found[f"{name}.weight"].float(), found[f"{name}.bias"].float()) for name in group] for group in names
         ]
         if [len(group[-1][0]) for group in self._groups] != list(_CHANNELS):
             raise UserError(f"{weights} holds a network of another size; give torchvision's file {FILE}.")
-        self._mean, self._deviation = (torch.tensor(v, device=device)[:, None, None] for v in (_MEAN, _DEVIATION))
+        self._mean, self._deviation = (torch.tensor(v)[:, None, None] for v in (_MEAN, _DEVIATION))
+
+    def to(self, device: torch.device) -> None:
+        """Moves the weights."""
+        self._groups = [[(w.to(device), b.to(device)) for w, b in group] for group in self._groups]
+        self._mean, self._deviation = self._mean.to(device), self._deviation.to(device)
 
     def __call__(self, made: Tensor, truth: Tensor, hands: Tensor) -> Tensor:
         """Distances float [N] of pictures [N, 3, H, W] in 0..1: mean absolute differences of features of length 1

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS, NETWORKS
+from anycharv_core.checkpoints.checkpoint import DIT_PARTS, LIBRARY_PARTS, UNET_PARTS
+from anycharv_core.checkpoints.dit_networks import untrained_dit
 from anycharv_core.checkpoints.networks import Networks, untrained
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.errors import UserError
@@ -17,7 +18,8 @@ from anycharv_core.systems.animate_anyone import SD15
 from training import networks
 from training.config import DIFFUSION, Config, Data, Init, Phase
 from training.data.sources import open_dataset
-from training.memory import phase_memory
+from training.memory import dit_memory, phase_memory
+from training.start.dit import dit_configs
 from training.start.initialise import GUIDER, add_settings, denoising_config, reference_config
 from training.trainee import choose_trained, copied, trained_parameters
 
@@ -43,6 +45,34 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
+# What CogVideoX1.5-5B-I2V's configs say, as far as it is read.
+COGVIDEOX: dict[str, Any] = {
+    "num_attention_heads": 48,
+    "attention_head_dim": 64,
+    "in_channels": 32,
+    "out_channels": 16,
+    "num_layers": 42,
+    "time_embed_dim": 512,
+    "ofs_embed_dim": 512,
+    "text_embed_dim": 4096,
+    "max_text_seq_length": 226,
+    "patch_size": 2,
+    "patch_size_t": 2,
+    "patch_bias": False,
+    "sample_height": 300,
+    "sample_width": 300,
+    "sample_frames": 81,
+    "use_rotary_positional_embeddings": True,
+}
+COGVIDEOX_VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKLCogVideoX",
+    "block_out_channels": [128, 256, 256, 512],
+    "latent_channels": 16,
+    "scaling_factor": 0.7,
+    "invert_scale_latents": True,
+}
+
+
 def placed(data: Data, out: Path) -> Data:
     """The data, their path in the run's folder where a phase makes them."""
     return data if data.made_by is None else replace(data, path=str(out / data.made_by))
@@ -65,7 +95,7 @@ def describe(config: Config, out: Path, only: str | None = None) -> None:
         print(f"{name}: {phase.task}, {phase.steps} steps of {phase.batch} clips of {phase.frames} frames")
         if phase.task in DIFFUSION and configs is not None:
             with torch.device("meta"):
-                nets = untrained(configs)
+                nets = untrained_dit(configs) if config.is_dit else untrained(configs)
                 choose_trained(nets, phase)
             count = sum(p.numel() for _, p in trained_parameters(nets))
             print(f"  trains {count:,} parameters: {'a LoRA' if phase.lora else ', '.join(phase.train)}")
@@ -80,7 +110,8 @@ def _configs(config: Config) -> networks.Configs | None:
         return networks.build(config, [], print)[1]
     named = ", ".join(f"init.{key} ({path})" for key, path in missing.items())
     configs = known_configs(config)
-    lacking = [part for part in (*NETWORKS, *LIBRARY_PARTS) if part not in configs]
+    wanted = DIT_PARTS if config.is_dit else UNET_PARTS
+    lacking = [part for part in (*wanted.networks, *wanted.library) if part not in configs]
     if lacking:
         print(
             f"Parameters and memory are not computed, because the size of {', '.join(lacking)} is known only from "
@@ -100,6 +131,8 @@ def known_configs(config: Config) -> networks.Configs:
     """The config of every part of which it is known without the files: as `networks` has it, or that of the
     published model where `init` names its file. A model to fine-tune, which may be of any size, is taken for one
     of the published size where the published VAE and image encoder are named beside it."""
+    if config.is_dit:
+        return {"transformer": COGVIDEOX, "vae": COGVIDEOX_VAE} | dit_configs(config.init, config.networks)
     init, configs = config.init, dict(config.networks or {})
     tuned = init.model is not None and None not in (init.vae, init.image_encoder)
     if tuned or init.unet is not None:
@@ -120,6 +153,10 @@ def known_configs(config: Config) -> networks.Configs:
 
 def _memory(config: Config, phase: Phase, configs: networks.Configs) -> str:
     size, clips = phase.data.size or ASSUMED, phase.batch // phase.accumulate
+    precision = "fp32" if config.engine.precision == "fp32" else "bf16"
+    if config.is_dit:
+        memory = dit_memory(configs, size, clips, phase, lambda nets: choose_trained(nets, phase), precision)
+        return f"{memory} with {clips} clips at a time of {size[0]} x {size[1]} pixels"
     distilled = phase.task == "distil"
 
     def choose(nets: Networks) -> dict[str, Any]:
@@ -135,7 +172,7 @@ def _memory(config: Config, phase: Phase, configs: networks.Configs) -> str:
         choose,
         phase.optimizer,
         bool(phase.ema),
-        "fp32" if config.engine.precision == "fp32" else "bf16",
+        precision,
         phase.motion,
         bool(phase.cache.variants),
         phase.distil.guidance if distilled else None,

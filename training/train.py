@@ -43,7 +43,8 @@ from training.prepare.pairs import make_pairs, new_job
 from training.sections import plain
 from training.speed import channels_last, keep_freed_memory
 from training.stop import Stop, Unfinished
-from training.trainee import Trainee, new_trainee
+from training.trainee import Trainee
+from training.trainees import new_trainee
 from training.validate import held_out, validate
 
 
@@ -84,15 +85,15 @@ def train_phase(run: Run, name: str) -> None:
         if phase.task == "decoder":
             module: nn.Module = DecoderTrainee(nets.vae, config.seed, name)
         else:
-            module = new_trainee(config, name, nets)
+            module = trainee = new_trainee(config, name, nets)
             validation = _validation(run, phase, folder)
             module.to(accelerator.device)
-            if accelerator.device.type == "cuda" or nets.denoising_unet.conv_in.weight.requires_grad:
+            if accelerator.device.type == "cuda" or trainee.trains_convolutions:
                 # The layout that convolutions are fastest in. On a processor GroupNorm's way back crashes in it
                 # where its input carries no gradient (torch 2.13).
                 channels_last(module)
-            data = _cached(run, accelerator, module, data, phase)
-            _spare_memory(accelerator, module, bool(phase.cache.variants))
+            data = _cached(run, accelerator, trainee, data, phase)
+            _spare_memory(accelerator, trainee, bool(phase.cache.variants))
         weights = fit(
             accelerator, module, data, phase, folder, config.seed, config.engine.workers, run.stop, validation
         )
@@ -133,8 +134,7 @@ def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Samples,
     if not variants:
         return data
     content = identity(plan.placed(phase.data, run.out))
-    encoders = trainee.vae, trainee.image_encoder
-    name = cache_name(encoders, data_facts(phase.data), content, phase.frames, config.engine.precision)
+    name = cache_name(trainee.encoders, data_facts(phase.data), content, phase.frames, config.engine.precision)
     clips = EncodedClips(data, run.out / "cache" / name, variants)
     buckets = getattr(data, "buckets", [0] * len(clips))
     micro = phase.batch // phase.accumulate

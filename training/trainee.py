@@ -15,13 +15,17 @@ from anycharv_core.checkpoints.networks import Networks
 from anycharv_core.errors import UserError
 from anycharv_core.inference.sampling import sample
 from anycharv_core.models import DenoisingUNet, ObjectGuider, PoseGuider, ReferenceNet
+from anycharv_core.models.dit import Trunk
+from anycharv_core.models.dit_branches import ReferenceDiT
 from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.unet import UNet
 from anycharv_core.models.windows import Windows
+from anycharv_core.systems import system_of
 from training import distil, objective
-from training.config import Config, Distil, Objective, Phase
+from training.config import Distil, Objective, Phase
 from training.frozen import Aside
 from training.lora import add_lora
+from training.networks import Nets
 from training.objective import Batch, Draws, clip_generator
 
 # What a phase's `train` may name: the part, and which of its parameters.
@@ -33,6 +37,10 @@ TRAINABLE = {
     "pose_guider": ("pose_guider", lambda name: True),
     "object_guider": ("object_guider", lambda name: True),
     "image_encoder": ("image_encoder", lambda name: True),
+    "transformer": ("transformer", lambda name: True),
+    "control": ("control", lambda name: True),
+    "reference": ("reference", lambda name: True),
+    "bml": ("bml", lambda name: True),
 }
 
 PARTS = tuple(field.name for field in fields(Networks))
@@ -55,7 +63,7 @@ class Trainee(nn.Module):
 
     def __init__(
         self,
-        nets: Networks,
+        nets: Nets,
         cfg: Objective,
         motion: bool,
         seed: int,
@@ -87,9 +95,28 @@ class Trainee(nn.Module):
         """Keeps the VAE and the image encoder, where frozen, on the CPU, whence validation fetches them: for a
         training on encodings, which has no other use for them."""
         for part in LIBRARY_PARTS:
-            if not any(p.requires_grad for p in getattr(self, part).parameters()):
-                self.aside[part] = getattr(self, part).to("cpu")
+            own = getattr(self, part, None)
+            if own is not None and not any(p.requires_grad for p in own.parameters()):
+                self.aside[part] = own.to("cpu")
                 delattr(self, part)
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """What `encode` runs, whose weights decide about encodings."""
+        return self.vae, self.image_encoder
+
+    @property
+    def trains_convolutions(self) -> bool:
+        return self.denoising_unet.conv_in.weight.requires_grad
+
+    def shown(self, batch: Batch, frame: int) -> dict[str, Tensor]:
+        """What a sheet shows of the first clip of a batch at a frame, beside pose and truth, by its titles."""
+        pictures = {"reference": batch["reference"][0]}
+        if system_of(self.denoising_unet.cfg).reads_scene:
+            mask = batch["mask"][0, frame]
+            cut = batch["frames"][0, frame] * (mask < 128)[..., None]
+            pictures["scene"] = batch["scene"][0, frame] if "scene" in batch else cut
+        return pictures
 
     def forward(self, batch: Batch, task: str = "loss", **options: Any) -> Any:
         """Everything goes through here, because a wrapped module gathers its parameters only for this.
@@ -151,7 +178,7 @@ class Trainee(nn.Module):
         shape = batch["latents"].shape
         generators = [clip_generator(self.seed, "sampled", p) for p in batch["position"].tolist()]
         noise = objective.draw(Objective(), generators, shape[1:], batch["latents"].device).noise
-        predicted = objective.guided(self.nets, _tensors(batch), guidance, self.motion)
+        predicted = self._guided(batch, guidance)
 
         def denoise(x: Tensor, t: int, _: object) -> Tensor:
             at = torch.full((shape[0],), t, device=x.device)
@@ -161,7 +188,14 @@ class Trainee(nn.Module):
         everything = Windows((tuple(range(rows)),), ((1.0,) * rows,))
         latents = sample(denoise, noise.flatten(0, 1), steps, everything, self.schedule)
         with self.aside.on(latents.device):
-            return objective.decode(self.nets.vae, latents).unflatten(0, shape[:2])
+            return self._pictures(latents.unflatten(0, shape[:2]))
+
+    def _guided(self, batch: Batch, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return objective.guided(self.nets, _tensors(batch), guidance, self.motion)
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        """Latents [B, T, c, h, w] -> pictures [B, F, 3, H, W] in 0..1."""
+        return objective.decode(self.nets.vae, latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
 
 
 def _means(losses: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -175,7 +209,7 @@ def _tensors(batch: Batch) -> Batch:
     return {name: batch[name] for name in (*known, *drawn) if name in batch}
 
 
-def choose_trained(nets: Networks, phase: Phase) -> None:
+def choose_trained(nets: Nets, phase: Phase) -> None:
     """Turns gradients on for what `phase.train` names, or for its LoRA alone, and off for the rest.
 
     Raises UserError where nothing is left to train.
@@ -185,12 +219,12 @@ def choose_trained(nets: Networks, phase: Phase) -> None:
             net.requires_grad_(False)
     for name in phase.train:
         part, chosen = TRAINABLE[name]
-        net = getattr(nets, part)
+        net = getattr(nets, part, None)
         # What never gets a gradient has no optimizer state, without which FSDP cannot go on from a checkpoint.
         if net is None:
             raise UserError(f"'train' names {name}, which these networks do not have; leave it out.")
         modules: Sequence[nn.Module] = ()
-        if isinstance(net, UNet):
+        if isinstance(net, (UNet, ReferenceDiT)):
             modules = net.idle_modules()
         elif isinstance(net, PoseGuider):
             modules = net.idle_modules(phase.motion)
@@ -199,23 +233,15 @@ def choose_trained(nets: Networks, phase: Phase) -> None:
             if chosen(key) and parameter not in idle:
                 parameter.requires_grad_(True)
     if phase.lora is not None:
+        assert isinstance(nets, Networks)  # the config's check saw to it
         add_lora(nets.denoising_unet, phase.lora, phase.motion)
     if not any(True for _ in trained_parameters(nets)):
         raise UserError("'train' names nothing that these networks have; let it list what the phase trains.")
     for net in vars(nets).values():
         if isinstance(net, UNet):
             net.set_checkpointing(phase.checkpointing)
-
-
-def new_trainee(config: Config, name: str, nets: Networks) -> Trainee:
-    """The phase of that name, ready to be trained; raises UserError as `choose_trained` does."""
-    phase = config.phases[name]
-    lesson = phase.distil if phase.task == "distil" else None
-    copies = copied(nets, phase) if lesson is not None else None
-    choose_trained(nets, phase)
-    return Trainee(
-        nets, phase.objective, phase.motion, config.seed, name, config.schedule, lesson=lesson, copies=copies
-    )
+        elif isinstance(net, Trunk):
+            net.checkpointing = phase.checkpointing
 
 
 def copied(nets: Networks, phase: Phase) -> dict[str, nn.Module]:
@@ -225,7 +251,7 @@ def copied(nets: Networks, phase: Phase) -> dict[str, nn.Module]:
     return {part: copy.deepcopy(getattr(nets, part)).requires_grad_(False) for part in parts}
 
 
-def trained_parameters(nets: Networks) -> Iterator[tuple[str, nn.Parameter]]:
+def trained_parameters(nets: Nets) -> Iterator[tuple[str, nn.Parameter]]:
     """`<part>.<name>` and parameter of all that is trained, in the order of the state dict."""
     for part, net in vars(nets).items():
         for name, parameter in net.named_parameters() if net is not None else ():

@@ -17,12 +17,11 @@ from torch.utils.data import Dataset
 from anycharv_core.files import atomic_path
 from anycharv_core.media.sheet import sheet, upscale
 from anycharv_core.puppets.task import sample_followed_swap
-from anycharv_core.systems import system_of
 from training.config import Data, Phase, Validate
 from training.data.samples import Samples
 from training.data.sources import open_dataset
 
-TITLES = ("reference", "scene", "pose", "result", "truth")
+TITLES = ("reference", "scene", "background", "pose", "result", "truth")
 SMALLEST = 128  # pixels a picture on the sheet is wide, at least
 
 
@@ -100,10 +99,9 @@ def _row(
     made = model(batch, task="sample", steps=cfg.steps, guidance=cfg.guidance)[0]
     middle = made.shape[0] // 2
     result = (made[middle].movedim(0, -1) * 255).round().byte()
-    frame, mask = batch["frames"][0, middle], batch["mask"][0, middle]
-    row = {"reference": batch["reference"][0], "pose": batch["pose"][0, middle], "result": result, "truth": frame}
-    if system_of(accelerator.unwrap_model(model).denoising_unet.cfg).reads_scene:
-        row["scene"] = batch["scene"][0, middle] if "scene" in batch else frame * (mask < 128)[..., None]
+    frame = batch["frames"][0, middle]
+    row = {"pose": batch["pose"][0, middle], "result": result, "truth": frame}
+    row |= accelerator.unwrap_model(model).shown(batch, middle)
     zoom = -(-SMALLEST // frame.shape[1])
     return {title: upscale(picture.cpu().numpy(), zoom) for title, picture in row.items()}
 

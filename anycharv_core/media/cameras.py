@@ -26,6 +26,15 @@ class Cameras:
     def __len__(self) -> int:
         return len(self.T)
 
+    @classmethod
+    def unpacked(cls, packed: np.ndarray) -> Cameras:
+        """Of `packed`'s array."""
+        return cls(packed[..., :3], packed[..., 3:6], packed[..., 6])
+
+    def packed(self) -> np.ndarray:
+        """All of it as float64 [F, 3, 7]: K, R and T side by side."""
+        return np.concatenate([self.K, self.R, self.T[..., None]], axis=-1)
+
     def at(self, frames: slice | list[int] | np.ndarray) -> Cameras:
         """Of these frames alone."""
         return Cameras(self.K[frames], self.R[frames], self.T[frames])

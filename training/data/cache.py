@@ -168,8 +168,10 @@ def identity(data: Data) -> str:
 
 
 def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return {name: value.float() if value.dtype == torch.half else value for name, value in tensors.items()}
 
 
 def _stored(value: Tensor) -> Tensor:
-    return (value.half() if value.is_floating_point() else value).cpu().contiguous()
+    # Cameras, which come in double precision, mean nothing in half.
+    narrow = value.is_floating_point() and value.dtype != torch.double
+    return (value.half() if narrow else value).cpu().contiguous()

@@ -6,8 +6,9 @@ import numpy as np
 
 from anycharv_core.media.imaging import resize
 from anycharv_core.media.masks import augment_mask, block_masks, box_masks
-from anycharv_core.media.pose import Poses
+from anycharv_core.media.pose import HANDS, MIN_SCORE, PLACES, Poses
 from anycharv_core.media.pose_drawing import draw_poses
+from anycharv_core.opencv import cv2
 from training.config import Data
 from training.data.crops import Size
 
@@ -80,3 +81,36 @@ def drawn_poses(poses: Poses, size: Size, scale: int) -> np.ndarray:
     """Skeletons uint8 [F, H, W, 3], drawn `scale` times as large as `size` and brought down."""
     drawn = draw_poses(poses.scaled(scale * size[0], scale * size[1]))
     return np.stack([resize(picture, size) for picture in drawn])
+
+
+# CogVideoX's own trainer blurs pictures with noise of a strength exp(N(-3, 0.5)), pixels being -1 to 1.
+_NOISE = -3.0, 0.5
+
+
+def noisy_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture of the background uint8 [H, W, 3] as training shows it."""
+    strength = 127.5 * np.exp(rng.normal(*_NOISE))
+    return np.clip(picture + strength * rng.standard_normal(picture.shape), 0, 255).round().astype(np.uint8)
+
+
+def painted_over(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A frame uint8 [H, W, 3] with the person, 255 in a mask uint8 [H, W], filled from around."""
+    reach = max(3, min(mask.shape) // 50)
+    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    hole = cv2.dilate(np.where(mask > 127, np.uint8(255), np.uint8(0)), square)
+    return cv2.inpaint(picture, hole, reach, cv2.INPAINT_TELEA)
+
+
+def hand_masks(poses: Poses, size: Size) -> np.ndarray:
+    """uint8 [F, H, W], 255 in the hull of each hand's points and a little around it; poses of a canvas of
+    `size`."""
+    masks = np.zeros((len(poses), size[1], size[0]), np.uint8)
+    for mask, people in zip(masks, poses.people, strict=True):
+        for points in (person[PLACES[hand]] for person in people for hand in HANDS):
+            seen = points[np.nan_to_num(points[:, 2]) > MIN_SCORE, :2]
+            if len(seen) >= 3:
+                pad = max(1, round(0.15 * float(np.ptp(seen, axis=0).max())))
+                hull = cv2.convexHull(seen.round().astype(np.int32))
+                cv2.fillConvexPoly(mask, hull, 255)
+                cv2.polylines(mask, [hull], True, 255, 2 * pad)
+    return masks

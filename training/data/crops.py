@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from anycharv_core.media.cameras import Cameras
 from anycharv_core.media.imaging import resize
 from anycharv_core.media.pose import BODY, BOX, FEET, HANDS, MIRRORED_BODY, PLACES, POINTS, Poses
 
@@ -98,6 +99,12 @@ def cut_poses(poses: Poses, window: Window, size: Size) -> Poses:
     x0, y0, x1, y1 = window
     moved = [people - (x0, y0, 0.0) for people in poses.people]
     return Poses(x1 - x0, y1 - y0, moved).scaled(*size)
+
+
+def cut_cameras(cameras: Cameras, window: Window, size: Size) -> Cameras:
+    """The cameras of frames of which the window is shown at `size`."""
+    x0, y0, x1, y1 = window
+    return cameras.cropped(x0, y0).scaled(size[0] / (x1 - x0), size[1] / (y1 - y0))
 
 
 def mirror_poses(poses: Poses) -> Poses:

@@ -16,12 +16,23 @@ from anycharv_core.errors import UserError
 from anycharv_core.inference.backend import DEPTH, OBJECTS
 from anycharv_core.media.depth import structured_depth
 from anycharv_core.media.masks import mask_box
-from training.config import Data
-from training.data.conditions import STEADY, drawn_poses, factor, given_masks, on_background, with_scene
+from training.config import BACKGROUND, Data
+from training.data.conditions import (
+    STEADY,
+    drawn_poses,
+    factor,
+    given_masks,
+    hand_masks,
+    noisy_picture,
+    on_background,
+    painted_over,
+    with_scene,
+)
 from training.data.crops import (
     Size,
     Window,
     cut,
+    cut_cameras,
     cut_nearest,
     cut_poses,
     figure_window,
@@ -92,7 +103,8 @@ class ShardClips(Dataset):
         numbers = list(range(start, start + self._span, self.data.stride))
         pictures, poses = clip.pictures(numbers), clip.poses(numbers)
         layers = {"character": clip.masks(numbers)}
-        layers |= {name: clip.extra(name, numbers) for name in self.data.conditions}
+        layers |= {name: clip.extra(name, numbers) for name in self.data.conditions if name != BACKGROUND}
+        cameras = clip.cameras(numbers) if BACKGROUND in self.data.conditions else None
         size = self.data.size or clip.size
         if size != clip.size:
             window = self._window(clip, numbers)
@@ -103,10 +115,12 @@ class ShardClips(Dataset):
                 taken = cut_nearest if name == DEPTH else cut
                 layers[name] = np.stack([taken(picture, window, size) for picture in layer])
             poses = cut_poses(poses, window, size)
+            cameras = cameras and cut_cameras(cameras, window, size)
         if rng.random() < self.data.flip:
             pictures = pictures[:, :, ::-1].copy()
             layers = {name: layer[:, :, ::-1].copy() for name, layer in layers.items()}
             poses = mirror_poses(poses)
+            cameras = cameras and cameras.mirrored(size[0])
             if whole:
                 reference = reference[:, ::-1].copy()
         scene, body = pictures, layers["character"]
@@ -127,6 +141,11 @@ class ShardClips(Dataset):
             "reference": reference,
             **layers,
         }
+        if BACKGROUND in self.data.conditions:
+            arrays["background"] = noisy_picture(painted_over(pictures[0], layers["character"][0]), rng)
+            arrays["hands"] = hand_masks(poses, size)
+            # All zeros are no cameras: a batch needs them of every clip.
+            arrays["cameras"] = np.zeros((self.frames, 3, 7)) if cameras is None else cameras.packed()
         return {name: torch.from_numpy(array) for name, array in with_scene(arrays, scene, self.data, rng).items()}
 
     def reference(self, index: int, epoch: int) -> Tensor:

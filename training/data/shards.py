@@ -7,7 +7,8 @@ A clip KEY of F frames at one size is four members of `000000.tar`:
     KEY.pose.jsonl  line i is frame i's POSE_KEYPOINT, of the frames' canvas, nobody but the person in it
     KEY.objects.mkv, KEY.depth.mkv   where they were given: masks of what the person holds, as those of the person;
                     depth 0 to 255, nearer being larger and 0 unknown
-    KEY.json        size, frames, the video's own fps, boxes per frame, window and place in the source
+    KEY.json        size, frames, the video's own fps, boxes per frame, window and place in the source; where they
+                    were given, the cameras of its frames
 
 Frames are not the source's own bits, because those can only be entered at their key frames, seconds apart, and
 a window of them in a bucket's size is what training reads: all-intra costs three times the space and decodes any
@@ -37,6 +38,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from anycharv_core.foreign import MOST_JSON_BYTES, parse_json, read_bytes
+from anycharv_core.media.cameras import Cameras
 from anycharv_core.media.pixels import EXACT
 from anycharv_core.media.pose import Poses, parse_poses
 from training.sections import Range, build, shown
@@ -207,6 +209,19 @@ class Clip:
         if len(boxes) != self.frames:
             raise lost(self.shard, f"damaged in {self.key}.{FACTS}")
         return [box and list(box) for box in boxes]
+
+    def cameras(self, numbers: Sequence[int]) -> Cameras | None:
+        """Those of frames, in the clip's pixels; None where none were given."""
+        found = self.facts().get("cameras")
+        if found is None:
+            return None
+        try:
+            packed = np.array(found, np.float64)
+        except (TypeError, ValueError):
+            packed = np.zeros(0)
+        if packed.shape != (self.frames, 3, 7) or not np.isfinite(packed).all():
+            raise lost(self.shard, f"damaged in {self.key}.{FACTS}")
+        return Cameras.unpacked(packed[list(numbers)])
 
     def poses(self, numbers: Sequence[int]) -> Poses:
         name = f"{self.key}.{POSES} in {self.shard}"

@@ -7,11 +7,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from anycharv_core.errors import UserError
-from training.config import Data
+from training.config import JOURNEYS, Data
 from training.data.pairs import PairClips
 from training.data.puppets import PuppetClips
 from training.data.samples import Samples
 from training.data.shard_clips import ShardClips
+from training.data.travel import TravelClips
 
 
 class Clips(Samples, Protocol):
@@ -32,7 +33,7 @@ def open_dataset(data: Data, frames: int) -> Clips:
     Raises UserError where `path` is not named or does not hold what it should.
     """
     if data.source == "puppets":
-        return PuppetClips(data, frames)
+        return (TravelClips if data.world in JOURNEYS else PuppetClips)(data, frames)
     if data.path is None:
         raise UserError(f"data.source is '{data.source}' but data.path names no folder; name the prepared one.")
     return ShardClips(data, frames) if data.source == "shards" else PairClips(data, frames)

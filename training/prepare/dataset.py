@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import typing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, write_error
 from anycharv_core.foreign import read_json
 from training import commands
+from training.data.camera_files import Source
 from training.data.shards import (
     MANIFEST,
     QUARANTINE,
@@ -240,8 +242,8 @@ def _start(out: Path, settings: Settings) -> None:
         (out / PARTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(out, error) from error
-    folders = (settings.poses_dir, settings.masks_dir, settings.objects_dir, settings.depth_dir)
-    for folder in filter(None, folders):
+    ready = (settings.poses_dir, settings.masks_dir, settings.objects_dir, settings.depth_dir)
+    for folder in filter(None, (*ready, settings.cameras_dir)):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; name the one that holds what is ready for each video.")
     path, wanted = out / SETTINGS, json.loads(json.dumps(vars(settings), default=str))
@@ -280,6 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--masks-dir", type=Path, help="ready masks, NAME.mkv or a folder NAME for each video")
     add("--objects-dir", type=Path, help="masks of what the person holds, as --masks-dir, for Animate Anyone 2")
     add("--depth-dir", type=Path, help="grey depth, as --masks-dir, nearer being brighter and black unknown")
+    add("--cameras-dir", type=Path, help="camera files of HumanVid, NAME.txt, of the videos that have one")
+    add("--cameras-from", choices=typing.get_args(Source), help="which of its files they are; they differ")
     add("--buckets", default="576x1024,1024x576,768x768", help="sizes WxH, default %(default)s")
     add("--max-frames", type=int, default=300, help="longest clip in frames, default %(default)s")
     add("--min-frames", type=int, default=24, help="shortest clip in frames, default %(default)s")
@@ -302,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             masks_dir=args.masks_dir and args.masks_dir.resolve(),
             objects_dir=args.objects_dir and args.objects_dir.resolve(),
             depth_dir=args.depth_dir and args.depth_dir.resolve(),
+            cameras_dir=args.cameras_dir and args.cameras_dir.resolve(),
+            cameras_from=args.cameras_from,
             buckets=parse_sizes(args.buckets),
             min_frames=args.min_frames,
             max_frames=args.max_frames,

@@ -17,6 +17,7 @@ import numpy as np
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from anycharv_core.jobs.inputs import mask_frames
+from anycharv_core.media.cameras import Cameras
 from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import Poses, person_in_mask, read_poses
 from anycharv_core.media.video_read import VideoInfo, probe, read_frames
@@ -25,7 +26,17 @@ from anycharv_core.preprocess.choose import chosen_boxes
 from anycharv_core.preprocess.find import Findings, Poser, find_people, in_order
 from anycharv_core.preprocess.models import pose_files, segmenter_name
 from anycharv_core.preprocess.tracking import spans
-from training.data.crops import Size, Window, cut, cut_nearest, cut_poses, nearest_bucket, person_window
+from training.data.camera_files import Source, read_cameras
+from training.data.crops import (
+    Size,
+    Window,
+    cut,
+    cut_cameras,
+    cut_nearest,
+    cut_poses,
+    nearest_bucket,
+    person_window,
+)
 from training.data.shards import EXTRAS, FACTS, POSES, ClipWriter, write_tar
 
 Box = tuple[float, float, float, float]
@@ -46,8 +57,9 @@ _MASK_FILES = (".mkv", ".mov", ".mp4", ".webm", "")
 class Settings:
     """How videos are prepared. pose_model, segmenter: as `anycharv preprocess` takes them; poses_dir, masks_dir:
     ready ones in their place, by the video's path without its suffix; objects_dir, depth_dir: in the same way,
-    masks of what the person holds and grey depth, or none; buckets: sizes (width, height); min_frames, max_frames:
-    bounds of a clip's length."""
+    masks of what the person holds and grey depth, or none; cameras_dir: camera files of the videos that have
+    one, as `read_cameras` takes them with the source `cameras_from`; buckets: sizes (width, height); min_frames,
+    max_frames: bounds of a clip's length."""
 
     pose_model: str | None = None
     segmenter: str | None = None
@@ -55,6 +67,8 @@ class Settings:
     masks_dir: Path | None = None
     objects_dir: Path | None = None
     depth_dir: Path | None = None
+    cameras_dir: Path | None = None
+    cameras_from: Source | None = None
     buckets: tuple[Size, ...] = ((576, 1024), (1024, 576), (768, 768))
     min_frames: int = 24
     max_frames: int = 300
@@ -66,6 +80,8 @@ class Settings:
                 f"Clips of {self.min_frames} to {self.max_frames} frames don't do: --max-frames must be at least "
                 "twice --min-frames, or pieces of a long shot would be too short."
             )
+        if (self.cameras_dir is None) != (self.cameras_from is None):
+            raise UserError("Give --cameras-dir and --cameras-from together: files of the two sources differ.")
 
 
 def prepare_video(source: Path, videos: Path, settings: Settings, parts: Path, known: frozenset[str]) -> Row:
@@ -153,6 +169,7 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
     extras = {
         name: _as_many(_mask_file(folder / ready), info) for name, folder in folders.items() if folder is not None
     }
+    cameras = _cameras(settings, ready, info)
     members: list[tuple[str, bytes | Path]] = []
     clips: list[Row] = []
     for draft, writer in _written(drafts, read_frames(source), masks, extras, scratch):
@@ -160,7 +177,7 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
         if clip is None:
             continue
         fps = round(float(info.rate), 4)
-        facts = {
+        facts: Row = {
             **{name: clip[name] for name in ("size", "frames", "start", "window")},
             "fps": fps,
             "boxes": draft.boxes,
@@ -168,6 +185,9 @@ def _prepared(source: Path, row: Row, settings: Settings, parts: Path, scratch: 
             "video": row["video"],
             "source_size": [info.width, info.height],
         }
+        if cameras is not None:
+            seen = cut_cameras(cameras.at(slice(draft.start, draft.stop)), draft.window, draft.size)
+            facts["cameras"] = seen.packed().tolist()
         poses = cut_poses(person.poses.take(range(draft.start, draft.stop)), draft.window, draft.size)
         lines = "".join(json.dumps(_rounded(frame)) + "\n" for frame in poses.keypoints())
         members += [
@@ -197,6 +217,19 @@ def _poser(settings: Settings, ready: Path, info: VideoInfo) -> Poser:
     if len(poses) != info.frames:
         raise UserError(f"{path} holds {len(poses)} poses but the video has {info.frames} frames.")
     return in_order(poses.scaled(info.width, info.height))
+
+
+def _cameras(settings: Settings, ready: Path, info: VideoInfo) -> Cameras | None:
+    """Of all frames of the video, where there is a file of them."""
+    if settings.cameras_dir is None or settings.cameras_from is None:
+        return None
+    path = settings.cameras_dir / ready.with_name(f"{ready.name}.txt")
+    if not path.exists():
+        return None
+    cameras = read_cameras(path, (info.width, info.height), settings.cameras_from)
+    if len(cameras) != info.frames:
+        raise UserError(f"{path} holds {len(cameras)} cameras but the video has {info.frames} frames.")
+    return cameras
 
 
 def _mask_file(stem: Path) -> Path:

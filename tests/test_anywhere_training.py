@@ -1,0 +1,323 @@
+"""Training AnimateAnywhere: its losses, its stages, and going on after a kill."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from copy import deepcopy
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_anywhere
+import torch
+from keypoint_files import write_frames as write_poses
+from safetensors.torch import load_file
+from tiny_training import write
+from tiny_vgg import write_vgg
+from training_runs import log, own_precision
+
+from anycharv_core.errors import UserError
+from anycharv_core.media.cameras import Cameras
+from anycharv_core.media.video_write import VideoWriter, write_masks
+from anycharv_core.puppets.travel import sample_travel
+from training import anywhere, networks
+from training.anywhere_trainee import AnywhereTrainee
+from training.config import Data, Objective
+from training.config_file import parse, read_config
+from training.data.sources import open_dataset
+from training.objective import draw
+from training.prepare.dataset import main as prepare
+from training.train import main
+from training.trainee import trained_parameters
+from training.trainees import new_trainee
+
+__all__ = ["own_precision"]
+SIZE, FRAMES = (32, 32), 16
+EPIPOLAR = {"weight": 0.5, "queries": 8}
+STAGE = {
+    "steps": 4,
+    "batch": 2,
+    "frames": FRAMES,
+    "lr": 1e-3,
+    "save_every": 1,
+    "log_every": 1,
+    "export": {"layout": "single", "dtype": "fp32"},
+}
+
+
+def recipe(**phases: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": 0,
+        "settings": deepcopy(
+            {k: tiny_anywhere.SETTINGS[k] for k in ("size", "frames", "noise_scheduler_kwargs", "guidance_scale")}
+        ),
+        "networks": deepcopy({part: each for part, each in tiny_anywhere.CONFIGS.items() if part != "prompt"}),
+        "data": {"source": "puppets", "world": "travel", "size": list(SIZE), "clips": 4},
+        "objective": {"drop": 0.25},
+        "engine": {"tracker": "none"},
+        "phases": {name: STAGE | phase for name, phase in phases.items()},
+    }
+
+
+JOINT = {"train": ["control", "reference", "bml"], "objective": {"epipolar": EPIPOLAR}}
+WHOLE = {
+    "codec": {"task": "codec", "batch": 4, "frames": 8, "data": {"world": "wander"}},
+    "decoder": {"task": "decoder", "steps": 2, "frames": 8, "lr": 1e-3},
+    "base": {"train": ["transformer"], "data": {"world": "wander"}, "steps": 2},
+    "control": {"train": ["control"], "steps": 2},
+    "reference": {"train": ["reference"], "steps": 2, "cache": {"variants": 1}},
+    "joint": JOINT
+    | {"validate": {"every": 4, "clips": 1, "sheet": 1, "steps": 1, "timesteps": [500], "guidance": 2}},
+}
+
+
+def trainee(**joint: Any) -> AnywhereTrainee:
+    """Of random weights, none of which is 0."""
+    config = parse(recipe(joint=JOINT | joint))
+    nets, _ = networks.build(config, [], lambda line: None)
+    made = tiny_anywhere.checkpoint()
+    for part, module in nets.modules.items():
+        module.load_state_dict(made.weights[part])
+    found = new_trainee(config, "joint", nets)
+    assert isinstance(found, AnywhereTrainee)
+    return found
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, torch.Tensor]:
+    clips = open_dataset(Data(world="travel", size=SIZE, clips=4), FRAMES)
+    samples = [clips[index, 0] for index in range(3)]
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return stacked | {"position": torch.arange(3)}
+
+
+def test_samples_hold_what_the_losses_need() -> None:
+    clips = open_dataset(Data(world="travel", size=SIZE, clips=2), FRAMES)
+    one, again, later = clips[1, 0], clips[1, 0], clips[1, 1]
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["background"], later["background"]) and torch.equal(one["frames"], later["frames"])
+    assert one["cameras"].dtype == torch.double and one["cameras"].shape == (FRAMES, 3, 7)
+    wander = open_dataset(Data(world="wander", size=SIZE, clips=2), FRAMES)[0, 0]
+    near = wander["background"].int() - wander["frames"][0].int()
+    assert near.abs().float().mean() < 20
+
+
+def test_a_fresh_phase_begins_as_the_base(batch: dict[str, torch.Tensor]) -> None:
+    config = parse(recipe(joint=JOINT, control={"train": ["control"]}))
+    nets, _ = networks.build(config, [], lambda line: None)
+    module = new_trainee(config, "control", nets)
+    assert isinstance(module, AnywhereTrainee)
+    encoded = batch | module.encode(batch)
+    noisy, t = (
+        torch.randn(encoded["latents"].shape, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([9] * 3),
+    )
+    own = anywhere.predict(module._model(), encoded, noisy, t, 0).v
+    base = anywhere.predict(anywhere.Model(nets, (), 1.0, 1.0), encoded, noisy, t, 0).v
+    assert torch.equal(own, base)
+
+
+def test_a_dropped_clip_loses_pose_reference_and_background(batch: dict[str, torch.Tensor]) -> None:
+    module = trainee()
+    encoded = batch | module.encode(batch)
+    other = {**encoded, **{name: encoded[name].flip(0) for name in ("pose", "picture", "reference")}}
+    noisy, t = (
+        torch.randn(encoded["latents"].shape, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([9] * 3),
+    )
+    with torch.no_grad():
+        one, two = (anywhere.predict(module._model(), each, noisy, t, 1).v for each in (encoded, other))
+        nobody = anywhere.predict(module._model(), encoded, noisy, t, 3).v
+    torch.testing.assert_close(one[0], two[0])
+    torch.testing.assert_close(one[0], nobody[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(one[2], two[2])
+
+
+def test_every_part_that_is_trained_gets_a_gradient_in_checkpointed_blocks_too(
+    batch: dict[str, torch.Tensor],
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        module = trainee(checkpointing=checkpointing)
+        losses = module(batch)
+        assert losses["epipolar"] > 0
+        losses["loss"].backward()
+        found.append({name: p.grad for name, p in trained_parameters(module.parts)})
+    assert set(found[0]) == set(found[1])
+    for name, gradient in found[0].items():
+        assert gradient is not None and gradient.any(), name
+        torch.testing.assert_close(gradient, found[1][name], atol=1e-6, rtol=1e-4)
+
+
+def test_clips_without_cameras_have_no_epipolar_loss(batch: dict[str, torch.Tensor]) -> None:
+    module = trainee()
+    bare = batch | {"cameras": torch.zeros_like(batch["cameras"])}
+    losses = module(bare)
+    assert losses["epipolar"] == 0 and torch.isfinite(losses["loss"])
+    # One clip with cameras among three counts as if it were alone.
+    mixed = bare["cameras"].clone()
+    mixed[0] = batch["cameras"][0]
+    part = {name: value[:1] for name, value in batch.items()}
+    alone, among = (
+        {**each, "position": torch.arange(len(each["frames"]))} for each in (part, batch | {"cameras": mixed})
+    )
+    cfg = module.cfg
+    draws = [
+        draw(Objective(), _generators(n), module.encode(b)["latents"].shape[1:], torch.device("cpu"))
+        for n, b in ((1, alone), (3, among))
+    ]
+    values = [
+        module._losses(each | module.encode(each), each_draw, cfg)["epipolar"].mean()
+        for each, each_draw in zip((alone, among), draws, strict=True)
+    ]
+    torch.testing.assert_close(*values)
+
+
+def test_cameras_follow_videos_through_shards_strides_and_mirrors(tmp_path: Path) -> None:
+    size, frames = 96, 20
+    truth = sample_travel(1, frames, size, kind="follow").truth
+    own = truth.cameras
+    assert own is not None
+    for name in ("videos", "poses", "masks", "cameras"):
+        (tmp_path / name).mkdir()
+    with VideoWriter(tmp_path / "videos" / "walk.mp4", size, size, rate=Fraction(24)) as writer:
+        for frame in truth.frames:
+            writer.write(frame)
+    shutil.copyfile(tmp_path / "videos" / "walk.mp4", tmp_path / "videos" / "alone.mp4")
+    with (tmp_path / "videos" / "alone.mp4").open("ab") as file:
+        file.write(b"another video by its hash")
+    for name in ("walk", "alone"):
+        write_poses(tmp_path / "poses" / f"{name}.json", truth.poses().keypoints())
+        write_masks(tmp_path / "masks" / f"{name}.mkv", truth.mask)
+    lines = (
+        f"{t} {x} {y} {z} 0 0 0 1 {k / size} {k / size}"
+        for t, ((x, y, z), k) in enumerate(zip(own.T, own.K[:, 0, 0], strict=True))
+    )
+    (tmp_path / "cameras" / "walk.txt").write_text("\n".join(lines))
+    out = tmp_path / "shards"
+    options = [
+        "--poses-dir",
+        "poses",
+        "--masks-dir",
+        "masks",
+        "--cameras-dir",
+        "cameras",
+        "--cameras-from",
+        "unreal",
+    ]
+    given = [
+        str(tmp_path / each) if number % 2 and each != "unreal" else each for number, each in enumerate(options)
+    ]
+    more = ["--buckets", "64x64", "--min-frames", "8", "--max-frames", "20"]
+    assert prepare([str(tmp_path / "videos"), "--out", str(out), *given, *more]) == 0
+    assert prepare([str(tmp_path / "videos"), "--out", str(tmp_path / "no"), "--cameras-dir", str(tmp_path)]) == 2
+    found = {}
+    for split in ("train", "heldout"):
+        data = Data(
+            source="shards", path=str(out), conditions=("background",), stride=2, flip=1.0, split=split, size=SIZE
+        )
+        clips = open_dataset(data, 8)
+        found[clips.origin(0, 0)["first_frame"], bool(clips[0, 0]["cameras"].any())] = (clips, clips[0, 0])
+    assert {known for _, known in found} == {False, True}
+    (((first, _), (clips, sample)),) = [each for each in found.items() if each[0][1]]
+    assert sample["hands"].shape == (8, *SIZE) and sample["background"].shape == (*SIZE, 3)
+    cameras, clip = Cameras.unpacked(sample["cameras"].numpy()), clips.clips[0]
+    x0, y0, x1, y1 = clip.facts()["window"]
+    ax0, ay0, ax1, ay1 = clips._window(clip, list(range(first, first + 15, 2)))
+    point = np.array((0.2, -0.5, 6.0))
+    for place, number in enumerate(range(first, first + 15, 2)):
+        # The reader puts the axis in the middle of the picture.
+        K = own.K[number].copy()
+        K[:2, 2] = size / 2
+        seen = K @ (point + own.T[number])
+        u = (seen[:2] / seen[2] - (x0, y0)) * 64 / (x1 - x0, y1 - y0)
+        u = (u - (ax0, ay0)) * SIZE / (ax1 - ax0, ay1 - ay0)
+        mirrored = cameras.K[place] @ (cameras.R[place] @ (point * (-1, 1, 1)) + cameras.T[place])
+        np.testing.assert_allclose(mirrored[:2] / mirrored[2], u * (-1, 1) + (SIZE[0], 0), atol=1e-6)
+
+
+def _generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(n) for n in range(count)]
+
+
+def test_the_decoder_runs_for_late_steps_alone(
+    batch: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vgg = {"weight": 0.2, "file": str(write_vgg(tmp_path / "vgg16.pth")), "crop": 4}
+    module = trainee(objective={"vgg": vgg, "drop": 0.0})
+    encoded = batch | module.encode(batch)
+    draws = module._draws(encoded)
+    decoded = []
+    inner = anywhere.decode_clips
+    monkeypatch.setattr(anywhere, "decode_clips", lambda vae, z: decoded.append(z.shape) or inner(vae, z))
+    for steps, expected in (((300, 999, 500), 0), ((0, 299, 300), 2)):
+        decoded.clear()
+        at = type(draws)(**{**vars(draws), "t": torch.tensor(steps)})
+        losses = module._losses(encoded, at, module.cfg)
+        assert len(decoded) == expected and (losses["vgg"] > 0).sum() == expected
+        assert all(shape[-2:] == (4, 4) for shape in decoded)
+
+
+def test_all_stages_run_in_turn_and_the_base_is_copied(tmp_path: Path) -> None:
+    config = write(tmp_path / "config", recipe(**WHOLE))
+    assert main([str(config), "--out", str(tmp_path / "run"), "--cpu"]) == 0
+    folder = tmp_path / "run"
+    rows = log(folder / "joint")
+    assert {"latent", "epipolar", "held_out"} <= set().union(*rows)
+    assert next((folder / "joint" / "sheets").glob("*.png")).stat().st_size > 1000
+    base, control = (load_file(folder / name / "weights.safetensors") for name in ("base", "control"))
+    assert all(name.startswith("transformer.") for name in base)
+    assert all(name.startswith("control.") for name in control)
+    built, configs = networks.build(
+        read_config(config), [folder / name for name in ("codec", "decoder", "base")], lambda line: None
+    )
+    key = "transformer_blocks.1.attn1.to_q.weight"
+    assert torch.equal(built.control.state_dict()[key], base[f"transformer.{key}"])
+    assert torch.equal(built.reference.state_dict()[key], base[f"transformer.{key}"])
+    assert "transformer" in configs
+
+
+def test_killed_in_the_last_stage_it_goes_on_to_equal_weights(tmp_path: Path) -> None:
+    config = write(tmp_path / "config", recipe(joint=JOINT))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([str(config), "--out", str(whole), "--cpu"]) == 0
+    script = tmp_path / "kill.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from training import checkpoints, train\n"
+        "save, done = checkpoints.save, []\n"
+        "def counted(*call):\n"
+        "    save(*call)\n"
+        "    done.append(call)\n"
+        "    if len(done) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "checkpoints.save = counted\n"
+        f"train.main([{str(config)!r}, '--out', {str(cut)!r}, '--cpu'])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert main([str(config), "--out", str(cut), "--cpu"]) == 0
+    one, two = (load_file(out / "joint" / "weights.safetensors") for out in (whole, cut))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    (
+        ({"train": ["denoising_unet"]}, "only UNets have"),
+        ({"frames": 12}, "multiples of 8"),
+        ({"data": {"world": "bold"}}, "travel or wander"),
+        ({"objective": {"vgg": {"weight": 0.2}}}, "VGG16"),
+        ({"lora": {"rank": 4}, "train": []}, "only UNets have"),
+    ),
+)
+def test_what_does_not_fit_is_said_in_one_sentence(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse(recipe(joint=JOINT | change))
