@@ -150,6 +150,13 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     "of deep features: several times faster, a little less exact.",
                 ),
                 *object_inputs(),
+                io.Boolean.Input(
+                    "match_colour",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Give what is pasted the colours of the video around the mask.",
+                ),
             ],
             outputs=[io.Video.Output()],
         )
@@ -192,10 +199,12 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
         fast: bool = False,
         objects: Tensor | None = None,
         depth: Tensor | None = None,
+        match_colour: bool = False,
     ) -> io.NodeOutput:
         folder = temporary_folder()
         pipe = Pipeline(ComfyBackend(model, reference_net, vae, clip_vision), folder)
         chosen = pipe.system.recipe(recipe)
+        chosen = chosen.matching_colour() if match_colour else chosen
         shortcuts, taken = (FAST, fast_steps(steps)) if fast else (NONE, steps)
         check_shortcuts(chosen.recorded, shortcuts)
         if not pipe.system.reads_scene:
@@ -249,7 +258,7 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                     *(each.tell() for each in people),
                     *(item.tobytes() for item in (*pictures, *alphas) if item is not None),
                     *(digest(item) for item in (touched, far) if item is not None),
-                    (steps, cfg, seed, width, height, recipe, canvas, context, fast),
+                    (steps, cfg, seed, width, height, recipe, canvas, context, fast, match_colour),
                 )
 
             encoded = pipe.encode(chosen, shown, streams, Overlay(boxes, info.frames))

@@ -135,15 +135,20 @@ async function open(workflow) {
   return seen
 }
 
-async function queue() {
+// How a run ends that a button starts.
+async function outcomeOf(button) {
   await page.evaluate(() => {
     window.outcome = null
     for (const kind of ['execution_success', 'execution_error', 'execution_interrupted']) {
       window.app.api.addEventListener(kind, ({ detail }) => (window.outcome = { kind, detail }))
     }
   })
-  await page.getByTestId('queue-button').click()
-  const outcome = await settled(() => page.evaluate(() => window.outcome), (value) => value, 300)
+  await page.getByTestId(button).click()
+  return settled(() => page.evaluate(() => window.outcome), (value) => value, 300)
+}
+
+async function queue() {
+  const outcome = await outcomeOf('queue-button')
   if (outcome?.kind !== 'execution_success') return { outcome, videos: [] }
   // Only what is in view is drawn, and with it its video loaded.
   await command('Comfy.Canvas.FitView')
@@ -234,7 +239,7 @@ async function help(id) {
   return { text: await settled(text, (value) => value.length > 200, 15), tables: await content.locator('table').count() }
 }
 
-// The form of App Mode, as a user reads it, and the values in it.
+// The form of App Mode, as a user reads it, and what its Run button does where nothing has to be chosen first.
 async function asApp({ name, text, graph }) {
   const shown = { ...graph, extra: { ...graph.extra, linearMode: true } }
   await drop({ name, text: JSON.stringify(shown), graph })
@@ -243,8 +248,11 @@ async function asApp({ name, text, graph }) {
   if (await skip.isVisible()) await skip.click()
   const form = page.getByTestId('linear-widgets')
   await settled(() => form.isVisible(), (seen) => seen, 15)
+  const read = await form.innerText()
+  const chosen = graph.nodes.every((node) => !['LoadImage', 'LoadVideo', 'LoadVideoDataSetFromFolder'].includes(node.type))
+  const outcome = chosen && (await outcomeOf('linear-run-button'))
   await picture(`app_${name}`)
-  return form.innerText()
+  return { form: read, outcome }
 }
 let apps = 0
 

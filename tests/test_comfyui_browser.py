@@ -176,9 +176,24 @@ def test_template_browser_shows_the_workflows_with_their_thumbnails(page: dict[s
 def test_apps_show_a_form(page: dict[str, Any]) -> None:
     expected = {name for name in NAMES if "linearData" in load(name)["extra"]}
     assert page["apps"].keys() == expected
-    for name, form in page["apps"].items():
-        for _, widget in load(name)["extra"]["linearData"]["inputs"]:
-            assert widget.rpartition(".")[2] in form.splitlines(), (name, form)
+    for name, app in page["apps"].items():
+        shown = [shown_name(load(name), *entry) for entry in load(name)["extra"]["linearData"]["inputs"]]
+        assert len(set(shown)) == len(shown)
+        assert set(shown) <= set(app["form"].splitlines()), (name, app["form"])
+
+
+def shown_name(workflow: dict[str, Any], node: str, widget: str) -> str:
+    """What the page calls a widget of a workflow."""
+    inputs = next(each["inputs"] for each in workflow["nodes"] if str(each["id"]) == node)
+    labels = [entry.get("label") for entry in inputs if entry.get("widget", {}).get("name") == widget]
+    return next(filter(None, labels), widget.rpartition(".")[2])
+
+
+def test_apps_run_by_their_button(page: dict[str, Any]) -> None:
+    """Those that have all they need; the others wait for a video and a picture."""
+    ran = {name: app["outcome"] for name, app in page["apps"].items() if app["outcome"] is not False}
+    assert ran.keys() == {"quick_start", "animate_anyone"}
+    assert {outcome["kind"] for outcome in ran.values()} == {"execution_success"}, ran
 
 
 def test_blueprints_and_nodes_are_found_by_what_they_are_called(page: dict[str, Any]) -> None:

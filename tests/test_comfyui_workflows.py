@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from comfyui_server import (
     BYPASSED,
+    COMFYUI,
     MUTED,
     PACK,
     PYTHON,
@@ -290,6 +291,36 @@ def test_folder_of_videos_gives_a_video_for_each(server: Server) -> None:
     outputs = server.run(prompt)
     (key,) = (key for key, node in prompt.items() if node["class_type"] == "SaveVideo")
     assert [probe(path).frames for path in server.files(outputs, key)] == [2, 2]
+
+
+# A small interpolation network in RIFE's layout, whose random weights make frames of some kind.
+INTERPOLATOR = """
+import sys
+sys.path.insert(0, ".")
+file, sys.argv[1:] = sys.argv[1], ["--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import torch
+from comfy_extras.frame_interpolation_models.ifnet import IFNet
+from safetensors.torch import save_file
+torch.manual_seed(0)
+save_file(IFNet(4, (16, 16, 16, 16, 16), dtype=torch.float32).state_dict(), file)
+"""
+
+
+def test_half_rate_gives_every_frame(server: Server) -> None:
+    prompt = on_embedded_models(to_prompt(chosen("half_rate"), server.object_info))
+    folder = server.base / "models" / "frame_interpolation"
+    folder.mkdir(exist_ok=True)
+    file = folder / one(prompt, "FrameInterpolationModelLoader")["model_name"]
+    subprocess.run([str(PYTHON), "-c", INTERPOLATOR, str(file)], cwd=COMFYUI, check=True)
+    shorter = {49: 7, 25: 4}
+    for node in prompt.values():
+        if node["class_type"] == "VideoFrameSample":
+            node["inputs"] |= {key: shorter[value] for key, value in node["inputs"].items() if value in shorter}
+    (path,) = saved_videos(server, prompt, server.run(prompt)).values()
+    info = probe(path)
+    assert (info.frames, info.width, info.height, info.rate) == (7, SIZE, SIZE, 12)
 
 
 def test_pack_is_loaded(server: Server) -> None:

@@ -59,7 +59,7 @@ class Recipe:
         if not self.paste_back:
             raise UserError(
                 "Colours can only be matched where a person is pasted into a scene: that takes a model that "
-                "replaces one, and its recipe 'default'; leave --match-colour out."
+                "replaces one, and its recipe 'default'; leave --match-colour out, or in ComfyUI match_colour off."
             )
         return replace(self, match_colour=True)
 

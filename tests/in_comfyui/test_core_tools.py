@@ -11,8 +11,10 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_pack import PACK, animated, animation, conditioned, execute, load, sampled
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 STEPS = 4
 SHRINK = {
@@ -117,6 +119,17 @@ def test_attention_backend_is_the_chosen_one() -> None:
     options["optimized_attention_override"] = counting
     sampled(chosen, made, steps=1)
     assert {("input", 1), ("middle", 0), ("output", 2)} <= set(asked)
+
+
+def test_compiler_sees_the_network_whole() -> None:
+    """Traced as TorchCompileModel has it, with the machine code left out, which takes minutes to make."""
+    model, made = model_and_video()
+    chosen = patched(model, "model_advanced.ModelAttentionBackend", {"attention": "pytorch attention"})
+    traced = chosen.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=traced, backend="eager", options={})
+    counters.clear()
+    assert torch.equal(sampled(traced, made, steps=2), sampled(chosen, made, steps=2))
+    assert counters["stats"]["unique_graphs"] <= 2
 
 
 def test_tools_that_cannot_help() -> None:

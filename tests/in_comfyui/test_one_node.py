@@ -69,6 +69,15 @@ def test_second_character_finds_nothing_again(monkeypatch: pytest.MonkeyPatch) -
     replaced(clip[0], clip, None, pose=None, reference=other, reference_mask=None, **EMBEDDED)
 
 
+def test_colours_are_matched_where_that_is_asked_for() -> None:
+    clip = puppet()
+    plain, matched = (pictures(replaced(clip[0], clip, clip[2], crf=0, match_colour=on)) for on in (False, True))
+    inside = clip[2] > 0.5
+    assert not torch.equal(plain[inside], matched[inside])
+    with pytest.raises(core("anycharv_core.errors").UserError, match="match"):
+        replaced(clip[0], clip, clip[2], recipe="official", match_colour=True)
+
+
 def test_trial_takes_the_first_frames_of_everything() -> None:
     clip = puppet()
     whole, trial = (pictures(replaced(clip[0], clip, clip[2], frames=count, crf=0)) for count in (0, 4))
