@@ -176,6 +176,11 @@ def _check_library_part(given: Fields, weights: Mapping[str, Tensor]) -> None:
         levels = given.wholes("block_out_channels")
         layers *= len(levels)
         widths += levels
+    for way in ("encoder", "decoder"):  # of an AutoencoderTiny
+        if given.has(f"num_{way}_blocks"):
+            layers = max(layers, sum(given.wholes(f"num_{way}_blocks")))
+        if given.has(f"{way}_block_out_channels"):
+            widths += given.wholes(f"{way}_block_out_channels")
     _check_sizes(given.name, weights, layers, widths)
 
 

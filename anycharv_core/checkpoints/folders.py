@@ -15,13 +15,14 @@ from ..files import atomic_path
 from ..foreign import read_json
 from .check import check_part, check_settings
 from .checkpoint import NETWORKS, OPTIONAL_NETWORKS, Checkpoint, Weights
-from .networks import CODECS, COGVIDEOX_VAE, new_library_part
+from .networks import CODECS, COGVIDEOX_VAE, TINY_VAE, new_library_part
 from .state_dicts import read_weights, save_safetensors, stored
 
 SETTINGS = "settings.json"
 # By these names a model's folder may hold its library parts; the first is the one we write.
 FOLDERS = {"vae": ("vae", "sd-vae-ft-mse"), "image_encoder": ("image_encoder",)}
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+TINY_WIDTHS = [64] * 4  # of an AutoencoderTiny whose config leaves them out
 SUFFIXES = (".safetensors", ".bin", ".pth")
 
 
@@ -61,6 +62,9 @@ def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]
         raise UserError(f"{folder} has no {lacking}: give the folder of the {part.replace('_', ' ')}.")
     config, weights = read_json(config_file), read_weights(path)
     check_part(part, config, weights, str(config_file))
+    if config.get("_class_name") == TINY_VAE:
+        # By this name the levels are known of every other autoencoder.
+        return config | {"block_out_channels": config.get("decoder_block_out_channels", TINY_WIDTHS)}, weights
     if part == "image_encoder" or config.get("_class_name") in (*CODECS, COGVIDEOX_VAE):
         # Files of older transformers carry this index table, which newer ones rebuild.
         return config, {key: value for key, value in weights.items() if not key.endswith("position_ids")}

@@ -43,6 +43,7 @@ CLIP_SETTINGS = (
 # Our own autoencoders by the names that their configs have; others are diffusers'.
 CODECS: dict[str, type[PatchCodec] | type[ClipCodec]] = {"PatchCodec": PatchCodec, "ClipCodec": ClipCodec}
 COGVIDEOX_VAE = "AutoencoderKLCogVideoX"
+TINY_VAE = "AutoencoderTiny"  # TAESD's: small, fast, and close to the VAE that it was distilled from
 
 
 @dataclass
@@ -118,16 +119,17 @@ def library_part(part: str, config: Mapping[str, Any], weights: Mapping[str, Ten
 
 
 def new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
-    """An untrained `vae` (diffusers' AutoencoderKL, its AutoencoderKLCogVideoX or one of `CODECS`, where the
-    config names it) or `image_encoder` (transformers CLIP vision model)."""
+    """An untrained `vae` (diffusers' AutoencoderKL, its AutoencoderKLCogVideoX or AutoencoderTiny or one of
+    `CODECS`, where the config names it) or `image_encoder` (transformers CLIP vision model)."""
     name = config.get("_class_name")
     if name in CODECS:
         return CODECS[name].from_config(config)
     try:
         if part == "vae":
-            from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+            from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderTiny
 
-            kind: Any = AutoencoderKLCogVideoX if name == COGVIDEOX_VAE else AutoencoderKL
+            kinds: dict[Any, Any] = {COGVIDEOX_VAE: AutoencoderKLCogVideoX, TINY_VAE: AutoencoderTiny}
+            kind = kinds.get(name, AutoencoderKL)
             parameters = inspect.signature(kind.__init__).parameters.values()
             defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
             vae: nn.Module = kind(**_of_types(part, config, defaults))

@@ -168,7 +168,9 @@ class TorchBackend:
     def encode(self, pictures: np.ndarray) -> Tensor:
         def encode(some: np.ndarray) -> Tensor:
             pixels = (2.0 * to_unit(some) - 1.0).to(self.device, self.dtype)
-            mean: Tensor = self._vae.encode(pixels).latent_dist.mean
+            encoded = self._vae.encode(pixels)
+            # An AutoencoderTiny gives no distribution.
+            mean: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
             return mean.float() * self._vae.config.scaling_factor
 
         return self._through_vae(encode, pictures)
