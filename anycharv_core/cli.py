@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     make.set_defaults(run=_generate)
 
     move = subcommands.add_parser(
-        "animate", help="animate the character of a picture, with a model of Animate Anyone"
+        "animate", help="animate the character of a picture, with a model of Animate Anyone or AnimateAnywhere"
     )
     add, path = adders(move)
     path("--reference", "PNG", "picture of the character, with its background", required=True)
@@ -137,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="folder with denoising_unet.pth and the other files, or .safetensors file (default: %(default)s)",
     )
+    path("--background", "PICTURE", "a place with nobody in it, through which a model of AnimateAnywhere walks")
+    path("--base", "DIR", "CogVideoX1.5-5B-I2V, where a model of AnimateAnywhere does not hold it itself")
     path("--scene", "FILE", "video or picture to put the character in front of")
     path(
         "--reference-mask",
@@ -282,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     path("--vae", "DIR", "VAE to include instead of the model's own")
     path("--image-encoder", "DIR", "CLIP image encoder to include instead of the model's own")
+    path("--base", "DIR", "CogVideoX1.5-5B-I2V, to include it in a model of AnimateAnywhere")
     add("--force", action="store_true", help="replace DST if it exists")
     convert.set_defaults(run=_convert)
 

@@ -25,7 +25,7 @@ from ..anycharv_core.errors import UserError
 from ..anycharv_core.jobs.precision import DTYPES
 from ..anycharv_core.models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
 from ..anycharv_core.models.schedule import schedule_of
-from ..anycharv_core.systems import read_checkpoint
+from ..anycharv_core.systems import read_unet_checkpoint
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, sample_as_run
 from .saved import read_saved
 from .types import CATEGORY, ReferenceNetType
@@ -158,7 +158,7 @@ def load_checkpoint(name: str, dtype: str) -> tuple[Any, Any, Any, Any]:
             f"{path} holds the MODEL of the checkpoint '{saved.origin}' alone: put that checkpoint back under "
             f"models/{MODELS}, too, and press R."
         )
-    checkpoint = read_checkpoint(path if saved is None else checkpoint_path(saved.origin))
+    checkpoint = read_unet_checkpoint(path if saved is None else checkpoint_path(saved.origin))
     if saved is not None:
         checkpoint.weights |= saved.weights
     device = comfy.model_management.get_torch_device()

@@ -20,6 +20,7 @@ from anycharv_core.checkpoints.dit_networks import DiTNetworks, build_dit_networ
 from anycharv_core.checkpoints.download import APART, NAMES, choose
 from anycharv_core.checkpoints.single_file import read_single, write_single
 from anycharv_core.errors import UserError
+from anycharv_core.systems import read_unet_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +188,8 @@ def test_the_download_is_asked_for_by_name() -> None:
     assert not set(APART) & set(choose(["all"]))
     places = [names[0] for names in APART[0].files]
     assert [place for place in places if "transformer/" in place][-1] == "transformer/config.json"
+
+
+def test_what_runs_unets_alone_refuses_it(tied: Path) -> None:
+    with pytest.raises(UserError, match="has no UNet"):
+        read_unet_checkpoint(tied)

@@ -23,7 +23,7 @@ from anycharv_core.checkpoints.state_dicts import read_weights
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path, write_error
 from anycharv_core.models import DenoisingUNet
-from anycharv_core.systems import read_checkpoint, write_folder
+from anycharv_core.systems import read_unet_checkpoint, write_folder
 from training import commands
 from training.config import Lora
 
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         if not args.lora.is_file():
             raise UserError(f"There is no LoRA at {args.lora}: give the {FILE} of a finished phase.")
-        checkpoint = read_checkpoint(args.model)
+        checkpoint = read_unet_checkpoint(args.model)
         unet = checkpoint.weights["denoising_unet"]
         checkpoint.weights["denoising_unet"] = merge_lora(unet, read_weights(args.lora), args.strength)
         write = write_single if args.out.suffix == ".safetensors" else write_folder

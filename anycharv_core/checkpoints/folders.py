@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..foreign import read_json
 from .check import check_part, check_settings
-from .checkpoint import NETWORKS, OPTIONAL_NETWORKS, Checkpoint, Weights
+from .checkpoint import UNET_PARTS, Checkpoint, Parts, Weights
 from .networks import CODECS, COGVIDEOX_VAE, TINY_VAE, new_library_part
 from .state_dicts import read_weights, save_safetensors, stored
 
@@ -26,11 +26,11 @@ TINY_WIDTHS = [64] * 4  # of an AutoencoderTiny whose config leaves them out
 SUFFIXES = (".safetensors", ".bin", ".pth")
 
 
-def read_networks(folder: Path) -> Checkpoint:
-    """The three networks of a folder, and those of the optional ones that have a folder in it. Raises UserError
-    naming what is missing."""
+def read_networks(folder: Path, parts: Parts = UNET_PARTS) -> Checkpoint:
+    """The networks of a folder, and those of the optional ones that have a folder in it. Raises UserError naming
+    what is missing."""
     checkpoint = Checkpoint()
-    for part in (*NETWORKS, *(part for part in OPTIONAL_NETWORKS if (folder / part).is_dir())):
+    for part in (*parts.networks, *(part for part in parts.optional if (folder / part).is_dir())):
         config, weights = folder / part / "config.json", weights_file(folder / part)
         if weights is None or not config.is_file():
             lacking = "config.json" if weights else "weights (.safetensors, .bin or .pth)"

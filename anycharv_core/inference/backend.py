@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS
+from ..checkpoints.checkpoint import HUB_PARTS, Checkpoint
 from ..checkpoints.folders import read_library_part
 from ..checkpoints.networks import Networks, build_networks
 from ..device import free_memory
@@ -24,12 +24,12 @@ from ..models.layers import KeyValue
 from ..models.schedule import NoiseSchedule, schedule_of
 from ..models.solvers import timesteps_of
 from ..models.windows import Windows
-from ..systems import System, read_checkpoint, system_of
+from ..systems import System, read_unet_checkpoint, system_of
 from .compiling import compiled
 from .encode import EncodedVideo, frames_at_a_time
 from .features import HELD, FrameFeatures, Held, object_features, repeated
 from .latents import Latents
-from .memory import Ladder, Rung
+from .memory import Ladder, Rung, take_turns
 from .sampling import Progress, sample_chained, sample_video
 from .shortcuts import NONE, SHALLOW, DeepCache, Shortcuts
 
@@ -63,22 +63,25 @@ class Backend(Protocol):
     def extras(self) -> frozenset[str]: ...
 
     def encode(self, pictures: np.ndarray) -> Tensor:
-        """Pictures uint8 [N, H, W, 3] -> scaled mean latents float32 [N, c, h, w]."""
+        """Pictures uint8 [N, H, W, 3], each on its own -> scaled mean latents float32 [N, c, h, w]."""
         ...
 
     def decode(self, latents: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
-        """Scaled latents [N, c, h, w] -> uint8 [N, H, W, 3], rounded or (as the releases do) truncated.
+        """Scaled latents [N, c, h, w] -> uint8 [N, H, W, 3], rounded or (as the releases do) truncated. Where
+        latents are of clips: those of a whole clip -> its frames.
 
         deep: uint16 instead, 65535 being white.
         """
         ...
 
     def embed(self, picture: np.ndarray) -> Tensor:
-        """A reference uint8 [H, W, 3], squashed to CLIP's square -> image_embed [1, D]."""
+        """A reference uint8 [H, W, 3], squashed to CLIP's square -> image_embed [1, D]; D is 0 where the networks
+        read none."""
         ...
 
     def reference_tokens(self, latents: Tensor, image_embed: Tensor) -> list[Tensor]:
-        """The reference's latents [1, c, h, w] and image_embed [1, D] -> tokens [1, T, C] per spatial block."""
+        """The reference's latents [1, c, h, w] and image_embed [1, D] -> tokens [1, T, C] per spatial block, or
+        what else `denoise` takes as such."""
         ...
 
     def denoise(
@@ -139,19 +142,23 @@ class TorchBackend:
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
     ) -> TorchBackend:
-        """The networks of a model, see `Pipeline.from_pretrained`."""
-        checkpoint = read_checkpoint(path)
-        modules: dict[str, Any] = {}
-        for part, given in zip(LIBRARY_PARTS, (vae, image_encoder), strict=True):
-            if isinstance(given, nn.Module):
-                modules[part] = given.to(device, dtype).requires_grad_(False).train(False)
-            elif given is not None:
-                checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, Path(given))
-            elif part not in checkpoint.weights:
-                raise UserError(
-                    f"{path} has no {part}: pass {part}= (--{part.replace('_', '-')} on the command line), "
-                    f"the folder of a copy of {HUB_PARTS[part]}."
-                )
+        """The networks of a model of UNets, see `Pipeline.from_pretrained`."""
+        return cls.of_checkpoint(read_unet_checkpoint(path), path, vae, image_encoder, device, dtype, compile)
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        path: str | Path,
+        vae: str | Path | nn.Module | None,
+        image_encoder: str | Path | nn.Module | None,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        compile: bool,
+    ) -> TorchBackend:
+        """The networks of a checkpoint, which was read from `path`."""
+        given = {"vae": vae, "image_encoder": image_encoder}
+        modules = library_modules(checkpoint, path, given, HUB_PARTS, device, dtype)
         networks = build_networks(checkpoint, device, dtype)
         backend = cls(replace(networks, **modules), checkpoint.settings)
         if compile:
@@ -219,14 +226,8 @@ class TorchBackend:
 
     def _take_turns(self, *running: nn.Module) -> None:
         """Where that is needed, only these networks stay on the device."""
-        if Rung.TURNS not in self.ladder.taken or self.device.type == "cpu":
-            return
-        with torch.inference_mode(False):  # or their weights would become inference tensors
-            for network in filter(None, vars(self.networks).values()):
-                if network not in running:
-                    network.to("cpu")
-            for network in running:
-                network.to(self.device)
+        if Rung.TURNS in self.ladder.taken and self.device.type != "cpu":
+            take_turns(filter(None, vars(self.networks).values()), running, self.device)
 
     def denoise(
         self,
@@ -345,3 +346,30 @@ class TorchBackend:
             return guider(latents.to(self.device, self.dtype))
 
         return object_features(guide, video.objects, video.holds, frames_at_a_time(video.path.canvas.padded))
+
+
+def library_modules(
+    checkpoint: Checkpoint,
+    path: str | Path,
+    given: Mapping[str, str | Path | nn.Module | None],
+    hub: Mapping[str, str],
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """The library parts that were given as modules; those given as folders are read into `checkpoint`.
+
+    hub: of what to take a copy for a part that neither the caller nor the checkpoint, read from `path`, has: then
+    UserError is raised.
+    """
+    modules: dict[str, Any] = {}
+    for part, own in given.items():
+        if isinstance(own, nn.Module):
+            modules[part] = own.to(device, dtype).requires_grad_(False).train(False)
+        elif own is not None:
+            checkpoint.configs[part], checkpoint.weights[part] = read_library_part(part, Path(own))
+        elif part not in checkpoint.weights:
+            raise UserError(
+                f"{path} has no {part}: pass {part}= (--{part.replace('_', '-')} on the command line), "
+                f"the folder of a copy of {hub[part]}."
+            )
+    return modules

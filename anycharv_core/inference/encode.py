@@ -34,7 +34,8 @@ class EncodedVideo:
     path: what of every frame it shows; scene: scaled latents float32 [c, h, w] by frame; mask: float32 [1, h, w]
     in 0..1; both None where the network takes none; poses: uint8 skeletons of the canvas's padded size; present:
     whether the frame's mask has a pixel; holds: whether the frame has an object; objects: of those that have, in
-    their order, its scaled latents on black; depth: structured depth uint8 of the padded size, or None.
+    their order, its scaled latents on black; depth: structured depth uint8 of the padded size, or None;
+    background: the picture of a place uint8 [H, W, 3] of the padded size, or None.
     """
 
     path: CanvasPath
@@ -45,6 +46,7 @@ class EncodedVideo:
     objects: FrameStore | None = None
     holds: tuple[bool, ...] = ()
     depth: FrameStore | None = None
+    background: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

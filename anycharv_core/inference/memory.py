@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from ..errors import UserError
 
@@ -26,6 +27,17 @@ class Rung(Enum):
     ONE_FRAME = "frames go through the VAE one at a time"
     TILES = "large frames go through the VAE in tiles"
     TURNS = "networks wait in main memory for their turn"
+
+
+def take_turns(networks: Iterable[nn.Module], running: Iterable[nn.Module], device: torch.device) -> None:
+    """Leaves only the running ones of a model's networks on the device."""
+    running = list(running)
+    with torch.inference_mode(False):  # or their weights would become inference tensors
+        for network in networks:
+            if network not in running:
+                network.to("cpu")
+        for network in running:
+            network.to(device)
 
 
 class Ladder:

@@ -21,8 +21,9 @@ from ..media.masks import block_masks, mask_box
 from ..media.pose import Poses
 from ..models.windows import Windows
 from ..preprocess.shots import find_cuts
-from ..systems import System
+from ..systems import System, read_checkpoint
 from ..systems.recipes import Recipe
+from .anywhere import AnywhereBackend
 from .backend import DEPTH, OBJECTS, Backend, TorchBackend
 from .encode import (
     EncodedVideo,
@@ -40,7 +41,7 @@ from .phases import Phases
 from .plan import Plan, Prepared
 from .reference import Reference, refer, split_reference
 from .sampling import Progress
-from .shortcuts import NONE, Shortcuts, check_shortcuts
+from .shortcuts import NONE, Shortcuts, check_cache, check_shortcuts
 from .skeletons import PictureSkeletons, PointSkeletons
 
 
@@ -78,14 +79,19 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
+        base: str | Path | None = None,
     ) -> Pipeline:
         """Loads a model by its name in `places.EMBEDDED`, a .safetensors file, or a folder in a system's layout.
 
         vae, image_encoder: a folder or a module that takes the place of the checkpoint's own; needed
         where the checkpoint has none. compile: the denoising UNet goes through torch.compile, see
-        `TorchBackend.compile`. Raises UserError when a file is missing or not what it should be.
+        `TorchBackend.compile`. base: the folder of the model that one of AnimateAnywhere was trained on,
+        CogVideoX1.5-5B-I2V, needed where it does not hold that itself. Raises UserError when a file is missing or
+        not what it should be.
         """
-        return cls(TorchBackend.from_pretrained(path, vae, image_encoder, device, dtype, compile))
+        checkpoint = read_checkpoint(path, None if base is None else Path(base))
+        kind = AnywhereBackend if checkpoint.is_dit else TorchBackend
+        return cls(kind.of_checkpoint(checkpoint, path, vae, image_encoder, device, dtype, compile))
 
     @property
     def system(self) -> System:
@@ -117,6 +123,7 @@ class Pipeline:
         depth: Frames | None = None,
         shortcuts: Shortcuts = NONE,
         match_colour: bool = False,
+        background: np.ndarray | None = None,
     ) -> Output:
         """Puts the character of `reference` in the place of the masked person of `scene`, or animates it.
 
@@ -148,6 +155,10 @@ class Pipeline:
         uint16 [F, H, W], nearer is larger and 0 unknown, of which it reads what lies along the skeleton (section
         3.4). Both may be iterables too, and both may be missing.
 
+        A model of AnimateAnywhere needs reference, pose and `background`, uint8 [H, W, 3]: the picture of a place
+        with nobody in it, which the first frame shows. It makes clips of 8k or 8k + 1 frames of the poses'
+        proportions, each at once; `noise` is float32 [T, c, h, w] then, T from `System.latents_of`.
+
         Raises UserError for input that does not fit together, or not to the model.
         """
         # What a model's own settings recommend is for the caller to ask for, as the command line does.
@@ -163,7 +174,11 @@ class Pipeline:
         far = None if depth is None else Source("depth", depth, None, deep=True)
         phases = Phases()
         check_shortcuts(chosen.recorded, shortcuts)
-        self.system.check_inputs(scene, mask, pose, chosen)
+        if self.system.clips:
+            check_cache(self.system.title, shortcuts)
+        self.system.check_inputs(scene, mask, pose, chosen, background)
+        if isinstance(pose, Poses):
+            self.system.check_poses(pose)
         split_reference(reference, reference_mask)  # says what is wrong with it before the video is looked at
         pictures = Source("pose", () if pose is None or isinstance(pose, Poses) else pose, 3)
         skeletons = PointSkeletons(pose) if isinstance(pose, Poses) else PictureSkeletons(pictures)
@@ -173,7 +188,8 @@ class Pipeline:
             if self.can_follow(chosen, canvas) and shown and regions:
                 path = self.follow(plan, canvas, context, list(map(mask_box, regions)), partial(find_cuts, shown))
             drawn = Source("pose", skeletons.drawn(plan.drawn_at(path), path), 3)
-            made = self.prepare(plan, reference, shown, regions, drawn, reference_mask, path, held, far)
+            given_parts = plan, reference, shown, regions, drawn, reference_mask, path, held, far
+            made = self.prepare(*given_parts, background)
         if noise is not None and tuple(noise.shape) != made.shape:
             raise UserError(
                 f"noise has shape {tuple(noise.shape)}, but this video's latents are {made.shape}; give noise of "
@@ -197,6 +213,7 @@ class Pipeline:
         path: CanvasPath | None = None,
         objects: Source | None = None,
         depth: Source | None = None,
+        background: np.ndarray | None = None,
     ) -> Prepared:
         """All that comes before sampling, of what `__call__` is given; scene and mask are read once at most.
 
@@ -218,6 +235,8 @@ class Pipeline:
                 raise UserError("The mask is empty in every frame; mark the person to replace with 255.")
         else:
             video = place_poses(path, pose, [given for given in (scene, mask) if given], self.folder)
+        if background is not None:
+            video = replace(video, background=path.canvas.cover(background))
         return self.prepared(recipe, seen, video)
 
     def given_masks(self, mask: Source) -> Source:
@@ -254,7 +273,12 @@ class Pipeline:
         area = self.settings.get("size")
         if asked or area is None:
             return asked
-        return recipe.working_size(area, shown, self.backend.multiple)
+        return recipe.working_size(area, shown, self.multiple)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a canvas are multiples of, in pixels."""
+        return self.backend.multiple * self.system.patch
 
     def plan(
         self, recipe: Recipe, scene: Size | None, pose: Size, size: Size | None, asked: Size | None = None
@@ -264,11 +288,11 @@ class Pipeline:
         asked: the size the caller asked for, of which `working_size` made `size`; without one, a window has just
         the size that the model was made for. Raises UserError where sizes do not fit together.
         """
-        canvas = recipe.canvas(scene, pose, size, self.backend.multiple)
+        canvas = recipe.canvas(scene, pose, size, self.multiple)
         working = canvas.inner if recipe.keeps_aspect else size or pose
         scale = self.settings.get("pose_scale", 1) if size else 1
         own = self.settings.get("size", canvas.padded) if size else canvas.padded
-        window = nearest_multiple(asked or (own[0], own[1]), self.backend.multiple)
+        window = nearest_multiple(asked or (own[0], own[1]), self.multiple)
         return Plan(recipe, canvas, size, pose_canvas(working, scale), window, pose_canvas(window, scale))
 
     def can_follow(self, recipe: Recipe, choice: str) -> bool:
@@ -324,12 +348,13 @@ class Pipeline:
 
     def prepared(self, recipe: Recipe, reference: Reference, video: EncodedVideo) -> Prepared:
         width, height = (side // self.backend.multiple for side in video.path.canvas.padded)
-        shape = (len(video.poses), self.backend.latent_channels, height, width)
+        latents, _ = self.system.latents_of(len(video.poses))
+        shape = (latents, self.backend.latent_channels, height, width)
         reference = reference.beside(video.path)
         return Prepared(recipe, reference, self.backend.embed(recipe.clip_view(reference.picture)), video, shape)
 
     def noise(self, made: Prepared, seed: int) -> Iterator[Tensor]:
-        """What sampling begins with: float32 [F, c, h, w] in blocks of frames."""
+        """What sampling begins with: float32 latents of `made.shape` in blocks."""
         return made.recipe.noise(made.shape, torch.Generator("cpu").manual_seed(seed))
 
     def reference_tokens(self, made: Prepared) -> list[Tensor]:
@@ -388,12 +413,15 @@ class Pipeline:
     ) -> Iterator[np.ndarray]:
         """The finished frames uint8 [H, W, 3], or uint16 if deep, made by `finish` of what the networks drew."""
         path = made.video.path
-        batch = frames_at_a_time(path.canvas.padded)
-        for start in range(0, len(latents), batch):
+        _, first = self.system.latents_of(len(made.video.poses))
+        batch = len(latents) if self.system.clips else frames_at_a_time(path.canvas.padded)
+        done = 0
+        for start in range(first, len(latents), batch):
             with phases("decode"):
                 rows = latents.take(range(start, min(start + batch, len(latents))))
                 decoded = self.backend.decode(rows, made.recipe.round, deep)
-                frames = [finish(picture, path.at(start + place)) for place, picture in enumerate(decoded)]
+                frames = [finish(picture, path.at(done + place)) for place, picture in enumerate(decoded)]
+                done += len(frames)
             yield from frames
 
 

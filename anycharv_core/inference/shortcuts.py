@@ -82,6 +82,15 @@ def check_shortcuts(recorded: bool, shortcuts: Shortcuts) -> None:
         )
 
 
+def check_cache(title: str, shortcuts: Shortcuts) -> None:
+    """Raises UserError where a deep cache is asked for and the system, called `title`, has no UNet."""
+    if shortcuts.deep_cache > 1:
+        raise UserError(
+            f"A deep cache is of a UNet, which {title} has not: leave --deep-cache and --fast out; "
+            "--guidance-interval and --solver work."
+        )
+
+
 class DeepCache:
     """The deep features of every window, as the last step that computed them left them.
 

@@ -18,6 +18,7 @@ from ..device import pick_device
 from ..errors import UserError
 from ..inference.phases import Phases
 from ..inference.reference import scene_key, split_reference
+from ..inference.shortcuts import check_cache
 from ..inference.skeletons import PointSkeletons
 from ..media.canvas import CanvasPath
 from ..media.colour import UNTAGGED, check_transfer
@@ -30,6 +31,7 @@ from ..media.video_write import VideoWriter
 from ..preprocess.retarget import rescale
 from ..systems import System
 from ..systems.recipes import Recipe
+from .background import read_background
 from .inputs import (
     AnySkeletons,
     FilmedSkeletons,
@@ -58,6 +60,7 @@ class AnimateJob(RenderJob):
     character in front of, mask: where it is shown then; frames: how many of the poses; fps: None = as the scene or
     the skeleton video has it. rescale: bring the skeleton to the character's proportions, size and place. These
     come from `reference_pose`, a POSE_KEYPOINT file, or else `pose_model` finds them, as in `PreprocessJob`.
+    background: the picture of a place with nobody in it, for a model of AnimateAnywhere.
     """
 
     reference: Path
@@ -71,6 +74,7 @@ class AnimateJob(RenderJob):
     rescale: bool = False
     reference_pose: Path | None = None
     pose_model: str | None = None
+    background: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class _Inputs:
     mask: Source | None
     timed: Video | None
     filmed: Video | None
+    background: np.ndarray | None
 
     @property
     def depth(self) -> int:
@@ -101,7 +106,8 @@ def animate(job: AnimateJob, progress: Progress | None = None) -> dict[str, Any]
     progress(done, total) is called after every denoising call. Returns the report. Raises UserError for anything
     the user can put right; old files are then as they were.
     """
-    job.check_places((job.reference, job.reference_mask, job.reference_pose, job.pose, job.scene, job.mask))
+    pictures = job.reference, job.reference_mask, job.background
+    job.check_places((*pictures, job.reference_pose, job.pose, job.scene, job.mask))
     device = pick_device(job.device)
     with explained_memory(), ExitStack() as stack:
         return _animate(job, device, progress, stack)
@@ -123,7 +129,8 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
         if job.frames:
             drawn = as_many(drawn, given.length, _too_few(job), more=True)
         pose = Source("pose", _noted(drawn, poses) if poses is not None else drawn, 3)
-        made = pipe.prepare(plan, given.reference, given.scene, given.mask, pose, given.reference_mask)
+        driving = given.scene, given.mask, pose
+        made = pipe.prepare(plan, given.reference, *driving, given.reference_mask, background=given.background)
         info = given.timed.info if given.timed else None
     frames = len(made.video.poses)
     # The sound of a video cut short would outlast the output.
@@ -147,7 +154,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
     settings = job.settings(steps, guidance, plan.size, precision) | {
         "rescale": job.rescale or job.reference_pose is not None
     }
-    inputs = paths(job, "reference", "reference_mask", "reference_pose", "pose", "scene", "mask")
+    inputs = paths(job, "reference", "reference_mask", "reference_pose", "pose", "scene", "mask", "background")
     facts = {
         "frames": frames,
         "network_size": list(plan.canvas.padded),
@@ -192,12 +199,19 @@ def _read(job: AnimateJob) -> _Inputs:
         masks = mask_frames(job.mask, scene_size)
         check_early(length_of_masks(job.mask, masks), length, _uneven(job.mask), more)
         mask = Source("mask", as_many(masks, length, _uneven(job.mask), more), None)
-    return _Inputs(reference, outline, skeletons, length, scene, mask, None if job.fps else timed, filmed)
+    background = read_background(job.background, job.pose_model, job.device) if job.background else None
+    timed = None if job.fps else timed
+    return _Inputs(reference, outline, skeletons, length, scene, mask, timed, filmed, background)
 
 
 def _check(job: AnimateJob, given: _Inputs, system: System, recipe: Recipe) -> None:
     """Raises UserError where the inputs do not fit together, or not to the recipe."""
-    system.check_inputs(given.scene, given.mask, given.skeletons, recipe)
+    system.check_inputs(given.scene, given.mask, given.skeletons, recipe, given.background)
+    if system.clips:
+        check_cache(system.title, job.shortcuts)
+        system.latents_of(given.length.total)
+    if isinstance(given.skeletons, PointSkeletons):
+        system.check_poses(given.skeletons.poses)
     if given.scene and not given.mask:
         scene_key(*split_reference(given.reference, given.reference_mask))
     if not (job.rescale or job.reference_pose):  # which bring the skeletons to another size

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.checkpoint import LIBRARY_PARTS
+from ..checkpoints.dit_networks import build_dit_networks
 from ..checkpoints.folders import read_library_part
 from ..checkpoints.networks import build_networks
 from ..checkpoints.single_file import write_single
@@ -22,7 +23,8 @@ class ConvertJob:
 
     source: a model folder, a .safetensors file or an embedded model's name; target: a name that ends in
     .safetensors, or else a folder; dtype: a name of `DTYPES`, None = every weight keeps its own; vae,
-    image_encoder: folders to include instead of the model's own; force: replace what is there, if it is ours.
+    image_encoder: folders to include instead of the model's own; base: what a model of AnimateAnywhere was trained
+    on, to include it; force: replace what is there, if it is ours.
     """
 
     source: str
@@ -30,6 +32,7 @@ class ConvertJob:
     dtype: str | None = None
     vae: Path | None = None
     image_encoder: Path | None = None
+    base: Path | None = None
     force: bool = False
 
     @property
@@ -40,17 +43,22 @@ class ConvertJob:
     @property
     def inputs(self) -> list[Path]:
         """The files and folders read, which are never replaced."""
-        return [Path(given) for given in (self.source, self.vae, self.image_encoder) if given is not None]
+        return [
+            Path(given) for given in (self.source, self.vae, self.image_encoder, self.base) if given is not None
+        ]
 
 
 def convert(job: ConvertJob) -> list[Path]:
     """Writes the model to its target; returns the files. Raises UserError for anything the user can put right."""
     _check_target(job)
-    model = read_checkpoint(job.source)
+    model = read_checkpoint(job.source, job.base)
     for part, folder in zip(LIBRARY_PARTS, (job.vae, job.image_encoder), strict=True):
+        if folder is not None and part not in model.parts.library:
+            raise UserError(f"{job.source} is a model that has no {part.replace('_', ' ')}: leave it out.")
         if folder is not None:
             model.configs[part], model.weights[part] = read_library_part(part, folder)
-    build_networks(model, "meta")  # raises where the weights don't fit their configs
+    build = build_dit_networks if model.is_dit else build_networks
+    build(model, "meta")  # raises where the weights don't fit their configs
     dtype = DTYPES[job.dtype] if job.dtype else None
     if job.single:
         write_single(model, job.target, dtype)

@@ -15,6 +15,7 @@ from ..checkpoints.places import EMBEDDED
 from ..device import device_name, has_bf16
 from ..errors import UserError
 from ..inference.pipeline import Pipeline
+from ..models.slots import FRAMES as FEWEST
 from ..opencv import cv2
 from ..preprocess.cache import cached, content_key, weights_key
 
@@ -44,10 +45,12 @@ def precision_for(
     image_encoder: Path | None,
     device: str,
     recorded: bool = False,
+    base: Path | None = None,
 ) -> Precision:
     """The number format of that name; for "auto" bfloat16 where the device has it and the model tolerates it.
 
-    recorded: whether the recipe is, which "auto" keeps in float32. What a model tolerates is tried once for every
+    recorded: whether the recipe is, which "auto" keeps in float32. base: what a model of AnimateAnywhere was
+    trained on, whose weights are published in bfloat16. What another model tolerates is tried once for every
     model and device, on a video of two small frames, and remembered in `cache.cache_folder`. Raises UserError for
     a model that cannot be read.
     """
@@ -57,6 +60,8 @@ def precision_for(
         return Precision("fp32", "the recipe's outputs are recorded ones, of float32")
     if not has_bf16(device):
         return Precision("fp32", f"{device} here has no instructions for bfloat16")
+    if base is not None:
+        return Precision("bf16", "the model's base was trained and is published in it")
     kept = _remembered(model, vae, image_encoder, device)
     if kept >= HOLDS:
         return Precision("bf16", f"{kept:.1f} dB from float32, of {HOLDS:g} asked for")
@@ -93,18 +98,19 @@ def _decibels(model: str, vae: Path | None, image_encoder: Path | None, device: 
 
 
 def _small_video(pipe: Pipeline) -> np.ndarray:
-    """uint8 [FRAMES, SIDE, SIDE, 3] that the networks make of smooth colours, all of which they may replace."""
+    """uint8 [F, SIDE, SIDE, 3] that the networks make of smooth colours, all of which they may replace."""
     rng = np.random.default_rng(0)
     size = (SIDE, SIDE)
-    coarse = rng.integers(256, size=(FRAMES, 6, 6, 3), dtype=np.uint8)
+    frames = FEWEST if pipe.system.clips else FRAMES
+    coarse = rng.integers(256, size=(frames, 6, 6, 3), dtype=np.uint8)
     scene = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in coarse])
     pose = np.zeros_like(scene)
     pose[:, SIDE // 4 : -SIDE // 4, SIDE // 2 - 2 : SIDE // 2 + 2] = (255, 85, 0)
     steps, guidance = pipe.system.sampling(pipe.settings, None, None)
-    driving: dict[str, Any] = (
-        {"scene": scene, "mask": np.full(scene.shape[:3], 255, np.uint8)} if pipe.system.reads_scene else {}
-    )
-    frames = pipe(
-        scene[0], pose=pose, steps=min(steps, STEPS), guidance_scale=guidance, canvas="frame", **driving
-    ).frames
-    return np.stack(list(frames))
+    driving: dict[str, Any] = {}
+    if pipe.system.reads_scene:
+        driving = {"scene": scene, "mask": np.full(scene.shape[:3], 255, np.uint8)}
+    elif pipe.system.reads_background:
+        driving = {"background": scene[0]}
+    made = pipe(scene[0], pose=pose, steps=min(steps, STEPS), guidance_scale=guidance, canvas="frame", **driving)
+    return np.stack(list(made.frames))

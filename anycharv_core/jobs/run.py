@@ -53,8 +53,9 @@ class RenderJob(SamplingOptions):
     """Which networks make a video, how, and where it goes. None = the model's own setting, or nothing given.
 
     size: (width, height) in pixels the networks work at: a box the frames are fitted in by recipe "default", the
-    exact size for "official"; device: None = CUDA where there is one, else the CPU; dtype: a name of
-    `precision.DTYPES`, or "auto", see `precision_for`; compile: as for `Pipeline.from_pretrained`;
+    exact size for "official"; base: what a model of AnimateAnywhere was trained on; device: None = CUDA where
+    there is one, else the CPU; dtype: a name of `precision.DTYPES`, or "auto", see `precision_for`;
+    compile: as for `Pipeline.from_pretrained`;
     sheet: a PNG to draw a contact sheet to; format: one of `FORMATS`; crf: the quality of H.264, 0 (best) to 51;
     fresh: what a stopped run left behind is not taken up.
     """
@@ -63,6 +64,7 @@ class RenderJob(SamplingOptions):
     model: str
     vae: Path | None = None
     image_encoder: Path | None = None
+    base: Path | None = None
     size: Size | None = None
     recipe: str = "default"
     device: str | None = None
@@ -129,7 +131,9 @@ class RenderJob(SamplingOptions):
         """
         systems = [system for system in SYSTEMS.values() if system.command == command]
         known = recognise(self.model)
-        systems = [known] if known in systems else systems
+        if known is not None:
+            known.check_command(command, self.model)
+            systems = [known]
         able = [system for system in systems if self.recipe in system.recipes]
         if not able:
             systems[0].recipe(self.recipe)  # says so before the weights are read
@@ -137,11 +141,11 @@ class RenderJob(SamplingOptions):
         check_shortcuts(recorded, self.shortcuts)
         _check_early([(system, system.recipes[self.recipe]) for system in able], check)
         with phases("load"):
-            precision = precision_for(self.dtype, self.model, self.vae, self.image_encoder, device, recorded)
+            given = self.model, self.vae, self.image_encoder
+            precision = precision_for(self.dtype, *given, device, recorded, self.base)
             decides = identity(self, UNDECIDING, dtype=precision.name, device=device, versions=versions())
             state = stack.enter_context(work(self.out, decides, self.fresh))
-            parts = self.model, self.vae, self.image_encoder
-            pipe = Pipeline.from_pretrained(*parts, device, precision.dtype, self.compile)
+            pipe = Pipeline.from_pretrained(*given, device, precision.dtype, self.compile, self.base)
         pipe.folder = Path(os.path.realpath(self.out)).parent
         pipe.system.check_command(command, self.model)
         recipe = pipe.system.recipe(self.recipe)
@@ -171,7 +175,7 @@ class RenderJob(SamplingOptions):
         report = {
             "model": self.model,
             "settings": settings,
-            "inputs": inputs | paths(self, "vae", "image_encoder"),
+            "inputs": inputs | paths(self, "vae", "image_encoder", "base"),
             "output": str(self.out),
             "sheet": str(self.sheet) if self.sheet else None,
             **facts,

@@ -94,6 +94,15 @@ class Canvas:
         extra = (self.padded[1] - self.inner[1], self.padded[0] - self.inner[0])
         return np.pad(picture, [(0, extra[0]), (0, extra[1])] + [(0, 0)] * (picture.ndim - 2), mode)
 
+    def cover(self, picture: np.ndarray) -> np.ndarray:
+        """The middle of a picture uint8 [H, W, 3] of any size, as much as there is in the canvas's proportions ->
+        [padded height, padded width, 3]."""
+        height, width = picture.shape[:2]
+        scale = min(width / self.inner[0], height / self.inner[1])
+        across, down = self.inner[0] * scale, self.inner[1] * scale
+        x, y = (width - across) / 2, (height - down) / 2
+        return self.pad(resample(picture, (x, y, x + across, y + down), self.inner), "edge")
+
     def _window(self, size: Size) -> tuple[float, float, float, float]:
         """The window in pixels of the source scaled to `size`."""
         if self.window is None:

@@ -45,6 +45,7 @@ _BODY_25_TO_18 = [*range(8), *range(9, 19)]
 _REST_OF_BODY_25 = {MID_HIP: slice(8, 9), FEET: slice(19, 25)}
 # OpenPose-18 points that change places in a mirror; the rest lie in the middle.
 MIRRORED_BODY = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
+ANKLES = [10, 13]
 # Far beyond any canvas, yet small enough for OpenCV's fixed-point arithmetic.
 MAX_COORDINATE = 1e6
 _MAX_CANVAS = 16384
@@ -52,6 +53,11 @@ _MAX_CANVAS = 16384
 _MAX_PEOPLE = 100
 # Detectors place normalised points a little outside 0..1; no real skeleton fits within two pixels.
 _MAX_NORMALISED = 2.0
+
+
+def has_ankles(people: np.ndarray) -> bool:
+    """Whether an ankle of one of these people [n, POINTS, 3] is seen."""
+    return bool((people[:, PLACES[BODY]][:, ANKLES, 2] > MIN_SCORE).any())
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,28 +11,41 @@ import torch
 
 from ..checkpoints.check import check_checkpoint
 from ..checkpoints.checkpoint import NETWORKS, Checkpoint
+from ..checkpoints.cogvideox import join_base
 from ..checkpoints.folders import read_library_parts
 from ..checkpoints.places import EMBEDDED, TRAINED_LATER
 from ..checkpoints.single_file import read_single
 from ..errors import UserError
 from ..foreign import parse_json, read_header, read_json
 from ..models import UNetConfig
+from ..models.fields import Fields
 from .animate_anyone import ANIMATE_ANYONE
 from .animate_anyone_2 import ANIMATE_ANYONE_2
 from .anycharv import ANYCHARV
+from .anywhere import ANYWHERE
 from .system import System
 
-__all__ = ["SYSTEMS", "System", "read_checkpoint", "recognise", "system_of", "write_folder"]
+__all__ = [
+    "SYSTEMS",
+    "System",
+    "read_checkpoint",
+    "read_unet_checkpoint",
+    "recognise",
+    "system_of",
+    "system_of_model",
+    "write_folder",
+]
 
 DENOISER = "denoising_unet"
-SYSTEMS = {system.name: system for system in (ANIMATE_ANYONE, ANYCHARV, ANIMATE_ANYONE_2)}
+UNET_SYSTEMS = (ANIMATE_ANYONE, ANYCHARV, ANIMATE_ANYONE_2)
+SYSTEMS = {system.name: system for system in (*UNET_SYSTEMS, ANYWHERE)}
 
 
 def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:
     """The system whose denoising UNet has this config. Raises UserError where there is none."""
     cfg = denoising_unet if isinstance(denoising_unet, UNetConfig) else UNetConfig.from_dict(denoising_unet)
     latent = cfg.out_channels
-    for system in SYSTEMS.values():
+    for system in UNET_SYSTEMS:
         alike = cfg.reference_blocks == system.reference_blocks
         if alike and cfg.in_channels == system.in_channels(latent):
             return system
@@ -48,18 +61,44 @@ def recognise(path: str | Path) -> System | None:
     of which `read_checkpoint` says why."""
     path = EMBEDDED.get(str(path), Path(path))
     with suppress(UserError, OSError):
+        if path.is_dir() and ANYWHERE.layout.recognises(path):
+            return ANYWHERE
         if path.is_dir():
             return system_of(read_json(path / DENOISER / "config.json"))
         configs = parse_json(read_header(path).metadata.get("configs", ""), str(path))
-        return system_of(configs[DENOISER]) if isinstance(configs, dict) and DENOISER in configs else None
+        if isinstance(configs, dict) and not configs.keys().isdisjoint((DENOISER, "transformer")):
+            return system_of_model(Checkpoint(configs))
     return None
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def system_of_model(checkpoint: Checkpoint) -> System:
+    """The system of a whole model. Raises UserError where there is none."""
+    return ANYWHERE if checkpoint.is_dit else system_of(checkpoint.configs[DENOISER])
+
+
+def read_checkpoint(path: str | Path, base: Path | None = None) -> Checkpoint:
     """Reads a name of `EMBEDDED`, a .safetensors file, or a folder in a system's layout.
 
-    Raises UserError naming the file when it is missing, torn, incomplete, holds NaN, or is another model's.
+    base: what a model of AnimateAnywhere was trained on, see `cogvideox.join_base`. Raises UserError naming the
+    file when it is missing, torn, incomplete, holds NaN, or is another model's.
     """
+    checkpoint = _read(path)
+    join_base(checkpoint, base, str(path))
+    return _checked(checkpoint, path)
+
+
+def read_unet_checkpoint(path: str | Path) -> Checkpoint:
+    """As `read_checkpoint`, for what runs or trains UNets alone. Raises UserError for AnimateAnywhere's, too."""
+    checkpoint = _read(path)
+    if checkpoint.is_dit:
+        raise UserError(
+            f"{path} is a model of {ANYWHERE.title}, which has no UNet: give a model of another system, or run it "
+            f"with 'anycharv {ANYWHERE.command}'."
+        )
+    return _checked(checkpoint, path)
+
+
+def _read(path: str | Path) -> Checkpoint:
     path = EMBEDDED.get(str(path), Path(path))
     if path.is_dir():
         system = next((system for system in SYSTEMS.values() if system.layout.recognises(path)), ANYCHARV)
@@ -69,8 +108,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         checkpoint = read_single(path)
     else:
         raise _absent(path)
-    check_checkpoint(checkpoint, str(path))
-    system_of(checkpoint.configs[DENOISER])
+    Fields(checkpoint.configs, f"The configs of {path}")
+    return checkpoint
+
+
+def _checked(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
+    check_checkpoint(checkpoint, str(EMBEDDED.get(str(path), path)))
+    system_of_model(checkpoint)
     return checkpoint
 
 
@@ -93,6 +137,6 @@ def write_folder(checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype 
 
     A checkpoint without all three networks is written in AnyCharV's layout, which has a folder per part.
     """
-    complete = checkpoint.configs.keys() >= set(NETWORKS)
-    system = system_of(checkpoint.configs[DENOISER]) if complete else ANYCHARV
+    complete = checkpoint.is_dit or checkpoint.configs.keys() >= set(NETWORKS)
+    system = system_of_model(checkpoint) if complete else ANYCHARV
     system.layout.write(checkpoint, Path(folder), dtype)

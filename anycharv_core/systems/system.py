@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import UserError
+from ..media.pose import Poses, has_ankles
 from ..models.config import ALL_BLOCKS
+from ..models.slots import layout
 from .recipes import Recipe
 
 
@@ -39,7 +41,10 @@ class System:
     steps, guidance_scale: the release's, where neither the caller nor the model's settings say otherwise;
     reference_blocks: the spatial blocks of its denoising UNet that read the reference, as `UNetConfig` has them;
     blocks: rows and columns of the coarse picture that it makes of a mask, inside which the scene is then black
-    (`masks.block_masks`), where a model's settings name no others; None: masks and scenes are as they are given.
+    (`masks.block_masks`), where a model's settings name no others; None: masks and scenes are as they are given;
+    reads_background: whether it is given the picture of a place; clips: whether its latents are of clips, several
+    frames each (`slots.layout`), and not of single frames; patch: latent pixels along a side of what its network
+    takes as one, of which a canvas has a whole number.
     """
 
     name: str
@@ -53,6 +58,9 @@ class System:
     layout: Layout
     reference_blocks: str = ALL_BLOCKS
     blocks: tuple[int, int] | None = None
+    reads_background: bool = False
+    clips: bool = False
+    patch: int = 1
 
     def mask_blocks(self, settings: Mapping[str, Any]) -> tuple[int, int] | None:
         """`blocks`, or those that a model's `settings` name; None for a system that makes none."""
@@ -91,10 +99,38 @@ class System:
         assert scene is not None and mask is not None  # `check_inputs` saw to it
         return torch.cat([noisy, scene.to(noisy), mask.to(noisy)], dim=1)
 
-    def check_inputs(self, scene: Any, mask: Any, pose: Any, recipe: Recipe) -> None:
+    def latents_of(self, frames: int) -> tuple[int, int]:
+        """How many latents a video of so many frames is sampled as, and how many of them, the first ones, are not
+        decoded. Raises UserError for a number of frames that is none of a clip."""
+        if not self.clips:
+            return frames, 0
+        latents, pad, _ = layout(frames)
+        return latents + pad, pad
+
+    def check_poses(self, poses: Poses) -> None:
+        """Raises UserError for poses, given as points, that say too little."""
+        if self.reads_background and not any(has_ankles(people) for people in poses.people):
+            raise UserError(
+                "The poses have no ankles in any frame, and how the feet move tells where the camera goes; give "
+                "poses of the whole body."
+            )
+
+    def check_inputs(self, scene: Any, mask: Any, pose: Any, recipe: Recipe, background: Any = None) -> None:
         """Raises UserError where an input (None = not given) is missing, or is one this system cannot use."""
         if pose is None:
             raise UserError("There is no pose; give the skeletons of the motion.")
+        if background is not None and not self.reads_background:
+            raise UserError(
+                f"This model of {self.title} takes no background picture; leave it out, or load a model of "
+                "AnimateAnywhere, which does."
+            )
+        if self.reads_background and (scene is not None or mask is not None):
+            raise UserError(
+                f"{self.title} makes all of a frame and puts nobody into a scene: leave scene and mask out, and "
+                "give the picture of a place as the background."
+            )
+        if self.reads_background and background is None:
+            raise UserError(f"There is no background; give {self.title} the picture of a place with nobody in it.")
         if self.reads_scene:
             if scene is None or mask is None:
                 raise UserError(

@@ -25,7 +25,7 @@ from anycharv_core.foreign import read_json
 from anycharv_core.models import UNetConfig
 from anycharv_core.models.schedule import SCHEDULER, NoiseSchedule, schedule_of
 from anycharv_core.models.unet import UNet
-from anycharv_core.systems import read_checkpoint, system_of
+from anycharv_core.systems import read_unet_checkpoint, system_of
 from anycharv_core.systems.animate_anyone import SD15, motion_additions
 from anycharv_core.systems.anycharv import ANYCHARV
 from training.config import Init
@@ -110,7 +110,7 @@ def _files_of_model(
     """The parts of `init.model`; its configs win where the recipe has none, and must agree where it has."""
     if init.model is None:
         return {}
-    checkpoint = read_checkpoint(init.model)
+    checkpoint = read_unet_checkpoint(init.model)
     own = schedule_of(checkpoint.settings)
     if own != schedule:
         raise UserError(

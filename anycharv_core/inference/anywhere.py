@@ -1,0 +1,209 @@
+"""AnimateAnywhere in plain torch: a clip at once, whose latents are of four frames each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.dit_networks import DiTNetworks, build_dit_networks
+from ..checkpoints.download import COGVIDEOX
+from ..device import free_memory
+from ..errors import UserError
+from ..media.imaging import to_levels, to_unit
+from ..models.dit_layers import rope_of
+from ..models.guidance import guide, is_guided
+from ..models.schedule import schedule_of
+from ..models.windows import Windows
+from ..systems import System
+from ..systems.anywhere import ANYWHERE
+from .backend import library_modules
+from .encode import EncodedVideo
+from .latents import Latents
+from .memory import Ladder, Rung, take_turns
+from .sampling import Progress, sample_video
+from .shortcuts import NONE, Shortcuts, check_cache
+
+ROOM = 1.15  # of what the weights take, beside them for what is computed
+
+
+class AnywhereBackend:
+    """A `Backend` of AnimateAnywhere's networks.
+
+    They lie in memory, on the device and in one number format. Where that has too little of it, they wait in main
+    memory for their turn, see `memory.Ladder`.
+    """
+
+    def __init__(
+        self,
+        networks: DiTNetworks,
+        settings: Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        self.networks = networks
+        self.settings: Mapping[str, Any] = settings or {}
+        self.system: System = ANYWHERE
+        self.schedule = schedule_of(self.settings)
+        self.extras: frozenset[str] = frozenset()
+        self.device, self.dtype = torch.device(device), networks.transformer.proj_out.weight.dtype
+        self._vae = networks.vae
+        self.multiple = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        self.latent_channels: int = networks.transformer.cfg.out_channels
+        self.ladder = Ladder([] if hasattr(self._vae, "enable_tiling") else [Rung.TILES])
+        if self.device.type == "cpu":
+            self.ladder.taken.add(Rung.TURNS)  # there is no other memory to wait in
+        elif networks.transformer.proj_out.weight.device != self.device:
+            self.ladder.take(Rung.TURNS)
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        path: str | Path,
+        vae: str | Path | nn.Module | None,
+        image_encoder: str | Path | nn.Module | None,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        compile: bool,
+    ) -> AnywhereBackend:
+        """The networks of a checkpoint, which was read from `path`."""
+        if compile:
+            raise UserError(
+                f"{path} is a model of {ANYWHERE.title}, which has no UNet to compile: leave that out."
+            )
+        if image_encoder is not None:
+            raise UserError(f"{path} is a model of {ANYWHERE.title}, which has no image encoder: leave it out.")
+        hub = {"vae": f"{COGVIDEOX}, subfolder vae"}
+        modules = library_modules(checkpoint, path, {"vae": vae}, hub, device, dtype)
+        weights = (value for part in checkpoint.weights.values() for value in part.values())
+        needed = ROOM * dtype.itemsize * sum(value.numel() for value in weights)
+        fits = needed <= free_memory(torch.device(device))
+        networks = build_dit_networks(checkpoint, device if fits else "cpu", dtype)
+        return cls(replace(networks, **modules), checkpoint.settings, device)
+
+    def encode(self, pictures: np.ndarray) -> Tensor:
+        return torch.cat([self._encode_clip(picture[None]) for picture in pictures])
+
+    def decode(self, latents: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
+        def run() -> Tensor:
+            scaled = (latents / self._vae.config.scaling_factor).to(self.device, self.dtype)
+            decoded: Tensor = self._vae.decode(scaled.movedim(0, 1)[None]).sample[0].float()
+            return (decoded / 2 + 0.5).clamp(0, 1).movedim(0, -1)
+
+        return to_levels(self._through_vae(run), rounded, deep)
+
+    def embed(self, picture: np.ndarray) -> Tensor:
+        return torch.zeros(1, 0)
+
+    def reference_tokens(self, latents: Tensor, image_embed: Tensor) -> list[Tensor]:
+        def run() -> list[Tensor]:
+            self._take_turns(self.networks.reference, self.networks.prompt)
+            with torch.inference_mode():
+                given = (each.to(self.device, self.dtype) for each in (latents, self._condition(latents)))
+                return self.networks.reference(*given, self.networks.prompt())
+
+        return self.ladder.run(run, Rung.TURNS)
+
+    def denoise(
+        self,
+        video: EncodedVideo,
+        tokens: Sequence[Tensor],
+        image_embed: Tensor,
+        latents: Latents,
+        steps: int,
+        guidance_scale: float,
+        windows: Windows,
+        progress: Progress | None = None,
+        shortcuts: Shortcuts = NONE,
+    ) -> None:
+        """See `Backend.denoise`. Without tokens there is no reference.
+
+        The unconditional prediction is without reference, pose and background, which training drops together; the
+        two are made in turn: the first one needs no ControlNet, and half the memory does for it.
+        """
+        check_cache(self.system.title, shortcuts)
+        nets = self.networks
+        pose, place = (each[None].to(self.device, self.dtype) for each in self._conditions(video, len(latents)))
+        running = [nets.transformer, nets.control, nets.prompt, *([nets.bml] if nets.bml else [])]
+        turn = partial(self._take_turns, *running)
+        turn()
+        with torch.inference_mode():
+            text = nets.prompt()
+            bank = nets.transformer.project_bank(tokens, nets.bml) if tokens else None
+            _, _, height, width = latents.shape
+            patch = self.system.patch
+            rope = rope_of(
+                nets.transformer.cfg, (len(latents) // patch, height // patch, width // patch), self.device
+            )
+
+            def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
+                noisy, at = x[None].to(self.dtype), torch.full((1,), t, device=self.device)
+
+                def run(conditional: bool) -> Tensor:
+                    turn()
+                    control: Iterator[Tensor] = iter(())
+                    if conditional:
+                        control = nets.control.features(torch.cat([noisy, pose], 2), at, text, rope)
+                    return nets.transformer(
+                        torch.cat([noisy, place if conditional else torch.zeros_like(place)], 2),
+                        at,
+                        text,
+                        control=control,
+                        bank=bank if conditional else None,
+                        learner=nets.bml,
+                        rope=rope,
+                    )
+
+                made = self.ladder.run(partial(run, True), Rung.TURNS)
+                if is_guided(guidance_scale) and shortcuts.guides(t):
+                    without = self.ladder.run(partial(run, False), Rung.TURNS)
+                    made = guide(torch.cat([without, made]).float(), guidance_scale)
+                return made[0]
+
+            sample_video(predict, latents, steps, windows, self.schedule, self.device, progress, shortcuts)
+
+    def _conditions(self, video: EncodedVideo, count: int) -> tuple[Tensor, Tensor]:
+        """What ControlNet and transformer see of poses and background, [count, c, h, w]."""
+        poses = self._condition(self._encode_clip(video.poses.take(range(len(video.poses)))))
+        # The latent in front of a clip of 8k + 1 frames shares a slot with that of its first frame.
+        poses = torch.cat([poses[:1].expand(count - len(poses), -1, -1, -1), poses])
+        assert video.background is not None  # `check_inputs` saw to it
+        first = self._condition(self.encode(video.background[None]))
+        return poses, torch.cat([first, torch.zeros_like(poses[1:])])
+
+    def _condition(self, latents: Tensor) -> Tensor:
+        """Scaled latents of pictures as the networks are given them beside the noisy ones: the release's sampler
+        leaves the VAE's mean as it is, diffusers' divides it by the scaling factor."""
+        return latents * (self.settings.get("image_scale", 1.0) / self._vae.config.scaling_factor)
+
+    def _encode_clip(self, frames: np.ndarray) -> Tensor:
+        """Frames uint8 [F, H, W, 3] -> scaled mean latents float32 [T, c, h, w]."""
+
+        def run() -> Tensor:
+            pixels = (2.0 * to_unit(frames) - 1.0).movedim(0, 1)[None].to(self.device, self.dtype)
+            mean: Tensor = self._vae.encode(pixels).latent_dist.mode()
+            return mean[0].movedim(0, 1).float() * self._vae.config.scaling_factor
+
+        return self._through_vae(run)
+
+    def _through_vae(self, work: Callable[[], Tensor]) -> Tensor:
+        def run() -> Tensor:
+            if Rung.TILES in self.ladder.taken and hasattr(self._vae, "enable_tiling"):
+                self._vae.enable_tiling()
+            self._take_turns(self._vae)
+            with torch.inference_mode():
+                return work()
+
+        return self.ladder.run(run, Rung.TILES, Rung.TURNS)
+
+    def _take_turns(self, *running: nn.Module) -> None:
+        """Where that is needed, only these networks stay on the device."""
+        if Rung.TURNS in self.ladder.taken and self.device.type != "cpu":
+            take_turns(self.networks.modules.values(), running, self.device)

@@ -1,0 +1,34 @@
+"""The picture of a place, through which AnimateAnywhere lets a character walk."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..preprocess.dwpose import DWPose
+from ..preprocess.models import pose_files
+from .inputs import read_reference
+
+_log = logging.getLogger(__name__)
+
+
+def read_background(path: Path, pose_model: str | None, device: str | None) -> np.ndarray:
+    """The picture uint8 [H, W, 3].
+
+    A person in it would stay there, which is said in the log. pose_model: whose detector looks for one, see
+    `models.pose_files`; where none is named and none is found, nobody looks. Raises UserError where the picture
+    or the detector cannot be read.
+    """
+    picture = read_reference(path)[..., :3]
+    try:
+        files = pose_files(pose_model)
+    except UserError:
+        if pose_model is not None:
+            raise
+        return picture
+    if len(DWPose(*files, device).detect(picture[None])[0]):
+        _log.warning("Somebody seems to be in %s, and would stay there: give a place with nobody in it.", path)
+    return picture
