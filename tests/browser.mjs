@@ -143,12 +143,12 @@ async function outcomeOf(button) {
       window.app.api.addEventListener(kind, ({ detail }) => (window.outcome = { kind, detail }))
     }
   })
-  await page.getByTestId(button).click()
+  await button.click()
   return settled(() => page.evaluate(() => window.outcome), (value) => value, 300)
 }
 
 async function queue() {
-  const outcome = await outcomeOf('queue-button')
+  const outcome = await outcomeOf(page.getByTestId('queue-button'))
   if (outcome?.kind !== 'execution_success') return { outcome, videos: [] }
   // Only what is in view is drawn, and with it its video loaded.
   await command('Comfy.Canvas.FitView')
@@ -219,7 +219,7 @@ async function templates() {
   const shipped = workflows.filter(({ name }) => name !== helped && name !== wiredName)
   const names = shipped.map((workflow) => workflow.name).join()
   const shown = (all) => all.map((card) => card.name).sort().join() === names && all.every((card) => card.size?.[0])
-  const found = await settled(cards, shown, 20)
+  const found = await settled(cards, shown, 60)
   await picture('templates')
   await closeDialogs()
   return found
@@ -250,7 +250,8 @@ async function asApp({ name, text, graph }) {
   await settled(() => form.isVisible(), (seen) => seen, 15)
   const read = await form.innerText()
   const chosen = graph.nodes.every((node) => !['LoadImage', 'LoadVideo', 'LoadVideoDataSetFromFolder'].includes(node.type))
-  const outcome = chosen && (await outcomeOf('linear-run-button'))
+  const button = page.getByTestId('linear-run-button').getByText('Run', { exact: true })
+  const outcome = chosen && (await outcomeOf(button))
   await picture(`app_${name}`)
   return { form: read, outcome }
 }
