@@ -14,6 +14,7 @@ from anycharv_core.models import (
     PoseGuiderConfig,
     ReferenceNet,
     UNetConfig,
+    layers,
 )
 from anycharv_core.models.layers import sdpa
 
@@ -153,6 +154,13 @@ def test_the_attention_passed_in_is_the_one_called(unet: DenoisingUNet, referenc
     called.clear()
     reference(torch.randn(1, 4, SIZE, SIZE), torch.randn(1, TOKEN), attention=attention)
     assert len(called) == len(reference.spatial_blocks())
+
+
+def test_more_rows_than_a_card_takes_at_once_are_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 7, 5, 8).unbind()
+    whole = sdpa(q, k, v, 2)
+    monkeypatch.setattr(layers, "MOST_ROWS", 3)
+    assert torch.allclose(sdpa(q, k, v, 2), whole, atol=1e-6)
 
 
 def test_what_the_image_adds_may_be_projected_once(unet: DenoisingUNet, reference: ReferenceNet) -> None:

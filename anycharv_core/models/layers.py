@@ -21,10 +21,15 @@ from .config import BlendingConfig, MotionConfig, UNetConfig
 from .hooks import AttentionFunction, Hooks
 
 KeyValue = tuple[Tensor, Tensor]
+# That attention takes at once on a card, where rows lie along a side of CUDA's grid. Over time each pixel is one.
+MOST_ROWS = 2**16 - 1
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """PyTorch's attention as an `AttentionFunction`."""
+    if len(q) > MOST_ROWS:
+        parts = zip(q.split(MOST_ROWS), k.split(MOST_ROWS), v.split(MOST_ROWS), strict=True)
+        return torch.cat([sdpa(*part, heads=heads) for part in parts])
     q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")
 
