@@ -142,16 +142,24 @@ class AnyCharVMaskAugment(io.ComfyNode):
                     optional=True,
                     tooltip="Blocks: how many along the box's width, and as many along its height.",
                 ),
+                io.Int.Input(
+                    "rows",
+                    default=0,
+                    min=0,
+                    max=128,
+                    optional=True,
+                    tooltip="Blocks: how many along the box's height; 0 takes as many as along its width.",
+                ),
             ],
             outputs=[io.Mask.Output()],
         )
 
     @classmethod
     def execute(
-        cls, mask: Tensor, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10
+        cls, mask: Tensor, strength: float, seed: int, kind: str = KINDS[0], blocks: int = 10, rows: int = 0
     ) -> io.NodeOutput:
         if kind == KINDS[1]:
-            return io.NodeOutput(mask_tensor(block_masks(masks_uint8(mask, "mask"), blocks, blocks)))
+            return io.NodeOutput(mask_tensor(block_masks(masks_uint8(mask, "mask"), rows or blocks, blocks)))
         rng = np.random.default_rng(seed)
         masks = interruptible(masks_uint8(mask, "mask"))
         return io.NodeOutput(mask_tensor([augment_mask(each, rng, strength) for each in masks]))

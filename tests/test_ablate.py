@@ -7,11 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_animate2
+import torch
+import yaml
 from tiny_training import PHASE, recipe, write
 from training_runs import own_precision as own_precision
 
-from training import ablate
+from anycharv_core.checkpoints.networks import untrained
+from anycharv_core.systems import system_of
+from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
+from training import ablate, ablate_animate2, objective
 from training.config_file import read_config
+
+Capture = pytest.CaptureFixture[str]
 
 
 def small() -> dict:
@@ -60,3 +68,53 @@ def test_every_variant_is_a_recipe(name: str) -> None:
 def test_the_difference_to_ours_is_over_the_same_clips() -> None:
     ours, other = ({ablate.PSNR: {0: [low, low + 1], 1: [low + 2]}} for low in (10.0, 11.5))
     assert ablate.less(other, ours) == {"mean": 1.5, "low": 1.5, "high": 1.5, "clips": 3}
+
+
+def smaller(tmp_path: Path) -> Path:
+    """The config of Animate Anyone 2's ablation, so small that nothing is learned."""
+    config = yaml.safe_load(ablate_animate2.CONFIG.read_text())
+    config["data"] |= {"size": [16, 16], "clips": 2}
+    config["settings"]["size"] = [16, 16]
+    config["engine"] |= {"workers": 0, "cache": {"variants": 0}}
+    config["phases"]["codec"] |= {"batch": 2, "frames": 1}
+    for name, phase in config["phases"].items():
+        phase |= {"batch": 1} | ({} if name == "codec" else {"steps": 1})
+    return write(tmp_path, config)
+
+
+def test_animate_anyone_2_is_ablated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    words = ["ablate", "--paper", "animate2", "--out", str(tmp_path / "out"), "--config", str(smaller(tmp_path))]
+    names = [ablate_animate2.OURS, ablate_animate2.MERGED, ablate_animate2.SKELETON]
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0", "--clips", "1", "--only", *names])
+    assert ablate.main() == 0
+    said = capsys.readouterr().out
+    assert said.index(ablate_animate2.HYPOTHESIS) < said.index("| variant |")
+    report = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert report["hypothesis"] == ablate_animate2.HYPOTHESIS and list(report["variants"])[:3] == names
+    assert report["variants"][ablate_animate2.SKELETON]["order choice"]["0"] == [0.5]
+    assert len(report["variants"][ablate_animate2.OURS]["object choice"]["0"]) == 1
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "fuller"])
+    assert ablate.main() == 2 and "There is no variant 'fuller'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ablate_animate2.VARIANTS)
+def test_every_variant_of_animate_anyone_2_is_a_recipe(name: str, tmp_path: Path) -> None:
+    path = ablate_animate2.variant_config(name, ablate_animate2.CONFIG, tmp_path / "variant.yaml")
+    config = read_config(path, [*ablate_animate2.SHORT, *ablate_animate2.VARIANTS[name].changes])
+    networks, last = config.networks or {}, config.phases["clips"]
+    assert ("object_guider" in networks) == ("object_guider" in last.train)
+    assert system_of(networks["denoising_unet"]) is ANIMATE_ANYONE_2
+    assert networks["pose_guider"]["depth_modulation"] == ("depth" in last.data.conditions)
+
+
+def test_objects_without_a_branch_stay_in_the_scene() -> None:
+    nets = untrained(tiny_animate2.configs())
+    given = {name: torch.from_numpy(value)[None] for name, value in tiny_animate2.inputs(2).items()}
+    batch = given | {"frames": given["scene"], "character": given["mask"], "reference": given["reference"]}
+    with_branch = objective.encode_batch(nets, batch)
+    nets.object_guider = None
+    merged = objective.encode_batch(nets, batch)
+    inside = with_branch["mask"] > merged["mask"]
+    assert inside.any() and not torch.equal(merged["scene"], with_branch["scene"])
+    bare = objective.encode_batch(nets, {name: value for name, value in batch.items() if name != "objects"})
+    assert torch.equal(bare["scene"], with_branch["scene"]) and torch.equal(bare["mask"], with_branch["mask"])

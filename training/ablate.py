@@ -1,16 +1,17 @@
-"""The paper's ablation (Table 4) where the truth is known: small models of every variant, scored on PuppetBench.
+"""A paper's ablation where the truth is known: small models of every variant, scored on PuppetBench.
 
     python -m training.ablate --out runs/ablation [--seeds 0 1 2] [--clips 48] [--only NAME ...] [--set KEY=VALUE]
+    python -m training.ablate --paper animate2 --out runs/ablation2 [...]
 
-Trains training/configs/embedded_bold.yaml, its phases on frames and shorter, once for each seed, changed as a
-variant asks; stage one is shared by the variants that agree on it. Stopped at any moment, the same command goes
-on. Says what is expected before it trains; writes OUT/ablation.json and prints a table such as docs/ablation.md
-has.
+Says what is expected before it trains; writes OUT/ablation.json and prints a table such as docs/ablation.md has.
+Stopped at any moment, the same command goes on. Intervals are over all clips of all seeds; the last columns tell
+the difference to the paper's recipe on the same clips, and the spread of the seeds' means.
 
-A variant is scored on bold swaps, with the kind of mask its last stage was trained with, and with the scene as
-that stage saw it: its character cut out in stage one (eq. 2), the whole clip in stage two (eq. 3). Intervals are
-over all clips of all seeds; the last columns tell the difference to the paper's recipe on the same clips, and the
-spread of the seeds' means.
+Animate Anyone 2's ablation is in ablate_animate2.py. AnyCharV's (Table 4) trains
+training/configs/embedded_bold.yaml, its phases on frames and shorter, once for each seed, changed as a variant
+asks; stage one is shared by the variants that agree on it. A variant is scored on bold swaps, with the kind of
+mask its last stage was trained with, and with the scene as that stage saw it: its character cut out in stage one
+(eq. 2), the whole clip in stage two (eq. 3).
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from anycharv_core.bench.naming import NAMED
 from anycharv_core.bench.puppets import Method, measure, of_model, references, sheet_titles
 from anycharv_core.bench.report import NOT_MEASURED, markdown, summarise
 from anycharv_core.bench.tasks import BOLD_SWAP, VERSION, Setup
+from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.media.sheet import sheet
-from training import commands, train
+from training import ablate_animate2, commands
+from training.study import Study, slug, train_phases
 
 CONFIG = Path(__file__).parent / "configs" / "embedded_bold.yaml"
 # A fifth of the embedded model's length, on clips that the disk holds for every run. --set changes it.
@@ -106,31 +109,18 @@ def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, change
     variant = VARIANTS[name]
     # The first variant that shares stage one names its folder.
     leader = next(other for other, each in VARIANTS.items() if each.first == variant.first)
-    stage = out / f"seed_{seed}" / _slug(leader)
+    stage = out / f"seed_{seed}" / slug(leader)
     changes = [f"seed={seed}", *SHORT, *changed, *variant.first]
     if not variant.boost:
-        _train(config, stage, changes, "compose")
+        train_phases(config, stage, changes, FIRST[: FIRST.index("compose") + 1])
         return stage / "compose" / "model.safetensors"
-    _train(config, stage, changes, "pairs")
-    folder = out / f"seed_{seed}" / f"{_slug(name)}_boost"
+    train_phases(config, stage, changes, FIRST)
+    folder = out / f"seed_{seed}" / f"{slug(name)}_boost"
     for phase in FIRST:
         if not (folder / phase).exists():
             shutil.copytree(stage / phase, folder / phase)
-    _train(config, folder, [*changes, *variant.second], "boost")
+    train_phases(config, folder, [*changes, *variant.second], (*FIRST, "boost"))
     return folder / "boost" / "model.safetensors"
-
-
-def _train(config: Path, folder: Path, changes: list[str], last: str) -> None:
-    arguments = [str(config), "--out", str(folder), "--cpu"]
-    for change in changes:
-        arguments += ["--set", change]
-    phases = (*FIRST, "boost")
-    for phase in phases[: phases.index(last) + 1]:
-        code = train.main([*arguments, "--phase", phase])
-        if code:
-            raise SystemExit(code)
-    # Encoded clips, gigabytes of them, that no later phase of the folder reads.
-    shutil.rmtree(folder / "cache", ignore_errors=True)
 
 
 def method(name: str, model: Path) -> Method:
@@ -144,72 +134,95 @@ def method(name: str, model: Path) -> Method:
     return lambda task: run(replace(task, given=replace(task.given, reference=task.given.reference[..., :3])))
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_").replace("___", "_")
+def study() -> Study:
+    """AnyCharV's ablation."""
+    fvds = {name: variant.fvd for name, variant in VARIANTS.items()}
+    what = CONFIG, SHORT, BOLD_SWAP, SIZE, METRICS, fvds, "paper's FVD (lower is better)"
+    return Study(HYPOTHESIS, *what, train_variant, method)
 
 
-def table(report: dict[str, Any]) -> str:
+STUDIES = {"anycharv": study, "animate2": ablate_animate2.study}
+
+
+def table(report: dict[str, Any], study: Study) -> str:
     """Mean and 95 % interval of every metric by variant, the difference to the paper's recipe, the spread over
-    seeds, and the paper's FVD."""
-    rows = {}
-    ours = report["variants"].get(OURS)
+    seeds, and the paper's own number."""
+    rows, first = {}, study.metrics[0]
+    ours = report["variants"].get(next(iter(study.variants)))
     for name, metrics in report["variants"].items():
-        fvd = VARIANTS[name].fvd if name in VARIANTS else None  # not of the baselines
-        by_seed = [np.mean(values) for values in metrics[PSNR].values()]
-        row = {metric: summarise([v for each in metrics[metric].values() for v in each]) for metric in METRICS}
-        row["less ours"] = summarise("the paper's recipe was left out") if ours is None else less(metrics, ours)
+        number = study.variants.get(name)
+        by_seed = [np.mean(values) for values in metrics[first].values()]
+        row = {each: summarise([v for kept in metrics[each].values() for v in kept]) for each in study.metrics}
+        row["less ours"] = (
+            summarise("the paper's recipe was left out") if ours is None else less(metrics, ours, first)
+        )
         row["seeds' PSNR, lowest to highest"] = {"mean": float(np.ptp(by_seed))}
-        row["paper's FVD (lower is better)"] = {"mean": fvd} if fvd else {NOT_MEASURED: "baselines are ours"}
+        row[study.column] = {"mean": number} if number else {NOT_MEASURED: "the paper has none of it"}
         rows[name] = row
     return markdown(rows, "variant")
 
 
-def less(metrics: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """How much more character PSNR a variant has than the paper's recipe on the same clips and seeds."""
-    pairs = (zip(each, ours[PSNR][seed], strict=True) for seed, each in metrics[PSNR].items())
+def less(metrics: dict[str, Any], ours: dict[str, Any], metric: str = PSNR) -> dict[str, Any]:
+    """How much more of a metric a variant has than the paper's recipe on the same clips and seeds."""
+    pairs = (zip(each, ours[metric][seed], strict=True) for seed, each in metrics[metric].items())
     return summarise([value - own for pair in pairs for value, own in pair])
 
 
 def main() -> int:
     parser = commands.new_parser("ablate", __doc__)
     add = parser.add_argument
+    add("--paper", choices=STUDIES, default="anycharv", help="whose ablation, default %(default)s")
     add("--out", type=Path, required=True, help="folder of models and scores; one that was stopped goes on")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default %(default)s")
     add("--clips", type=int, default=48, help="held-out clips that each model is scored on, default %(default)s")
-    add("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="only these variants")
-    add("--config", type=Path, default=CONFIG, help="recipe that is ablated, default %(default)s")
+    add(
+        "--frames",
+        type=int,
+        default=1,
+        help="of a clip, default %(default)s; more than 16 of Animate Anyone 2 join",
+    )
+    add("--only", nargs="+", metavar="NAME", help="only these variants")
+    add("--config", type=Path, help="recipe that is ablated (default: the one that is named above)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as training.train takes it, for all runs")
     add("--train-only", action="store_true", help="train without scoring, which a later run does")
     args = parser.parse_args()
-    return commands.run("ablate", lambda: ablate(args), "stopped; the same command goes on.")
+    return commands.run(
+        "ablate", lambda: ablate(args, STUDIES[args.paper]()), "stopped; the same command goes on."
+    )
 
 
-def ablate(args: argparse.Namespace) -> None:
-    """Trains and scores what the command line asks for."""
-    print(HYPOTHESIS)
-    report: dict[str, Any] = {"hypothesis": HYPOTHESIS, "puppetbench": VERSION, "clips": args.clips}
-    report |= {"seeds": args.seeds, "changed": [*SHORT, *args.set], "variants": {}}
+def ablate(args: argparse.Namespace, study: Study) -> None:
+    """Trains and scores what the command line asks for. Raises UserError for a variant that there is not."""
+    chosen = args.only or list(study.variants)
+    if unknown := sorted(set(chosen) - study.variants.keys()):
+        known = ", ".join(map(repr, study.variants))
+        raise UserError(f"There is no variant {', '.join(map(repr, unknown))}; use some of {known}.")
+    print(study.hypothesis)
+    report: dict[str, Any] = {"hypothesis": study.hypothesis, "puppetbench": VERSION, "clips": args.clips}
+    report |= {"frames": args.frames, "seeds": args.seeds, "changed": [*study.short, *args.set], "variants": {}}
     titles: list[str] = []
     pages: list[list[np.ndarray]] = []
     for seed in args.seeds:
-        models = {name: train_variant(name, seed, args.out, args.config, args.set) for name in args.only}
+        config = args.config or study.config
+        models = {name: study.train(name, seed, args.out, config, args.set) for name in chosen}
         if args.train_only:
             continue
-        methods = {name: method(name, model) for name, model in models.items()} | references(BOLD_SWAP)
-        found, rows = measure(methods, Setup(args.clips, 1, SIZE, BOLD_SWAP), "left out here")
+        methods = {name: study.method(name, model) for name, model in models.items()} | references(study.task)
+        setup = Setup(args.clips, args.frames, study.size, study.task)
+        found, rows = measure(methods, setup, "left out here")
         if not pages:
-            titles, pages = sheet_titles(methods), rows
+            titles, pages = sheet_titles(methods, study.task), rows
         for name, metrics in found["clips"].items():
-            kept = report["variants"].setdefault(name, {metric: {} for metric in METRICS})
-            for metric in METRICS:
-                kept[metric][seed] = metrics[metric]
+            kept = report["variants"].setdefault(name, {metric: {} for metric in study.metrics})
+            for metric in study.metrics:
+                kept[metric][seed] = metrics.get(metric, [])
     if args.train_only:
         return
     with atomic_path(args.out / "ablation.json") as tmp:
         tmp.write_text(json.dumps(report) + "\n", encoding="utf-8")
     with atomic_path(args.out / "sheet.png") as tmp:
         sheet(pages, titles).save(tmp)
-    print(table(report))
+    print(table(report, study))
 
 
 if __name__ == "__main__":

@@ -59,12 +59,19 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
     sees, or `embeds` [B, D] where the image encoder is frozen; pose uint8 [B, F, H, W, 3]. The scene is the
     batch's own, a generated driving video (eq. 3), or else its frames with the mask cut out, black (eq. 2); there
     is none for a network that takes none. Animate Anyone 2's sees nothing of either inside the mask. With an
-    object guider there are objects [B, F, c, h, w], and holds [B, F], 1 where a frame has one; depth, where the
-    batch has it, stays uint8 [B, F, H, W].
+    object guider there are objects [B, F, c, h, w], and holds [B, F], 1 where a frame has one; without a guider
+    they are a part of the scene outside the mask (Animate Anyone 2, Table 4). depth, where the batch has it, stays
+    uint8 [B, F, H, W].
     """
     clips, frames = batch["frames"].shape[:2]
     unit = to_unit(batch["frames"].flatten(0, 1))
     masks = batch["mask"].flatten(0, 1)
+    held = (
+        batch["objects"].flatten(0, 1) > 127 if "objects" in batch else torch.zeros_like(masks, dtype=torch.bool)
+    )
+    merged = nets.object_guider is None and bool(held.any())
+    if merged:
+        masks = masks * ~held
     latents = encode(nets.vae, unit)
     size = latents.shape[-2:]
     character = batch["character"].flatten(0, 1)[:, None].float() / 255
@@ -81,9 +88,10 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
     if system.reads_scene:
         outside = (masks < 128)[:, None]
         around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * outside
+        if merged:
+            around = torch.where(held[:, None], unit, around)
         by_clip["scene"] = encode(nets.vae, around if system.blocks is None else around * outside)
     if nets.object_guider is not None and "objects" in batch:
-        held = batch["objects"].flatten(0, 1) > 127
         by_clip["objects"] = encode(nets.vae, unit * held[:, None])
         by_clip["holds"] = held.flatten(1).any(dim=1).float()
     encoded = {name: rows.unflatten(0, (clips, frames)) for name, rows in by_clip.items()}

@@ -114,6 +114,11 @@ def test_mask_augment_makes_blocks() -> None:
         expected[0, step : step + 2, step : step + 2] = 1
     assert torch.equal(blocks, expected)
     assert box.sum() == 400 and box[0, 20:40, 20:40].all()
+    blocked = {"mask": mask, "strength": 1.0, "seed": 5, "kind": "blocks"}
+    (bars,) = execute("AnyCharVMaskAugment", **blocked, blocks=1, rows=10)
+    assert torch.equal(bars, box)
+    (halves,) = execute("AnyCharVMaskAugment", **blocked, blocks=2, rows=1)
+    assert torch.equal(halves, box) and not torch.equal(blocks, box)
 
 
 def test_boxes_are_sorted_by_person() -> None:
