@@ -25,6 +25,7 @@ from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.jobs.precision import DTYPES
 from anycharv_core.options import to_path
 
+from .card import said
 from .versus_official import Release, Result, apart, ours_with, pictures_of
 
 SIZE = (128, 128)  # smaller ones leave the deepest level a pixel, and its norms two values: rounding then decides
@@ -52,8 +53,9 @@ def main() -> None:
             cases = against_recordings(args.recorded, args.device, DTYPES[name])
         else:
             cases = against_cpu(args.device, DTYPES[name])
-        for case, theirs, ours in cases:
-            print(f"{name}, {case}: {apart(theirs, ours)}", flush=True)
+        with said(name):  # the release, for one, does not run in bfloat16
+            for case, theirs, ours in cases:
+                print(f"{name}, {case}: {apart(theirs, ours)}", flush=True)
 
 
 def against_release(folder: Path, device: str, dtype: torch.dtype) -> Iterator[Case]:
