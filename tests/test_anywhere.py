@@ -15,11 +15,13 @@ from dit_nets import TINY, tiny_dit
 from PIL import Image
 from tiny_anywhere import CONFIGS, SETTINGS, SIZE
 
+from anycharv_core.checkpoints import cogvideox
 from anycharv_core.checkpoints.cogvideox import without_base
 from anycharv_core.checkpoints.dit_networks import build_dit_networks, untrained_dit
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.errors import UserError
+from anycharv_core.inference import anywhere
 from anycharv_core.inference.anywhere import AnywhereBackend
 from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.inference.latents import Latents
@@ -316,3 +318,34 @@ def test_convert_joins_model_and_base(files: dict[str, Path], tmp_path: Path) ->
     assert set(read_checkpoint(whole).weights) == set(CONFIGS)
     assert main(["convert", str(whole), str(tmp_path / "folder")]) == 0
     assert set(read_checkpoint(tmp_path / "folder").weights) == set(CONFIGS)
+
+
+def test_memory_that_is_not_there_is_said_beforehand(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cogvideox, "free_memory", lambda device: 1000)
+    with pytest.raises(UserError, match=r"GB of main memory, of which 0\.0 GB are free"):
+        Pipeline.from_pretrained(files["model"], base=files["base"])
+    monkeypatch.undo()
+    monkeypatch.setattr(anywhere, "free_memory", lambda device: 1000)
+    assert Pipeline.from_pretrained(files["model"], base=files["base"]).settings["frames"] == 8
+    with pytest.raises(UserError, match="use --dtype bf16"):
+        Pipeline.from_pretrained(files["model"], base=files["base"], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["casting", "offload"])
+def test_diffusers_ways_to_save_memory_attach(pipe: Pipeline, kind: str) -> None:
+    from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
+
+    given = inputs()
+    wanted = pipe(**given).latents
+    backend = AnywhereBackend(build_dit_networks(tiny_anywhere.checkpoint()), SETTINGS)
+    for net in (backend.networks.transformer, backend.networks.control, backend.networks.reference):
+        if kind == "casting":
+            apply_layerwise_casting(net, torch.bfloat16, torch.float32, skip_modules_pattern=("norm",))
+        else:
+            cpu = torch.device("cpu")
+            apply_group_offloading(net, cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+    made = Pipeline(backend)(**given).latents
+    error = (made - wanted).abs().max() / wanted.abs().max()
+    assert error == 0 if kind == "offload" else 0 < error < 0.1

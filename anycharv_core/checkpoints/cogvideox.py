@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..device import free_memory
 from ..errors import UserError
 from ..foreign import read_json
 from ..models.config import DiTConfig
@@ -56,6 +57,7 @@ def join_base(checkpoint: Checkpoint, base: Path | None, name: str) -> None:
             f"{name} holds what was trained on {NAME}, but not that model itself: give --base DIR, the folder of "
             f"a copy of {COGVIDEOX}, which 'anycharv download cogvideox' fetches."
         )
+    _check_room(base)
     config, weights = read_transformer(base)
     config = config or checkpoint.configs["transformer"]
     own = DiTConfig.from_dict(checkpoint.configs["transformer"], f"The transformer config of {name}")
@@ -69,6 +71,18 @@ def join_base(checkpoint: Checkpoint, base: Path | None, name: str) -> None:
     checkpoint.configs["transformer"], checkpoint.weights["transformer"] = config, weights
     if (base / "vae").is_dir():
         checkpoint.configs["vae"], checkpoint.weights["vae"] = read_library_part("vae", base / "vae")
+
+
+def _check_room(base: Path) -> None:
+    """Raises UserError where the base's weights are more than the main memory that is free."""
+    folders = [base / part for part in BASE_PARTS]
+    files = [file for folder in folders for file in folder.glob("*.safetensors")] if base.is_dir() else [base]
+    needed, free = sum(file.stat().st_size for file in files if file.is_file()), free_memory(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"{base} takes {needed / 1e9:.1f} GB of main memory, of which {free / 1e9:.1f} GB are free: close "
+            "other programs, or use a machine that has more."
+        )
 
 
 def read_transformer(base: Path) -> tuple[dict[str, Any] | None, Weights]:

@@ -82,10 +82,17 @@ class AnywhereBackend:
             raise UserError(f"{path} is a model of {ANYWHERE.title}, which has no image encoder: leave it out.")
         hub = {"vae": f"{COGVIDEOX}, subfolder vae"}
         modules = library_modules(checkpoint, path, {"vae": vae}, hub, device, dtype)
-        weights = (value for part in checkpoint.weights.values() for value in part.values())
-        needed = ROOM * dtype.itemsize * sum(value.numel() for value in weights)
-        fits = needed <= free_memory(torch.device(device))
-        networks = build_dit_networks(checkpoint, device if fits else "cpu", dtype)
+        place = torch.device(device)
+        weights = [value for part in checkpoint.weights.values() for value in part.values()]
+        if place.type == "cpu":
+            weights = [value for value in weights if value.dtype != dtype]  # the others are there already
+        needed, free = ROOM * dtype.itemsize * sum(value.numel() for value in weights), free_memory(place)
+        if needed > free and place.type == "cpu":
+            raise UserError(
+                f"{path} takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB of memory are free: use "
+                "--dtype bf16, as it is published, or a machine that has more."
+            )
+        networks = build_dit_networks(checkpoint, device if needed <= free else "cpu", dtype)
         return cls(replace(networks, **modules), checkpoint.settings, device)
 
     def encode(self, pictures: np.ndarray) -> Tensor:
