@@ -198,3 +198,8 @@ def test_features_stay_on_the_device_where_those_of_the_whole_video_fit(held: in
     for window in ([0, 1, 2], [1, 2, 3], [3, 3, 0]):
         assert kept.take(window)[:, 0, 0, 0].tolist() == window
     assert len(store) == (0 if stays else 4)
+
+
+def test_a_device_whose_memory_nobody_knows_keeps_as_much_as_any() -> None:
+    assert features.held_on(torch.device("cpu")) == 0
+    assert features.held_on(torch.device("mps")) == features.HELD

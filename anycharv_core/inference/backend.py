@@ -27,7 +27,7 @@ from ..models.windows import Windows
 from ..systems import System, read_unet_checkpoint, system_of
 from .compiling import compiled
 from .encode import EncodedVideo, frames_at_a_time
-from .features import HELD, FrameFeatures, Held, object_features, repeated
+from .features import FrameFeatures, Held, held_on, object_features, repeated
 from .latents import Latents
 from .memory import Ladder, Rung, take_turns
 from .sampling import Progress, sample_chained, sample_video
@@ -333,8 +333,7 @@ class TorchBackend:
             return self.networks.pose_guider(pose, depth, frames=None)
 
         batch = frames_at_a_time(video.path.canvas.padded)
-        held = 0 if self.device.type == "cpu" else min(HELD, int(free_memory(self.device) / 8))
-        return FrameFeatures(compute, batch, len(video.poses), video.poses.empty(), held)
+        return FrameFeatures(compute, batch, len(video.poses), video.poses.empty(), held_on(self.device))
 
     def _object_features(self, video: EncodedVideo) -> Callable[[list[int]], Held]:
         """What the object guider makes of the objects in frames, nothing where none has one."""

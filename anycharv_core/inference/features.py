@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device import free_memory
 from ..media.frames import FrameStore
 
 Held = dict[str, Any]
@@ -16,6 +17,11 @@ Held = dict[str, Any]
 
 MOST = 2**32  # bytes of a file; to compute them again costs half a percent of a denoising step
 HELD = 2**30  # bytes that stay on the device: a window's come from a file no faster than a few GB a second
+
+
+def held_on(device: torch.device) -> int:
+    """How many bytes of a video's features may stay on a device: none on the CPU, whose memory a file spares."""
+    return 0 if device.type == "cpu" else int(min(HELD, free_memory(device) / 8))
 
 
 class FrameFeatures:
