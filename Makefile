@@ -24,8 +24,6 @@ test-comfyui: .venv/pytest-for-comfyui
 
 # The pictures of ComfyUI in README.md and in the help pages, whose results the embedded models make.
 comfyui-pictures: .venv/installed
-	ANYCHARV_SCREENSHOTS=out/pictures $(BIN)/python -m pytest -m comfyui tests/test_comfyui_browser.py
-	cp out/pictures/two_wires.png docs/comfyui.png
 	$(BIN)/python tests/help_pictures.py
 
 .venv/pytest-for-comfyui: .venv/installed

@@ -1,11 +1,11 @@
 // Drives ComfyUI's page in Chromium for test_comfyui_browser.py, which judges what this prints.
 //
-//   node browser.mjs PORT WORKFLOWS SCREENSHOTS RUN HELP WIRED
+//   node browser.mjs PORT WORKFLOWS SCREENSHOTS WIRED [RUN HELP]
 //
-// drops the workflow RUN of the folder WORKFLOWS on the canvas and runs it, then HELP, whose nodes' help it opens, and
-// then WIRED, which it runs too. It opens the template browser, in which neither HELP nor WIRED is, drops the other
-// workflows, opens as apps those that can be, searches for blueprints, turns the page to Chinese, and prints one JSON
-// object. CHROMIUM names the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node
+// drops the workflow WIRED of the folder WORKFLOWS on the canvas and runs it, and with RUN and HELP also RUN, which it
+// runs, and HELP, whose nodes' help it opens. Then it opens the template browser, in which neither HELP nor WIRED is,
+// drops the other workflows, opens as apps those that can be, searches for blueprints and turns the page to Chinese. It
+// prints one JSON object. CHROMIUM names the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node
 // finds it from here.
 
 import { readFileSync, readdirSync } from 'node:fs'
@@ -13,7 +13,7 @@ import { createRequire } from 'node:module'
 import { join, resolve } from 'node:path'
 
 const PACK = 'ComfyUI-AnyCharV'
-const [port, folder, screenshots, run, helped, wiredName] = process.argv.slice(2)
+const [port, folder, screenshots, wiredName, run, helped] = process.argv.slice(2)
 const { chromium } = createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))('playwright-core')
 const blueprints = ['Replace Character (AnyCharV)', 'Animate Character (AnyCharV)', 'Prepare Video (AnyCharV)']
 const origin = `http://127.0.0.1:${port}`
@@ -297,29 +297,20 @@ async function chinese() {
 }
 
 const seen = { workflows: {}, help: {}, apps: {}, searched: {} }
-try {
-  await page.goto(origin)
-  await page.waitForFunction(() => window.app?.graph)
-  // The template browser opens by itself at the first start, some time after the canvas.
-  await settled(dialogs, (all) => all.length > 0, 10)
-  await closeDialogs()
-  seen.start = { errors: taken() }
-  const first = workflows.find((workflow) => workflow.name === run)
+const named = (name) => workflows.find((workflow) => workflow.name === name)
+
+async function visitAll() {
+  const [first, second, wired] = [run, helped, wiredName].map(named)
   seen.workflows[run] = await open(first)
   seen.run = await queue()
   await portrait('run')
   seen.run.errors = taken()
-  const second = workflows.find((workflow) => workflow.name === helped)
   seen.workflows[helped] = await open(second)
   const documented = second.graph.nodes.filter((node) => node.type.startsWith('AnyCharV'))
   for (const { type, id } of documented) seen.help[type] ??= await help(id)
   await picture('help')
   await closePanels()
   seen.help_errors = taken()
-  const wired = workflows.find((workflow) => workflow.name === wiredName)
-  await open(wired)
-  seen.wired = await queue()
-  await portrait(wiredName)
   seen.templates = await templates()
   seen.templates_errors = taken()
   for (const workflow of workflows.filter((one) => ![first, second, wired].includes(one))) {
@@ -330,6 +321,20 @@ try {
     seen.apps[workflow.name] = await asApp(workflow)
   }
   seen.chinese = await chinese()
+}
+
+try {
+  await page.goto(origin)
+  await page.waitForFunction(() => window.app?.graph)
+  // The template browser opens by itself at the first start, some time after the canvas.
+  await settled(dialogs, (all) => all.length > 0, 10)
+  await closeDialogs()
+  seen.start = { errors: taken() }
+  await open(named(wiredName))
+  seen.wired = await queue()
+  await portrait(wiredName)
+  taken()
+  if (run) await visitAll()
 } catch (error) {
   await picture('failure').catch(() => {})
   seen.failure = { error: String(error.stack ?? error), errors: taken() }

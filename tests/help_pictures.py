@@ -1,18 +1,25 @@
-"""Makes the pictures of the nodes' help pages, from runs of the embedded models in a real ComfyUI:
+"""Makes the README's picture of ComfyUI and those of the nodes' help pages, from runs of the embedded models:
 
 COMFYUI_PATH=... COMFYUI_PYTHON=... python tests/help_pictures.py
 
-`make test-comfyui` says what these two are. The pictures go to web/docs/pictures.
+`make test-comfyui` says what these two are, and comfyui_page.py what the page needs. The pictures go to
+docs/comfyui.png and web/docs/pictures.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import two_wires
+from comfyui_page import lacking, visit
 from comfyui_server import REPO, Server, small_prompt
 from PIL import Image
+
+from anycharv_core.systems import read_checkpoint
 
 FOLDER = REPO / "web" / "docs" / "pictures"
 SEED, FRAMES, SIZE, SHOWN = 7, 24, 256, 12
@@ -70,13 +77,14 @@ MASKS = ("clip.mask", "clip.reference_mask", "box", "border", "blocks", "cut")
 def prompt() -> dict[str, Any]:
     """The small prompt with a node of every kind beside it, whose outputs are saved under their names."""
     nodes = small_prompt(FRAMES, 1, SIZE)
-    nodes["2"]["inputs"]["seed"] = SEED
-    nodes["5"]["inputs"]["mask"] = ["box", 0]
+    nodes["2"]["inputs"] |= {"seed": SEED, "task": "bold swap"}
+    nodes["5"]["inputs"] |= {"mask": ["box", 0], "canvas": "person"}
+    nodes["6"]["inputs"] |= recommended("embedded")
     del nodes["8"]
     augmented = {"mask": ["2", 2], "strength": 1.0, "seed": 0, "blocks": 10}
     loaded = {"model": ["1", 0], "reference_net": ["1", 1], "vae": ["1", 2], "clip_vision": ["1", 3]}
     given = {"video": ["2", 0], "reference": ["2", 4], "reference_mask": ["2", 5]}
-    chosen = {"steps": 1, "cfg": 1.0, "seed": 42, "width": 0, "height": 0, "recipe": "default", "who": "biggest"}
+    chosen = {"seed": 42, "width": 0, "height": 0, "recipe": "default", "who": "biggest"}
     small = {"pose_model": "embedded", "segmenter": "embedded"}
     seen = {"model": "embedded", "smoothing": 0.0, "fps": 24.0}
     box = {"region": ["2", 2], "padding": 0.1, "smooth": 2, "min_size": 0, "if_absent": "keep the frame"}
@@ -85,7 +93,7 @@ def prompt() -> dict[str, Any]:
     more = {
         "9": ("AnyCharVLoader", {"checkpoint": "embedded-animate", "dtype": "auto"}),
         "still clip": ("AnyCharVPuppetClip", {"seed": SEED, "frames": 1, "size": SIZE, "task": "animation"}),
-        "moving": ("AnyCharVAnimateCharacter", other | moving | chosen),
+        "moving": ("AnyCharVAnimateCharacter", other | moving | chosen | recommended("embedded-animate")),
         "animated frames": ("GetVideoComponents", {"video": ["moving", 0]}),
         "box": ("AnyCharVBoxMask", box),
         "border": ("AnyCharVMaskAugment", augmented | {"kind": "irregular border"}),
@@ -94,7 +102,7 @@ def prompt() -> dict[str, Any]:
             "AnyCharVComposite",
             {"generated": ["7", 0], "original": ["2", 1], "mask": ["box", 0], "feather": 4, "canvas": ["5", 3]},
         ),
-        "replaced": ("AnyCharVReplaceCharacter", loaded | given | chosen | small),
+        "replaced": ("AnyCharVReplaceCharacter", loaded | given | chosen | small | recommended("embedded")),
         "frames": ("GetVideoComponents", {"video": ["replaced", 0]}),
         "poser": ("AnyCharVDWPose", {"images": ["2", 1]} | seen),
         "people": (
@@ -126,6 +134,12 @@ def prompt() -> dict[str, Any]:
     return nodes
 
 
+def recommended(model: str) -> dict[str, Any]:
+    """What a model is made to be sampled with."""
+    settings = read_checkpoint(model).settings
+    return {"steps": settings["steps"], "cfg": settings["guidance_scale"]}
+
+
 def panel(file: Path, name: str) -> np.ndarray:
     picture, height = Image.open(file).convert("RGB"), SHEET if name == "sheet" else PANEL
     return np.asarray(
@@ -134,8 +148,13 @@ def panel(file: Path, name: str) -> np.ndarray:
 
 
 def main() -> None:
+    if missing := lacking():
+        raise SystemExit(missing)
     server = Server("--cpu")
     try:
+        with tempfile.TemporaryDirectory() as workflows, tempfile.TemporaryDirectory() as screenshots:
+            visit(server, Path(workflows), Path(screenshots))
+            shutil.copy(Path(screenshots) / f"{two_wires.NAME}.png", REPO / "docs" / "comfyui.png")
         outputs = server.run(prompt(), seconds=1200)
         saved = {name: server.files(outputs, f"save {name}") for name in SOURCES}
         FOLDER.mkdir(exist_ok=True)

@@ -1,7 +1,6 @@
-"""The pack in ComfyUI's page: the shipped workflows, a run, help, templates and languages (tests/browser.mjs).
+"""The pack in ComfyUI's page: the shipped workflows, a run, help, templates and languages.
 
-Needs node, playwright-core (NODE_PATH, or PLAYWRIGHT_CORE as a folder with node_modules) and Chromium (CHROMIUM,
-or from the PATH). Screenshots are kept in ANYCHARV_SCREENSHOTS where that is set.
+What the page needs is in comfyui_page.py. Screenshots are kept in ANYCHARV_SCREENSHOTS where that is set.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-import two_wires
-from comfyui_server import COMFYUI, PACK, shared_server
+from comfyui_page import lacking, visit
+from comfyui_server import PACK, shared_server
 from PIL import Image
 
 REPO = Path(__file__).parents[1]
@@ -26,27 +24,6 @@ EARLIER = REPO / "tests" / "data" / "saved_earlier.json"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 # What the page takes for the name of a model file; it looks for no others.
 MODEL_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".onnx", ".gguf")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-RESOLVE = (
-    "const { join, resolve } = require('path');"
-    "require('module').createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))"
-    ".resolve('playwright-core')"
-)
-
-
-def lacking() -> str | None:
-    """What is missing for these tests on this machine."""
-    if COMFYUI is None:
-        return "needs a ComfyUI (COMFYUI_PATH)"
-    if CHROMIUM is None:
-        return "needs Chromium (CHROMIUM, or in the PATH)"
-    if shutil.which("node") is None:
-        return "needs node in the PATH"
-    if subprocess.run(["node", "-e", RESOLVE], capture_output=True, check=False).returncode:
-        return "needs playwright-core: npm install it in a folder and name that in PLAYWRIGHT_CORE"
-    return None
-
-
 LACKING = lacking()
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(LACKING is not None, reason=str(LACKING))]
 
@@ -55,26 +32,11 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(LACKING is not None, reaso
 def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All that the page showed, from one visit."""
     folder = Path(os.environ.get("ANYCHARV_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
     workflows = tmp_path_factory.mktemp("workflows")
     for name in NAMES:
         shutil.copy(WORKFLOWS / f"{name}.json", workflows)
     shutil.copy(EARLIER, workflows)
-    (workflows / f"{two_wires.NAME}.json").write_text(json.dumps(two_wires.two_wires()), encoding="utf-8")
-    two_wires.write_inputs(shared_server().base / "input")
-    port, script = str(shared_server().port), str(REPO / "tests/browser.mjs")
-    done = subprocess.run(
-        ["node", script, port, str(workflows), str(folder), RUN, EARLIER.stem, two_wires.NAME],
-        env=os.environ | {"CHROMIUM": str(CHROMIUM)},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert "failure" not in seen, f"{seen['failure']}; see {folder}/failure.png"
-    return seen
+    return visit(shared_server(), workflows, folder, RUN, EARLIER.stem)
 
 
 def load(name: str) -> dict[str, Any]:
