@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.media.cameras import Cameras
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.puppets.travel import sample_travel
-from training import anywhere, networks
+from training import ablate, ablate_anywhere, anywhere, networks
 from training.anywhere_trainee import AnywhereTrainee
 from training.config import Data, Objective
 from training.config_file import parse, read_config
@@ -281,6 +282,32 @@ def test_all_stages_run_in_turn_and_the_base_is_copied(tmp_path: Path) -> None:
     assert torch.equal(built.control.state_dict()[key], base[f"transformer.{key}"])
     assert torch.equal(built.reference.state_dict()[key], base[f"transformer.{key}"])
     assert "transformer" in configs
+
+
+def test_variants_share_all_but_the_last_stage_and_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {name: phase | ({"steps": 1} if "steps" in phase else {}) for name, phase in WHOLE.items()}
+    whole = recipe(**short | {"joint": JOINT | {"steps": 1}})
+    whole["settings"] |= {"steps": 1, "guidance_scale": 1.0}
+    config, out = write(tmp_path / "config", whole), tmp_path / "out"
+    words = ["ablate", "--paper", "anywhere", "--out", str(out), "--config", str(config), "--frames", "8"]
+    words += ["--seeds", "0", "--clips", "1", "--only", ablate_anywhere.OURS, ablate_anywhere.BLIND]
+    monkeypatch.setattr(sys, "argv", words)
+    assert ablate.main() == 0
+    said = capsys.readouterr().out
+    assert said.index(ablate_anywhere.HYPOTHESIS) < said.index("| variant |")
+    variants = json.loads((out / "ablation.json").read_text())["variants"]
+    assert {ablate_anywhere.OURS, ablate_anywhere.BLIND, "still plate"} <= set(variants)
+    assert variants["still plate"]["pan choice"]["0"] == [0.5]
+    assert sorted(each.name for each in (out / "seed_0").iterdir()) == ["before", "full", "without_bml"]
+
+
+@pytest.mark.parametrize("name", ablate_anywhere.VARIANTS)
+def test_every_variant_is_a_recipe(name: str) -> None:
+    last = read_config(ablate_anywhere.CONFIG, ablate_anywhere.VARIANTS[name]).phases[ablate_anywhere.LAST]
+    assert ("bml" in last.train) == (name != ablate_anywhere.BLIND)
+    assert bool(last.objective.epipolar.weight) == (name != ablate_anywhere.FREE)
 
 
 def test_killed_in_the_last_stage_it_goes_on_to_equal_weights(tmp_path: Path) -> None:

@@ -1,17 +1,23 @@
 """PuppetBench's journeys: choices between twins, what the baselines come to, and files for other systems."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_anywhere
+import torch
 from PIL import Image
 
+from anycharv_core.bench.attention import MASSES
 from anycharv_core.bench.exchange import export, of_folder, read_setup
-from anycharv_core.bench.puppets import TRUTH, measure, references
-from anycharv_core.bench.tasks import KINDS, TRAVEL, Setup
+from anycharv_core.bench.puppets import TRUTH, look_of, measure, of_model, references, tasks_of
+from anycharv_core.bench.tasks import KINDS, TRAVEL, Setup, Task
 from anycharv_core.bench.travel import OWN, PAIRED, own, paired, still_plate, warped_plate
+from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
+from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.puppets.travel import Travel, sample_travel
 
 FRAMES, SIZE = 9, 64
@@ -60,11 +66,34 @@ def test_every_score_is_reported_and_pairs_are_for_models_alone() -> None:
         references(TRAVEL) | {"theirs": still_plate_of}, setup, "none here", elsewhere=["theirs"]
     )
     scores = report["methods"]
-    wanted = {f"{region} PSNR" for region in KINDS[TRAVEL].regions} | set(PAIRED) | set(OWN)
+    wanted = {f"{region} PSNR" for region in KINDS[TRAVEL].regions} | set(PAIRED) | set(OWN) | set(MASSES)
     assert all(wanted <= set(each) for each in scores.values())
     assert scores[TRUTH]["pan choice"]["mean"] == 1 and scores["still plate"]["pan choice"]["mean"] == 0.5
     assert "not exported" in scores["theirs"]["zoom choice"]["not measured"]
     assert len(rows) == 3
+
+
+def test_a_model_is_given_its_background_and_looked_into(tmp_path: Path) -> None:
+    model = tmp_path / "anywhere.safetensors"
+    write_single(tiny_anywhere.checkpoint(), model, torch.float32)
+    pipe = Pipeline.from_pretrained(model)
+    assert tasks_of(pipe) == (TRAVEL,)
+    look = look_of(pipe)
+    assert look is not None
+    moving = next(n for n in range(6) if sample_travel(n, 16, 32).kind == "follow")
+    task = Task(moving, sample_travel(moving, 16, 32), KINDS[TRAVEL])
+    scores = look(task)
+    assert 0 < scores["tail mass"] < 1 and 0 < scores["band mass"] < 1
+    report, _ = measure({"model": of_model(pipe, 1, 1.0)}, Setup(1, 8, 32, TRAVEL), "none", looks={"model": look})
+    assert report["methods"]["model"]["pan choice"]["clips"] == 1
+    assert set(MASSES) <= set(report["methods"]["model"])
+    given = sample_travel(moving, 8, 32)
+    one, other = (
+        Task(moving, replace(given, background=picture), KINDS[TRAVEL])
+        for picture in (given.background, given.background[::-1].copy())
+    )
+    run = of_model(pipe, 1, 1.0)
+    assert not np.array_equal(run(one), run(other))
 
 
 def still_plate_of(task) -> np.ndarray:

@@ -37,7 +37,7 @@ from anycharv_core.files import atomic_path
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.media.sheet import sheet
-from training import ablate_animate2, commands
+from training import ablate_animate2, ablate_anywhere, commands
 from training.study import Study, slug, train_phases
 
 CONFIG = Path(__file__).parent / "configs" / "embedded_bold.yaml"
@@ -141,7 +141,7 @@ def study() -> Study:
     return Study(HYPOTHESIS, *what, train_variant, method)
 
 
-STUDIES = {"anycharv": study, "animate2": ablate_animate2.study}
+STUDIES = {"anycharv": study, "animate2": ablate_animate2.study, "anywhere": ablate_anywhere.study}
 
 
 def table(report: dict[str, Any], study: Study) -> str:
@@ -156,7 +156,7 @@ def table(report: dict[str, Any], study: Study) -> str:
         row["less ours"] = (
             summarise("the paper's recipe was left out") if ours is None else less(metrics, ours, first)
         )
-        row["seeds' PSNR, lowest to highest"] = {"mean": float(np.ptp(by_seed))}
+        row[f"seeds' {first}, lowest to highest"] = {"mean": float(np.ptp(by_seed))}
         row[study.column] = {"mean": number} if number else {NOT_MEASURED: "the paper has none of it"}
         rows[name] = row
     return markdown(rows, "variant")
@@ -175,12 +175,7 @@ def main() -> int:
     add("--out", type=Path, required=True, help="folder of models and scores; one that was stopped goes on")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default %(default)s")
     add("--clips", type=int, default=48, help="held-out clips that each model is scored on, default %(default)s")
-    add(
-        "--frames",
-        type=int,
-        default=1,
-        help="of a clip, default %(default)s; more than 16 of Animate Anyone 2 join",
-    )
+    add("--frames", type=int, help="of a clip (default: 1, of a journey 24); over 16 of Animate Anyone 2 join")
     add("--only", nargs="+", metavar="NAME", help="only these variants")
     add("--config", type=Path, help="recipe that is ablated (default: the one that is named above)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as training.train takes it, for all runs")
@@ -199,7 +194,8 @@ def ablate(args: argparse.Namespace, study: Study) -> None:
         raise UserError(f"There is no variant {', '.join(map(repr, unknown))}; use some of {known}.")
     print(study.hypothesis)
     report: dict[str, Any] = {"hypothesis": study.hypothesis, "puppetbench": VERSION, "clips": args.clips}
-    report |= {"frames": args.frames, "seeds": args.seeds, "changed": [*study.short, *args.set], "variants": {}}
+    frames = args.frames or study.frames
+    report |= {"frames": frames, "seeds": args.seeds, "changed": [*study.short, *args.set], "variants": {}}
     titles: list[str] = []
     pages: list[list[np.ndarray]] = []
     for seed in args.seeds:
@@ -208,8 +204,9 @@ def ablate(args: argparse.Namespace, study: Study) -> None:
         if args.train_only:
             continue
         methods = {name: study.method(name, model) for name, model in models.items()} | references(study.task)
-        setup = Setup(args.clips, args.frames, study.size, study.task)
-        found, rows = measure(methods, setup, "left out here")
+        setup = Setup(args.clips, frames, study.size, study.task)
+        looks = {name: look for name, model in models.items() if (look := study.look(name, model)) is not None}
+        found, rows = measure(methods, setup, "left out here", looks=looks)
         if not pages:
             titles, pages = sheet_titles(methods, study.task), rows
         for name, metrics in found["clips"].items():

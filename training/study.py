@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anycharv_core.bench.puppets import Method
+from anycharv_core.bench.puppets import Look, Method
 from training import train
 
 
@@ -18,7 +18,8 @@ class Study:
     hypothesis: what is expected, said before anything is trained; config, short: the recipe and what makes it
     shorter; task, size: what is scored; metrics: of which the first is compared; variants: the paper's
     number of each, where it has one, under the title `column`, the first being the paper's recipe; train(variant,
-    seed, out, config, changes) trains one and gives its model, method(variant, model) runs it.
+    seed, out, config, changes) trains one and gives its model, method(variant, model) runs it, and look(variant,
+    model), where there is one, says where it attends; frames: of a clip, where none are asked for.
     """
 
     hypothesis: str
@@ -31,6 +32,8 @@ class Study:
     column: str
     train: Callable[[str, int, Path, Path, Sequence[str]], Path]
     method: Callable[[str, Path], Method]
+    look: Callable[[str, Path], Look | None] = lambda name, model: None
+    frames: int = 1
 
 
 def train_phases(config: Path, folder: Path, changes: Sequence[str], phases: Sequence[str]) -> None:

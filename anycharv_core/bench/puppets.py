@@ -19,13 +19,27 @@ from ..preprocess.tracking import body_looks, looks_distance
 from ..puppets import Clip
 from ..puppets.interaction import Interaction
 from ..puppets.task import Swap
+from ..puppets.travel import Travel
+from .attention import masses
 from .drift import DRIFTS, drift
 from .lpips import Lpips
 from .metrics import gradient_energy, psnr, ssim, warp_error
 from .naming import NAMED, PICTURES, wears
 from .report import Values, summarise
 from .seam import SEAMS, seam
-from .tasks import ANIMATION, BOLD_ANIMATION, BOLD_SWAP, INTERACTION, KINDS, SWAP, VERSION, Setup, Task, tasks
+from .tasks import (
+    ANIMATION,
+    BOLD_ANIMATION,
+    BOLD_SWAP,
+    INTERACTION,
+    KINDS,
+    SWAP,
+    TRAVEL,
+    VERSION,
+    Setup,
+    Task,
+    tasks,
+)
 
 METRICS = {
     "PSNR": "dB over the region named before it; higher is better, and 148.13 at most, where every pixel is equal",
@@ -57,11 +71,14 @@ SHEET_ROWS, SHEET_CELL = 6, 192
 
 Method = Callable[[Task], np.ndarray]
 """A system: its frames for a task, uint8 [F, H, W, 3]."""
+Look = Callable[[Task], Mapping[str, float]]
 Progress = Callable[[int, int], None]
 
 
 def tasks_of(pipe: Pipeline) -> tuple[str, ...]:
     """The kinds of task that a model can be scored on, the usual one first: of the world it was trained in."""
+    if pipe.system.reads_background:
+        return (TRAVEL,)
     kinds = (SWAP, BOLD_SWAP) if pipe.system.reads_scene else (ANIMATION, BOLD_ANIMATION)
     kinds = kinds[::-1] if pipe.settings.get("world") == "bold" else kinds
     return kinds if pipe.system.blocks is None else (INTERACTION, *kinds)
@@ -100,6 +117,10 @@ def of_model(
     def animate(task: Task) -> np.ndarray:
         return run(task, task.given.pose.shape[1])
 
+    def travel(task: Task) -> np.ndarray:
+        assert isinstance(task.given, Travel)
+        return run(task, task.given.pose.shape[1], background=task.given.background)
+
     def swap(task: Task) -> np.ndarray:
         given = task.given
         assert isinstance(given, Swap)
@@ -119,7 +140,21 @@ def of_model(
     def replaced(task: Task) -> np.ndarray:
         return interact(task) if isinstance(task.given, Interaction) else swap(task)
 
+    if pipe.system.reads_background:
+        return travel
     return replaced if pipe.system.reads_scene else animate
+
+
+def look_of(pipe: Pipeline) -> Look | None:
+    """The scores of where a model attends, for a task; None for one of which there are none."""
+    if not pipe.system.reads_background:
+        return None
+
+    def look(task: Task) -> Mapping[str, float]:
+        assert isinstance(task.given, Travel)
+        return masses(pipe, task.given)
+
+    return look
 
 
 def of_codec(pipe: Pipeline) -> Method:
@@ -198,10 +233,12 @@ def measure(
     lpips: Lpips | str,
     progress: Progress | None = None,
     elsewhere: Collection[str] = (),
+    looks: Mapping[str, Look] | None = None,
 ) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
     """Scores every method on every task; progress(done, total) counts clips made.
 
-    elsewhere: the methods whose frames were made elsewhere, of the tasks alone and not of their pairs.
+    elsewhere: the methods whose frames were made elsewhere, of the tasks alone and not of their pairs. looks: what
+    says where methods attend, of those that do.
 
     Returns:
         The report (see `METRICS`; "methods" holds `summarise`d scores, "clips" each clip's own, "seconds" each
@@ -218,6 +255,7 @@ def measure(
             seconds[name] += time.perf_counter() - started
             pictures[name] = made[setup.frames // 2]
             scores = {**score(task, made, lpips), **_probed(task, made, method, setup, name in elsewhere)}
+            scores |= _looked(task, (looks or {}).get(name))
             for metric, value in scores.items():
                 if isinstance(value, str):
                     values[name][metric] = value
@@ -234,7 +272,7 @@ def measure(
         "puppetbench": VERSION,
         "setup": asdict(setup),
         "regions": setup.kind.regions,
-        "metrics": {**METRICS, **setup.kind.probes},
+        "metrics": {**METRICS, **setup.kind.probes, **setup.kind.looks},
         "methods": {name: _summaries(each) for name, each in values.items()},
         "clips": {
             name: {metric: kept for metric, kept in each.items() if not isinstance(kept, str)}
@@ -255,6 +293,13 @@ def _probed(
         return {name: why for name in kind.probes if name not in own} | own
     answers = kind.paired(lambda given: method(replace(task, given=given)), task.number, setup.frames, setup.size)
     return {**own, **answers}
+
+
+def _looked(task: Task, look: Look | None) -> Mapping[str, float | str]:
+    """The scores of `Kind.looks`."""
+    if look is None:
+        return dict.fromkeys(task.kind.looks, "it is of a model of ours, whose attention is known")
+    return look(task)
 
 
 def sheet_titles(methods: Mapping[str, Method], task: str = SWAP) -> list[str]:

@@ -32,7 +32,7 @@ from ..puppets.task import (
     sample_swap,
 )
 from ..puppets.travel import Travel, sample_travel
-from . import interaction, travel
+from . import attention, interaction, travel
 
 SMALLEST = 32  # pixels a side
 SWAP, BOLD_SWAP, ANIMATION, BOLD_ANIMATION = "swap", "bold-swap", "animation", "bold-animation"
@@ -50,7 +50,7 @@ class Kind:
     uint8 [F, H, W, 3], of which the first tell a task from every other; canvas: through which one a model of ours
     sees them (`Pipeline.__call__`); size: pixels a side where none is asked for; probes: further scores, in words:
     own(task, made) gives those of one answer, and paired(answer, number, frames, size) those of answers to pairs
-    of tasks.
+    of tasks; looks: scores, in words, of where a model attends.
     """
 
     sample: Callable[..., Swap | Animation | Travel]
@@ -65,6 +65,7 @@ class Kind:
     probes: Mapping[str, str] = field(default_factory=dict)
     own: Callable[..., Mapping[str, float | str]] = lambda task, made: {}
     paired: Callable[..., Mapping[str, float]] = lambda answer, number, frames, size: {}
+    looks: Mapping[str, str] = field(default_factory=dict)
 
 
 def _swap_masks(swap: Swap) -> dict[str, np.ndarray]:
@@ -160,6 +161,7 @@ KINDS = {
         probes=travel.PAIRED | travel.OWN,
         own=travel.own,
         paired=travel.paired,
+        looks=attention.MASSES,
     ),
 }
 

@@ -18,6 +18,7 @@ from ..checkpoints.download import COGVIDEOX
 from ..device import free_memory
 from ..errors import UserError
 from ..media.imaging import to_levels, to_unit
+from ..models.dit import grid_of
 from ..models.dit_layers import rope_of
 from ..models.guidance import guide, is_guided
 from ..models.schedule import schedule_of
@@ -96,7 +97,7 @@ class AnywhereBackend:
         return cls(replace(networks, **modules), checkpoint.settings, device)
 
     def encode(self, pictures: np.ndarray) -> Tensor:
-        return torch.cat([self._encode_clip(picture[None]) for picture in pictures])
+        return torch.cat([self.encode_clip(picture[None]) for picture in pictures])
 
     def decode(self, latents: Tensor, rounded: bool = True, deep: bool = False) -> np.ndarray:
         def run() -> Tensor:
@@ -176,9 +177,43 @@ class AnywhereBackend:
 
             sample_video(predict, latents, steps, windows, self.schedule, self.device, progress, shortcuts)
 
+    def attention(
+        self, video: EncodedVideo, tokens: Sequence[Tensor], noisy: Tensor, t: int, queries: Tensor
+    ) -> Iterator[Tensor]:
+        """How much some video tokens attend to all of them, in one block after another: float32 [heads, q, L]
+        each.
+
+        noisy: latents [T, c, h, w] at timestep t; queries: int64 [q], places among the L tokens; video and tokens
+        as `denoise` takes them, without guidance.
+        """
+        nets = self.networks
+        self._take_turns(nets.transformer, nets.control, nets.prompt, *([nets.bml] if nets.bml else []))
+        with torch.inference_mode():
+            pose, place = self._conditions(video, len(noisy))
+            x, drawn = (
+                torch.cat([noisy.to(self.device), each.to(self.device)], 1)[None].to(self.dtype)
+                for each in (place, pose)
+            )
+            at, text = torch.full((1,), t, device=self.device), nets.prompt()
+            bank = nets.transformer.project_bank(tokens, nets.bml)
+            _, hidden = nets.transformer.trace(
+                x,
+                at,
+                text,
+                control=nets.control.features(drawn, at, text),
+                bank=bank,
+                learner=nets.bml,
+                blocks=range(len(nets.transformer.blocks())),
+            )
+            for index, own in hidden.items():
+                asked = queries[None].to(self.device)
+                yield nets.transformer.attention_map(
+                    index, own, at, asked, grid_of(x), bank=bank, learner=nets.bml
+                )[0]
+
     def _conditions(self, video: EncodedVideo, count: int) -> tuple[Tensor, Tensor]:
         """What ControlNet and transformer see of poses and background, [count, c, h, w]."""
-        poses = self._condition(self._encode_clip(video.poses.take(range(len(video.poses)))))
+        poses = self._condition(self.encode_clip(video.poses.take(range(len(video.poses)))))
         # The latent in front of a clip of 8k + 1 frames shares a slot with that of its first frame.
         poses = torch.cat([poses[:1].expand(count - len(poses), -1, -1, -1), poses])
         assert video.background is not None  # `check_inputs` saw to it
@@ -190,7 +225,7 @@ class AnywhereBackend:
         leaves the VAE's mean as it is, diffusers' divides it by the scaling factor."""
         return latents * (self.settings.get("image_scale", 1.0) / self._vae.config.scaling_factor)
 
-    def _encode_clip(self, frames: np.ndarray) -> Tensor:
+    def encode_clip(self, frames: np.ndarray) -> Tensor:
         """Frames uint8 [F, H, W, 3] -> scaled mean latents float32 [T, c, h, w]."""
 
         def run() -> Tensor:

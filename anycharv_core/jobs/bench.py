@@ -8,7 +8,18 @@ from typing import Any
 
 from ..bench.exchange import of_folder, read_setup
 from ..bench.lpips import load_lpips
-from ..bench.puppets import Method, Progress, measure, of_codec, of_model, references, sheet_titles, tasks_of
+from ..bench.puppets import (
+    Look,
+    Method,
+    Progress,
+    look_of,
+    measure,
+    of_codec,
+    of_model,
+    references,
+    sheet_titles,
+    tasks_of,
+)
 from ..bench.report import make_folder, markdown, write_report
 from ..bench.tasks import Setup
 from ..device import pick_device
@@ -57,6 +68,7 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
     check_places((job.out / name for name in ("puppets.json", "puppets.md", "sheet.png")), ())
     lpips = load_lpips(job.lpips_weights, device)
     elsewhere: tuple[str, ...] = ()
+    looks: dict[str, Look] = {}
     if peer is not None:
         folder, setup = peer
         if job.task not in (None, setup.task):
@@ -76,8 +88,11 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         methods = references(setup.task)
         if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
-        methods |= _model(job, pipe)
-    report, rows = measure(methods, setup, lpips, progress, elsewhere)
+        model = _model(job, pipe)
+        methods |= model
+        if (look := look_of(pipe)) is not None:
+            looks[list(model)[-1]] = look
+    report, rows = measure(methods, setup, lpips, progress, elsewhere, looks)
     report["versions"] = versions()
     return report, publish(job.out, report, rows, methods)
 
