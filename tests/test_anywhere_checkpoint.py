@@ -186,6 +186,7 @@ def test_the_download_is_asked_for_by_name() -> None:
     assert "cogvideox" in NAMES
     assert choose(["cogvideox"]) == list(APART)
     assert not set(APART) & set(choose(["all"]))
+    assert APART[0].folder == "diffusers/CogVideoX1.5-5B-I2V"
     places = [names[0] for names in APART[0].files]
     assert [place for place in places if "transformer/" in place][-1] == "transformer/config.json"
 

@@ -84,12 +84,13 @@ SOURCES = (
         licence="creativeml-openrail-m",
     ),
 )
-# Too large to come with "all": 11.6 GB, which AnimateAnywhere alone needs. Its text encoder is not among them.
+# Too large to come with "all": 11.6 GB, without the text encoder, which AnimateAnywhere alone needs. In the folder
+# anycharv the loader node would list each of the files as a checkpoint.
 APART = (
     Source(
         "cogvideox",
         COGVIDEOX,
-        f"anycharv/{COGVIDEOX.rpartition('/')[2]}",
+        f"diffusers/{COGVIDEOX.rpartition('/')[2]}",
         (
             *((f"transformer/diffusion_pytorch_model-0000{n}-of-00003.safetensors",) for n in (1, 2, 3)),
             ("transformer/diffusion_pytorch_model.safetensors.index.json",),
