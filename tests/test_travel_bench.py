@@ -18,6 +18,7 @@ from anycharv_core.bench.travel import OWN, PAIRED, own, paired, still_plate, wa
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.inference.pipeline import Pipeline
+from anycharv_core.jobs.demo import run as run_demo
 from anycharv_core.puppets.travel import Travel, sample_travel
 
 FRAMES, SIZE = 9, 64
@@ -94,6 +95,17 @@ def test_a_model_is_given_its_background_and_looked_into(tmp_path: Path) -> None
     )
     run = of_model(pipe, 1, 1.0)
     assert not np.array_equal(run(one), run(other))
+
+
+def test_the_sheet_of_a_demo_shows_where_a_journey_leads(tmp_path: Path) -> None:
+    model = tmp_path / "anywhere.safetensors"
+    checkpoint = tiny_anywhere.checkpoint()
+    checkpoint.settings |= {"steps": 1, "guidance_scale": 1.0, "world": "travel"}
+    write_single(checkpoint, model, torch.float32)
+    report = run_demo(tmp_path / "demo", 1, str(model))
+    assert report["task"] == TRAVEL and "still plate" in report["mean_region_psnr_db"]
+    with Image.open(tmp_path / "demo" / "sheet.png") as sheet:
+        assert sheet.width > 13 * 256  # the reference; and background, pose, result and truth three times
 
 
 def still_plate_of(task) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from ..bench.metrics import psnr
 from ..bench.puppets import of_model, tasks_of
 from ..bench.report import make_folder
-from ..bench.tasks import Setup, Task, tasks
+from ..bench.tasks import TRAVEL, Setup, Task, tasks
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
 from ..media.camera import window_around
@@ -22,9 +22,11 @@ from ..media.imaging import resample
 from ..media.masks import mask_box
 from ..media.sheet import sheet
 from ..media.video_write import VideoWriter
+from ..puppets.travel import Travel
 
 FRAMES = 24
 RATE = Fraction(12)
+MOMENTS = ("first", "middle", "last")  # of a journey, that its sheet shows
 SHOWN = 256  # pixels a side of a picture in the video and on the sheet
 
 Part = tuple[float, float, float, float]
@@ -53,7 +55,8 @@ def run(
             scores.append(_scores(task, made))
             for moment in range(FRAMES):
                 video.write(np.concatenate(_side_by_side(task, made, moment), axis=1))
-            rows.append(_sheet_row(task, made))
+            travels = isinstance(task.given, Travel)
+            rows.append(_journey_row(task, made) if travels else _sheet_row(task, made))
             if progress is not None:
                 progress(task.number + 1, clips)
     report = {
@@ -65,8 +68,11 @@ def run(
             name: round(float(np.mean([row[name] for row in scores])), 2) for name in scores[0]
         },
     }
+    columns = [*titles, *(f"{title}, close" for title in titles[1:])]
+    if setup.task == TRAVEL:
+        columns = ["reference", *(f"{title}, {moment}" for moment in MOMENTS for title in titles[1:])]
     with atomic_path(out / "sheet.png") as tmp:
-        sheet(rows, [*titles, *(f"{title}, close" for title in titles[1:])]).save(tmp)
+        sheet(rows, columns).save(tmp)
     with atomic_path(out / "report.json") as tmp:
         tmp.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
@@ -89,6 +95,12 @@ def _sheet_row(task: Task, made: np.ndarray) -> list[np.ndarray]:
     box = mask_box(region[moment]) or (0, 0, *region.shape[:0:-1])
     close = _side_by_side(task, made, moment, window_around(box, (SHOWN, SHOWN)))
     return [*_side_by_side(task, made, moment), *close[1:]]
+
+
+def _journey_row(task: Task, made: np.ndarray) -> list[np.ndarray]:
+    """Its first, middle and last frame, as the background has moved by then."""
+    rows = [_side_by_side(task, made, moment) for moment in (0, FRAMES // 2, FRAMES - 1)]
+    return [rows[0][0], *(picture for row in rows for picture in row[1:])]
 
 
 def _scores(task: Task, made: np.ndarray) -> dict[str, float]:
