@@ -28,6 +28,7 @@ from anycharv_core.inference.latents import Latents
 from anycharv_core.inference.phases import Phases
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.inference.shortcuts import FAST, Shortcuts
+from anycharv_core.jobs.animate import AnimateJob, animate
 from anycharv_core.jobs.background import read_background
 from anycharv_core.jobs.run import RenderJob
 from anycharv_core.media.canvas import Canvas, CanvasPath
@@ -261,6 +262,24 @@ def test_the_command_makes_what_the_pipeline_does(files: dict[str, Path], tmp_pa
         given["reference"], pose=given["pose"], background=given["background"], steps=2, size=(SIZE, SIZE)
     ).frames
     assert np.array_equal(made, wanted)
+
+
+def test_a_stopped_clip_goes_on_to_the_same_frames(files: dict[str, Path], tmp_path: Path) -> None:
+    def frames(folder: Path) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    given: dict[str, Any] = {name: path for name, path in files.items() if name != "model"}
+    given |= {"model": str(files["model"]), "device": "cpu", "format": "png", "steps": 3, "solver": "dpm++2m"}
+    animate(AnimateJob(**given, out=tmp_path / "at once"))
+    job = AnimateJob(**given, out=tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        animate(job, stop)
+    assert animate(job)["resumed_steps"]
+    assert frames(tmp_path / "stopped") == frames(tmp_path / "at once")
 
 
 @pytest.mark.parametrize(
