@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from anycharv_core.checkpoints.dit_networks import DiTNetworks, build_dit_networ
 from anycharv_core.checkpoints.download import APART, NAMES, choose
 from anycharv_core.checkpoints.single_file import read_single, write_single
 from anycharv_core.errors import UserError
+from anycharv_core.inference.anywhere import AnywhereBackend
 from anycharv_core.systems import read_unet_checkpoint
 
 
@@ -157,6 +159,18 @@ def test_parts_that_do_not_belong_together_are_refused(model: Checkpoint) -> Non
             check_checkpoint(Checkpoint(CONFIGS | change, model.weights), "it")
     with pytest.raises(UserError, match="has no prompt"):
         check_checkpoint(Checkpoint(CONFIGS, {k: v for k, v in model.weights.items() if k != "prompt"}), "it")
+
+
+@pytest.mark.parametrize("value", [None, -1, 0, 10**9, 1.5, "x", [], {}, [1], True, float("nan"), [8, 8, 8, 8]])
+def test_damaged_configs_are_said_in_a_sentence(value: Any, model: Checkpoint) -> None:
+    changes = [({part: value}, {}) for part in CONFIGS]
+    changes += [({part: config | {key: value}}, {}) for part, config in CONFIGS.items() for key in config]
+    changes += [({}, {key: value}) for key in (*model.settings, "base")]
+    for configs, settings in changes:
+        damaged = Checkpoint(CONFIGS | configs, model.weights, model.settings | settings)
+        with suppress(UserError):
+            check_checkpoint(damaged, "it")
+            AnywhereBackend(build_dit_networks(damaged), damaged.settings)
 
 
 def test_diffusers_vae_is_built_from_its_folder(tmp_path: Path) -> None:

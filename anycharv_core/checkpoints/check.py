@@ -16,7 +16,7 @@ from ..models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
 from ..models.config import PATCH, DiTConfig
 from ..models.fields import Fields
 from ..models.schedule import SCHEDULER, NoiseSchedule
-from .checkpoint import DIT_PARTS, NETWORKS, Checkpoint
+from .checkpoint import NETWORKS, Checkpoint
 
 # Sizes of the library parts that are sides of their tensors.
 LIBRARY_WIDTHS = (
@@ -55,9 +55,12 @@ def check_part(part: str, config: Any, weights: Mapping[str, Tensor], name: str)
         cfg = DiTConfig.from_dict(config, name)
         widths = (cfg.in_channels * PATCH**3, cfg.dim, cfg.head_dim, cfg.time_dim, cfg.text_dim)
         _check_sizes(name, weights, cfg.layers, widths)
-    elif part in (*DIT_PARTS.networks, *DIT_PARTS.optional):
-        given = Fields(config, name)
-        _check_sizes(name, weights, given.whole("blocks", 1), (given.whole("rank", 1),))
+    elif part in ("control", "reference"):
+        _check_sizes(name, weights, Fields(config, name).whole("blocks"), (1,))
+    elif part == "bml":
+        _check_sizes(name, weights, 1, (Fields(config, name).whole("rank"),))
+    elif part == "prompt":
+        Fields(config, name)
     elif part in NETWORKS:
         check_unet(UNetConfig.from_dict(config, name), weights, name)
     else:

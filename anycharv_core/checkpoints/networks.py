@@ -121,7 +121,7 @@ def library_part(part: str, config: Mapping[str, Any], weights: Mapping[str, Ten
 def new_library_part(part: str, config: Mapping[str, Any]) -> nn.Module:
     """An untrained `vae` (diffusers' AutoencoderKL, its AutoencoderKLCogVideoX or AutoencoderTiny or one of
     `CODECS`, where the config names it) or `image_encoder` (transformers CLIP vision model)."""
-    name = config.get("_class_name")
+    name = str(config.get("_class_name"))
     if name in CODECS:
         return CODECS[name].from_config(config)
     try:
