@@ -26,7 +26,10 @@ class AnywhereTrainee(Trainee):
 
     def __init__(self, nets: DiTNetworks, config: Config, name: str):
         phase = config.phases[name]
-        super().__init__(nets, phase.objective, False, config.seed, name, config.schedule)
+        idle = {"control", "reference", "bml"} - set(phase.train)
+        # What is not used takes no memory of a card.
+        own = DiTNetworks(**(vars(nets) | dict.fromkeys(idle)))
+        super().__init__(own, phase.objective, False, config.seed, name, config.schedule)
         self.used = frozenset(phase.train)
         self.image_scale = float(config.settings_of(phase)["image_scale"])
         self.scaling = float(nets.vae.config.scaling_factor)

@@ -72,6 +72,11 @@ class ShardClips(Dataset):
         else:
             held_out = set(names[: max(1, len(names) // _HELD_OUT)])
             clips = [clip for clip in clips if (clip.video in held_out) == (data.split == "heldout")]
+        if BACKGROUND in data.conditions:
+            logging.getLogger(__name__).warning(
+                "OpenCV paints over the person in the backgrounds of %s, more coarsely than a network would.",
+                folder,
+            )
         self._span = (frames - 1) * data.stride + 1
         self.data, self.frames = data, frames
         self.clips = [clip for clip in clips if clip.frames >= self._span]
