@@ -13,13 +13,14 @@ from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.inference.backend import DEPTH, OBJECTS
 from ..anycharv_core.inference.people import as_seen, check_number, put_in_turn
 from ..anycharv_core.inference.phases import Phases
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.reference import refer
 from ..anycharv_core.inference.shortcuts import FAST, NONE, check_shortcuts, fast_steps
 from ..anycharv_core.inference.skeletons import PointSkeletons, Skeletons
-from ..anycharv_core.jobs.prepared import PreparedPerson
+from ..anycharv_core.jobs.prepared import DEPTH_PICTURES, OBJECT_MASKS, PreparedPerson
 from ..anycharv_core.media.camera import CONTEXT
 from ..anycharv_core.media.canvas import AUTO, CanvasPath
 from ..anycharv_core.media.frames import Reopened, Source, eight_bit
@@ -225,7 +226,10 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
             else:
                 other = mask is not None or pose is not None
                 people = _of_prepared(prepared, info, other, len(pictures), pipe.cuts)
-            touched = far = None
+            touched, far = (
+                _offered(prepared, file, info) if condition in pipe.backend.extras else None
+                for condition, file in ((OBJECTS, OBJECT_MASKS), (DEPTH, DEPTH_PICTURES))
+            )
             if objects is not None:
                 touched = object_source(first_of(objects, frames), info.frames, full)
             if depth is not None:
@@ -381,6 +385,14 @@ def _digest_of(pose: Any) -> bytes:
     if isinstance(pose, Poses):
         return digest(pose.people)
     return digest(rgb_frames(pose, "pose") if isinstance(pose, Tensor) else parsed_poses(pose).people)
+
+
+def _offered(prepared: list[PreparedPerson] | None, file: str, info: VideoInfo) -> Source | None:
+    """What was prepared of a person beside masks and poses, where it is one person."""
+    found = prepared[0].offered(file) if prepared and len(prepared) == 1 else None
+    return (
+        None if found is None else Source(file, Reopened(partial(islice, found, info.frames), info.frames), None)
+    )
 
 
 def _check_size(recipe: Recipe, masks: Iterable[np.ndarray], size: Size) -> None:

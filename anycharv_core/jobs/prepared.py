@@ -43,6 +43,11 @@ class PreparedPerson:
         """Fine masks uint8 [H, W] of every frame."""
         return self.region(exact=True)
 
+    def offered(self, name: str) -> Reopened | None:
+        """Pictures uint8 [H, W] of every frame, from a further file of the folder; None where there is none."""
+        file = self.folder / name
+        return Reopened(partial(read_gray, file), len(self.poses)) if file.is_file() else None
+
     def region(self, exact: bool) -> Reopened:
         """The masks, or coarse ones, uint8 [H, W] of every frame."""
         return Reopened(partial(read_gray, self.folder / (MASKS if exact else BOXES)), len(self.poses))

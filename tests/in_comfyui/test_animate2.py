@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,26 @@ def test_one_node_does_the_whole_job(parts: tuple[Any, ...], pipe: Any) -> None:
     read = core("anycharv_core.media.video_read").read_frames
     frames, other = (np.stack(list(read(each))) for each in (made, plain))
     assert frames.shape == act.driving.frames.shape and not np.array_equal(frames, other)
+
+
+def test_what_was_prepared_beside_the_masks_is_taken(parts: tuple[Any, ...], tmp_path: Path) -> None:
+    clip = execute("AnyCharVPuppetClip", seed=3, frames=4, size=96, task="interaction")
+    act = task(4, size=96)
+    write = core("anycharv_core.media.video_write").write_masks
+    for name, masks in (("mask", act.mask), ("box", act.mask), ("objects", act.objects)):
+        write(tmp_path / f"{name}.mkv", masks)
+    person = core("anycharv_core.jobs.prepared").PreparedPerson(1, act.poses(), tmp_path)
+    networks = dict(zip(("model", "reference_net", "vae", "clip_vision"), parts, strict=True)) | {"crf": 0}
+    read = core("anycharv_core.media.video_read").read_frames
+    made, wired, without = (
+        np.stack(list(read(replaced(clip[0], clip, mask, **networks, **given))))
+        for mask, given in (
+            (None, {"pose": None, "prepared": [person]}),
+            (clip[2], {"objects": clip[7]}),
+            (clip[2], {}),
+        )
+    )
+    assert np.array_equal(made, wired) and not np.array_equal(made, without)
 
 
 def test_structured_depth_is_the_cores() -> None:
