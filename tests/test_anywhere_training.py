@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import tiny_anywhere
 import torch
 from keypoint_files import write_frames as write_poses
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_training import write
 from tiny_vgg import write_vgg
@@ -219,6 +221,18 @@ def test_cameras_follow_videos_through_shards_strides_and_mirrors(tmp_path: Path
     assert {known for _, known in found} == {False, True}
     (((first, _), (clips, sample)),) = [each for each in found.items() if each[0][1]]
     assert sample["hands"].shape == (8, *SIZE) and sample["background"].shape == (*SIZE, 3)
+    plates = tmp_path / "plates" / "walk"
+    plates.mkdir(parents=True)
+    for t in range(frames):
+        Image.fromarray(np.full((size, size, 3), 10 * t, np.uint8)).save(plates / f"{t:03d}.png")
+    ready = replace(clips.data, backgrounds=str(plates.parent))
+    background = open_dataset(ready, 8)[0, 0]["background"].float()
+    assert abs(float(background.mean()) - 10 * first) < 12
+    (plates / "019.png").unlink()
+    (plates / "000.png").rename(plates / "000.jpg")
+    lacking = open_dataset(ready, 8)
+    with pytest.raises(UserError, match="one for each is wanted"):
+        lacking._plate(lacking.clips[0], 18)
     cameras, clip = Cameras.unpacked(sample["cameras"].numpy()), clips.clips[0]
     x0, y0, x1, y1 = clip.facts()["window"]
     ax0, ay0, ax1, ay1 = clips._window(clip, list(range(first, first + 15, 2)))

@@ -65,6 +65,8 @@ class Data:
     (anycharv_core/media/depth.py); or, for AnimateAnywhere, the "background" of the first frame, whose person is
     painted over, masks of the hands, and cameras where they were prepared. With objects, masks are of the body
     alone, and references show empty hands.
+    backgrounds: folder of a shard's videos with nobody in them, which "background" then shows: of each a folder
+    of its name without suffix, one PNG a frame, as large as the video.
     scale: lowest and highest factor by which person and objects are made larger or smaller, in a share of
     `scale_share` of the clips, while scene and mask stay those of their own size (Animate Anyone 2, section 3.2).
     carried: share of clips whose first frame is given whole, as the last one of the clip before is at inference.
@@ -89,6 +91,7 @@ class Data:
     rows: Counts = (10, 10)
     columns: Counts = (10, 10)
     conditions: tuple[Literal["objects", "depth", "background"], ...] = ()
+    backgrounds: str | None = None
     scale: tuple[Annotated[float, Range(0.1, 10)], Annotated[float, Range(0.1, 10)]] | None = None
     scale_share: Share = 0.5
     carried: Share = 0.0
@@ -105,7 +108,7 @@ class Data:
 
 
 # Options that data had not before; caches and pairs that were made without them are of their defaults.
-_LATER = ("rows", "columns", "conditions", "scale", "scale_share", "carried")
+_LATER = ("rows", "columns", "conditions", "scale", "scale_share", "carried", "backgrounds")
 
 
 def data_facts(data: Data) -> dict[str, Any]:

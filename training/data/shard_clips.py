@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anycharv_core.errors import UserError
+from anycharv_core.foreign import read_picture
 from anycharv_core.inference.backend import DEPTH, OBJECTS
 from anycharv_core.media.depth import structured_depth
 from anycharv_core.media.masks import mask_box
@@ -72,7 +73,7 @@ class ShardClips(Dataset):
         else:
             held_out = set(names[: max(1, len(names) // _HELD_OUT)])
             clips = [clip for clip in clips if (clip.video in held_out) == (data.split == "heldout")]
-        if BACKGROUND in data.conditions:
+        if BACKGROUND in data.conditions and data.backgrounds is None:
             logging.getLogger(__name__).warning(
                 "OpenCV paints over the person in the backgrounds of %s, more coarsely than a network would.",
                 folder,
@@ -110,9 +111,11 @@ class ShardClips(Dataset):
         layers = {"character": clip.masks(numbers)}
         layers |= {name: clip.extra(name, numbers) for name in self.data.conditions if name != BACKGROUND}
         cameras = clip.cameras(numbers) if BACKGROUND in self.data.conditions else None
+        plate = self._plate(clip, start)
         size = self.data.size or clip.size
         if size != clip.size:
             window = self._window(clip, numbers)
+            plate = None if plate is None else cut(plate, window, size)
             if whole:
                 reference = cut(reference, window, size)
             pictures = np.stack([cut(picture, window, size) for picture in pictures])
@@ -126,6 +129,7 @@ class ShardClips(Dataset):
             layers = {name: layer[:, :, ::-1].copy() for name, layer in layers.items()}
             poses = mirror_poses(poses)
             cameras = cameras and cameras.mirrored(size[0])
+            plate = None if plate is None else plate[:, ::-1]
             if whole:
                 reference = reference[:, ::-1].copy()
         scene, body = pictures, layers["character"]
@@ -147,7 +151,8 @@ class ShardClips(Dataset):
             **layers,
         }
         if BACKGROUND in self.data.conditions:
-            arrays["background"] = noisy_picture(painted_over(pictures[0], layers["character"][0]), rng)
+            empty = painted_over(pictures[0], layers["character"][0]) if plate is None else plate
+            arrays["background"] = noisy_picture(empty, rng)
             arrays["hands"] = hand_masks(poses, size)
             # All zeros are no cameras: a batch needs them of every clip.
             arrays["cameras"] = np.zeros((self.frames, 3, 7)) if cameras is None else cameras.packed()
@@ -207,6 +212,24 @@ class ShardClips(Dataset):
         if self.data.reference == "background":
             shown = on_background(shown, cut(mask, window, size), self._any_frame(size, rng), rng)
         return shown[:, ::-1].copy() if mirrored else shown
+
+    def _plate(self, clip: Clip, start: int) -> np.ndarray | None:
+        """The background of the clip's frame `start` at its size, where backgrounds are given."""
+        if self.data.backgrounds is None:
+            return None
+        facts = clip.facts()
+        folder = Path(self.data.backgrounds) / Path(facts["source"]).with_suffix("")
+        pictures, number = sorted(folder.glob("*.png")), clip.start + start
+        if number >= len(pictures):
+            raise UserError(
+                f"{folder} holds {len(pictures)} PNGs, but its video has a frame {number}: one for each is wanted."
+            )
+        picture = np.asarray(read_picture(pictures[number], "RGB"))
+        if list(picture.shape[1::-1]) != facts["source_size"]:
+            raise UserError(
+                f"{pictures[number]} is not of its video's size, {facts['source_size']}: give it at that."
+            )
+        return cut(picture, facts["window"], clip.size)
 
     def _any_frame(self, size: Size, rng: np.random.Generator) -> np.ndarray:
         """A frame of any clip at this size."""
