@@ -430,17 +430,21 @@ def test_the_command_scores_the_embedded_model_and_another_systems_frames(tmp_pa
 def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys) -> None:
     given = ["bench", "puppets", "--model", "embedded-animate", "--clips", "1", "--frames", "2"]
     assert main([*given, "--task", "swap", "--out", str(tmp_path)]) == 2
-    assert "embedded-animate can't be scored on the task 'swap'; use --task animation" in capsys.readouterr().err
+    assert (
+        "embedded-animate can't be scored on the task 'swap'; use --task bold-animation" in capsys.readouterr().err
+    )
     assert main([*given, "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "puppets.json").read_text())
+    steps = Pipeline.from_pretrained("embedded-animate").settings["steps"]
     assert set(report["methods"]) == {
-        *references(ANIMATION),
+        *references(BOLD_ANIMATION),
         "the model's autoencoder",
         "embedded-animate, 1 step, guidance 1",
+        f"embedded-animate, {steps} steps, guidance 1",
     }
     model = report["methods"]["embedded-animate, 1 step, guidance 1"]
     assert model["frame PSNR"]["clips"] == 1 and "box PSNR" not in model
-    assert Image.open(tmp_path / "sheet.png").width > 8 * 192
+    assert Image.open(tmp_path / "sheet.png").width > 8 * 160
 
 
 def test_a_size_too_small_is_one_sentence(tmp_path: Path, capsys) -> None:

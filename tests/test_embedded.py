@@ -16,10 +16,10 @@ from anycharv_core.bench.puppets import of_model
 from anycharv_core.bench.tasks import BOLD_SWAP, Setup, Task, tasks
 from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
 from anycharv_core.jobs.demo import run
-from anycharv_core.media.sheet import upscale
+from anycharv_core.media.imaging import resample
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.puppets.interaction import INTERACTION_BASELINES, sample_interaction
-from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_animation, sample_bold_swap
+from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_bold_animation, sample_bold_swap
 from anycharv_core.systems import read_checkpoint
 from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
@@ -76,7 +76,7 @@ def test_a_copy_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     ("model", "sample", "side", "columns", "baselines"),
     [
         ("embedded", sample_bold_swap, 256, 5, BASELINES),
-        ("embedded-animate", sample_animation, 64, 4, ANIMATION_BASELINES),
+        ("embedded-animate", sample_bold_animation, 80, 4, ANIMATION_BASELINES),
         pytest.param("embedded-animate2", sample_interaction, 128, 5, INTERACTION_BASELINES, marks=needs.animate2),
     ],
     ids=["demo", "demo-animate", "demo-animate2"],
@@ -90,11 +90,11 @@ def test_the_demo_leaves_a_video_a_sheet_and_a_report(
     assert {path.name for path in folder.iterdir()} == {"report.json", "result.mp4", "sheet.png"}
     info = probe(folder / "result.mp4")
     assert (info.frames, info.width, info.height) == (24, columns * 256, 256)
-    task = sample(0, 24, side)
+    task, whole = sample(0, 24, side), (0, 0, side, side)
     for frame, truth in zip(read_frames(folder / "result.mp4"), task.truth.frames, strict=True):
         first, last = frame[:, :256].astype(int), frame[:, -256:].astype(int)
-        assert np.abs(first - upscale(task.reference[..., :3], 256 // side)).mean() < 4
-        assert np.abs(last - upscale(truth, 256 // side)).mean() < 4
+        assert np.abs(first - resample(task.reference[..., :3], whole, (256, 256))).mean() < 4
+        assert np.abs(last - resample(truth, whole, (256, 256))).mean() < 4
     with Image.open(folder / "sheet.png") as sheet:
         assert np.asarray(sheet).std() > 20
     assert json.loads((folder / "report.json").read_text()) == report

@@ -48,6 +48,10 @@ class AnywhereTrainee(Trainee):
         return (self.vae,)
 
     @property
+    def same_kernels(self) -> bool:
+        return False
+
+    @property
     def trains_convolutions(self) -> bool:
         return False
 

@@ -146,7 +146,7 @@ def fit(
         workers,
     )
     graphed = None
-    if _fits_graphs(accelerator, phase):
+    if phase.graphs and _fits_graphs(accelerator, module):
         graphed = GraphedStep(accelerator, model, parameters)
 
     def backward(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,10 +251,10 @@ def _running(module: nn.Module) -> set[str]:
     }
 
 
-def _fits_graphs(accelerator: Accelerator, phase: Phase) -> bool:
-    """Whether the phase asks for CUDA graphs, and runs on one card whose every step has the same kernels."""
+def _fits_graphs(accelerator: Accelerator, module: nn.Module) -> bool:
+    """Whether this is one card, and every step of the training has the same kernels."""
     alone = accelerator.device.type == "cuda" and accelerator.distributed_type == DistributedType.NO
-    return phase.graphs and alone and accelerator.scaler is None and phase.task == "diffusion"
+    return alone and accelerator.scaler is None and getattr(module, "same_kernels", False)
 
 
 def _moving_average(accelerator: Accelerator, phase: Phase, parameters: list[nn.Parameter]) -> Ema | None:

@@ -106,6 +106,11 @@ class Trainee(nn.Module):
         return self.vae, self.image_encoder
 
     @property
+    def same_kernels(self) -> bool:
+        """Whether every step on as many clips without reference runs the same kernels."""
+        return self.lesson is None
+
+    @property
     def trains_convolutions(self) -> bool:
         return self.denoising_unet.conv_in.weight.requires_grad
 
