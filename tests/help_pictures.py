@@ -92,7 +92,7 @@ def prompt() -> dict[str, Any]:
     moving = {"video": ["2", 0], "reference": ["still clip", 4], "pose_model": "embedded"}
     more = {
         "9": ("AnyCharVLoader", {"checkpoint": "embedded-animate", "dtype": "auto"}),
-        "still clip": ("AnyCharVPuppetClip", {"seed": SEED, "frames": 1, "size": SIZE, "task": "animation"}),
+        "still clip": ("AnyCharVPuppetClip", {"seed": SEED, "frames": 1, "size": SIZE, "task": "bold animation"}),
         "moving": ("AnyCharVAnimateCharacter", other | moving | chosen | recommended("embedded-animate")),
         "animated frames": ("GetVideoComponents", {"video": ["moving", 0]}),
         "box": ("AnyCharVBoxMask", box),
