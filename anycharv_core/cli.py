@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="without --reference-pose, what finds it: DWPose's folder or 'embedded'",
     )
-    add_render(move, cfg="3.5")
+    add_render(move, cfg="3.5, or 2.5 for AnimateAnywhere")
     move.set_defaults(run=_animate)
 
     ready = subcommands.add_parser("preprocess", help="pose, mask and box of the people you choose in a video")
@@ -230,7 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--frames", type=to_count, default=8, metavar="N", help="frames of each task (default: %(default)s)")
     add("--size", type=to_count, metavar="N", help="width and height in pixels (default: the task's own)")
     add("--recipe", default="default", metavar="NAME", help="of the model's system (default: %(default)s)")
-    add_sampling(bench, cfg="3.0, or 3.5 for Animate Anyone", dtype="fp32")
+    path("--base", "DIR", "CogVideoX1.5-5B-I2V, where a model of AnimateAnywhere does not hold it itself")
+    add_sampling(bench, cfg="3.0, 3.5 for Animate Anyone or 2.5 for AnimateAnywhere", dtype="fp32")
     add_lpips(bench)
     path(
         "--out",

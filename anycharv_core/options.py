@@ -133,7 +133,12 @@ def add_sampling(parser: argparse.ArgumentParser, cfg: str, dtype: str) -> None:
     add, path = adders(parser)
     path("--vae", "DIR", "VAE to use instead of the model's own")
     path("--image-encoder", "DIR", "CLIP image encoder to use instead of the model's own")
-    add("--steps", type=to_count, metavar="N", help="denoising steps (default: the model's, else 30)")
+    add(
+        "--steps",
+        type=to_count,
+        metavar="N",
+        help="denoising steps (default: the model's, else 30, or 50 for AnimateAnywhere)",
+    )
     add(
         "--cfg",
         dest="guidance_scale",

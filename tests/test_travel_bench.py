@@ -12,11 +12,14 @@ from PIL import Image
 
 from anycharv_core.bench.attention import MASSES
 from anycharv_core.bench.exchange import export, of_folder, read_setup
+from anycharv_core.bench.metrics import psnr
 from anycharv_core.bench.puppets import TRUTH, look_of, measure, of_model, references, tasks_of
 from anycharv_core.bench.tasks import KINDS, TRAVEL, Setup, Task
 from anycharv_core.bench.travel import OWN, PAIRED, own, paired, still_plate, warped_plate
+from anycharv_core.checkpoints.cogvideox import without_base
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
+from anycharv_core.inference.anywhere import AnywhereBackend
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.jobs.demo import run as run_demo
 from anycharv_core.puppets.travel import Travel, sample_travel
@@ -83,8 +86,9 @@ def test_a_model_is_given_its_background_and_looked_into(tmp_path: Path) -> None
     assert look is not None
     moving = next(n for n in range(6) if sample_travel(n, 16, 32).kind == "follow")
     task = Task(moving, sample_travel(moving, 16, 32), KINDS[TRAVEL])
-    scores = look(task)
-    assert 0 < scores["tail mass"] < 1 and 0 < scores["band mass"] < 1
+    longer = Task(moving, sample_travel(moving, 17, 32), KINDS[TRAVEL])
+    for scores in map(look, (task, longer)):
+        assert 0 < scores["tail mass"] < 1 and 0 < scores["band mass"] < 1
     report, _ = measure({"model": of_model(pipe, 1, 1.0)}, Setup(1, 8, 32, TRAVEL), "none", looks={"model": look})
     assert report["methods"]["model"]["pan choice"]["clips"] == 1
     assert set(MASSES) <= set(report["methods"]["model"])
@@ -95,6 +99,22 @@ def test_a_model_is_given_its_background_and_looked_into(tmp_path: Path) -> None
     )
     run = of_model(pipe, 1, 1.0)
     assert not np.array_equal(run(one), run(other))
+
+
+def test_a_model_is_scored_beside_its_base_and_with_the_ceiling_of_whole_clips(tmp_path: Path) -> None:
+    whole, tied = tiny_anywhere.checkpoint(), tmp_path / "tied.safetensors"
+    write_single(without_base(whole), tied, torch.float32)
+    options = ["--clips", "1", "--frames", str(FRAMES), "--size", "32", "--steps", "1", "--cfg", "1"]
+    base, out = tiny_anywhere.write_base(whole, tmp_path / "base"), tmp_path / "out"
+    given = ["--model", str(tied), "--base", str(base), *options, "--out", str(out)]
+    assert main(["bench", "puppets", *given]) == 0
+    scores = json.loads((out / "puppets.json").read_text())["methods"]
+    pipe, truth = Pipeline.from_pretrained(tied, base=base), sample_travel(0, FRAMES, 32).truth
+    assert isinstance(pipe.backend, AnywhereBackend)
+    seen = pipe.backend.decode(pipe.backend.encode_clip(truth.frames))
+    expected = psnr(seen, truth.frames, np.ones(truth.mask.shape, bool))
+    assert scores["the model's autoencoder"]["frame PSNR"]["mean"] == pytest.approx(expected)
+    assert scores["tied, 1 step, guidance 1"].keys() >= MASSES.keys()
 
 
 def test_the_sheet_of_a_demo_shows_where_a_journey_leads(tmp_path: Path) -> None:

@@ -35,8 +35,11 @@ def masses(pipe: Pipeline, travel: Travel) -> dict[str, float]:
     recipe, skeletons = pipe.system.recipe("default"), PointSkeletons(travel.poses())
     plan = pipe.plan(recipe, None, skeletons.size, (width, height), (width, height))
     path = CanvasPath(plan.canvas)
+    _, pad, slots = layout(len(truth.frames))
     clean = backend.encode_clip(truth.frames)
-    grid, slots = grid_of(clean[None]), layout(len(truth.frames)).slots
+    # As its pose: a latent in front shares the slot of the first frame.
+    clean = torch.cat([clean[:1].expand(pad, -1, -1, -1), clean])
+    grid = grid_of(clean[None])
     queries = background_tokens(torch.from_numpy(truth.mask > 0), slots, grid[1:]).nonzero().flatten()
     lines = torch.from_numpy(fundamental(truth.cameras))
     if path.canvas.padded != (width, height) or not len(queries) or not lines.any():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.anywhere import AnywhereBackend
 from ..inference.pipeline import Pipeline
 from ..inference.shortcuts import NONE, Shortcuts
 from ..media.canvas import PERSON
@@ -163,10 +164,13 @@ def of_codec(pipe: Pipeline) -> Method:
     Task sizes must be multiples of `pipe.backend.multiple`.
     """
 
+    backend = pipe.backend
+
     def run(task: Task) -> np.ndarray:
-        return np.concatenate(
-            [pipe.backend.decode(pipe.backend.encode(frame[None])) for frame in task.given.truth.frames]
-        )
+        frames = task.given.truth.frames
+        if isinstance(backend, AnywhereBackend):
+            return backend.decode(backend.encode_clip(frames))
+        return np.concatenate([backend.decode(backend.encode(frame[None])) for frame in frames])
 
     return run
 

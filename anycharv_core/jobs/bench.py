@@ -38,7 +38,8 @@ class PuppetJob(SamplingOptions):
     """What to score. `score`: a folder of tasks that another system has run, in place of `model`.
 
     None = the model's own setting, for the size that of the kind of task. task: the kind of
-    `bench.tasks.KINDS`; None = the usual one of the model, or the folder's own.
+    `bench.tasks.KINDS`; None = the usual one of the model, or the folder's own. base: what a model of
+    AnimateAnywhere was trained on.
     """
 
     out: Path
@@ -51,6 +52,7 @@ class PuppetJob(SamplingOptions):
     recipe: str = "default"
     vae: Path | None = None
     image_encoder: Path | None = None
+    base: Path | None = None
     lpips_weights: Path | None = None
     device: str | None = None
     dtype: str = "fp32"
@@ -76,9 +78,9 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
         name = folder.resolve().name
         methods, elsewhere = references(setup.task) | {name: of_folder(folder)}, (name,)
     else:
-        precision = precision_for(job.dtype, job.model, job.vae, job.image_encoder, device)
         parts = job.model, job.vae, job.image_encoder
-        pipe = Pipeline.from_pretrained(*parts, device, precision.dtype, job.compile)
+        precision = precision_for(job.dtype, *parts, device, base=job.base)
+        pipe = Pipeline.from_pretrained(*parts, device, precision.dtype, job.compile, job.base)
         possible = tasks_of(pipe)
         if job.task not in (None, *possible):
             raise UserError(
