@@ -2,8 +2,8 @@
 
     python -m benchmarks.canvas [--clips 8] [--frames 8] [--size 256x256] [--model embedded] [--out DIR]
 
-The people of the clips are from 15 to 40 % of the frame's height. The networks see as many pixels either way, and
-the metrics are those of `anycharv bench puppets`, besides the seconds a clip takes.
+The people of the clips, of the model's own world, have 15 to 40 % of the frame's height. The networks see as many
+pixels either way, and the metrics are those of `anycharv bench puppets`, besides the seconds a clip takes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from anycharv_core.media.canvas import FRAME, PERSON
 from anycharv_core.media.imaging import Size
 from anycharv_core.media.masks import box_masks
 from anycharv_core.media.sheet import sheet
-from anycharv_core.puppets.character import sample_character
-from anycharv_core.puppets.motion import Motion, sample_motion
+from anycharv_core.puppets.motion import Motion
 from anycharv_core.puppets.render import render, render_reference
-from anycharv_core.puppets.scene import sample_scene
 from anycharv_core.puppets.task import Swap
+from anycharv_core.puppets.worlds import WORLDS, World
 
 HEIGHTS = (0.15, 0.40)
 SHOWN = (
@@ -58,19 +57,19 @@ def distant(motion: Motion, height: float, x: float, ground: float) -> Motion:
     return replace(motion, joints=moved(motion.joints), head=moved(motion.head), ground=place, scale=scale)
 
 
-def distant_swap(number: int, clips: int, frames: int, size: Size) -> Swap:
+def distant_swap(world: World, number: int, clips: int, frames: int, size: Size) -> Swap:
     """Held-out swap `number` of `clips`, who are evenly from the lowest to the highest of HEIGHTS tall."""
-    driver, other = (sample_character(2 * number + each, "heldout") for each in (0, 1))
+    driver, other = (world.character(2 * number + each, "heldout") for each in (0, 1))
     rng = np.random.default_rng(number)
     side = 0.3 * size[0] / size[1]
     motion = distant(
-        sample_motion(number, frames, driver.proportions, "heldout"),
+        world.motion(number, frames, driver.proportions, "heldout"),
         np.linspace(*HEIGHTS, clips)[number],
         rng.uniform(-side, side),
         rng.uniform(0.72, 0.93),
     )
     # Nothing in front: an object as large as the person would leave little of some of them.
-    scene = replace(sample_scene(number, "heldout"), occluders=())
+    scene = replace(world.scene(number, "heldout"), occluders=())
     driving, truth = (render(each, motion, scene, size, flow=True) for each in (driver, other))
     picture, alpha = render_reference(other, number, (size[1], size[1]), "heldout")
     return Swap(np.dstack([picture, alpha]), driving, truth, np.zeros(0), box_masks(driving.mask), other)
@@ -86,13 +85,14 @@ def main() -> None:
     args = parser.parse_args()
     width, height = map(int, re.split("x", args.size))
     pipe = Pipeline.from_pretrained(args.model)
+    world = WORLDS[pipe.settings.get("world", "first")]
     settings = {name: pipe.settings[name] for name in ("steps", "guidance_scale")}
     asked = pipe.settings["size"][0], pipe.settings["size"][1]
     fitted = pipe.working_size(pipe.system.recipe("default"), (width, height), None)
     rows_shown: list[list[np.ndarray]] = []
     values: dict[str, dict[str, list[float]]] = {name: {} for name in ("copy driving", FRAME, PERSON)}
     for number in range(args.clips):
-        swap = distant_swap(number, args.clips, args.frames, (width, height))
+        swap = distant_swap(world, number, args.clips, args.frames, (width, height))
         task = Task(number, swap, KINDS[SWAP])
         shown = [swap.reference[..., :3] * (swap.reference[..., 3:] >= 128)]
         for name, rows in values.items():
