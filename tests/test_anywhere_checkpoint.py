@@ -148,6 +148,7 @@ def test_parts_that_do_not_belong_together_are_refused(model: Checkpoint) -> Non
         ({"bml": {"rank": 3}}, "bml weight"),
         ({"reference": {"blocks": 9}}, "reference has 9 blocks"),
         ({"vae": CONFIGS["vae"] | {"latent_channels": 8}}, "vae has 8 channels"),
+        ({"vae": CONFIGS["vae"] | {"_class_name": "AutoencoderKL"}}, "no autoencoder of clips"),
     ):
         with pytest.raises(UserError, match=match):
             build_dit_networks(Checkpoint(CONFIGS | change, model.weights))

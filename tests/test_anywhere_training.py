@@ -29,6 +29,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.media.cameras import Cameras
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.puppets.travel import sample_travel
+from anycharv_core.systems import read_checkpoint
 from training import ablate, ablate_anywhere, anywhere, networks
 from training.anywhere_trainee import AnywhereTrainee
 from training.config import Data, Objective
@@ -270,6 +271,26 @@ def test_the_decoder_runs_for_late_steps_alone(
         assert all(shape[-2:] == (4, 4) for shape in decoded)
 
 
+def test_a_phase_with_vgg_makes_clips_of_its_own_after_one_without(tmp_path: Path) -> None:
+    vgg = {"weight": 0.2, "file": str(write_vgg(tmp_path / "vgg16.pth")), "crop": 4, "below": 1000}
+    shared = {"cache": {"variants": 1}, "steps": 1, "train": ["control"]}
+    config = recipe(plain=shared, seen=shared | {"objective": {"vgg": vgg}})
+    folder = tmp_path / "run"
+    assert main([str(write(tmp_path / "config", config)), "--out", str(folder), "--cpu"]) == 0
+    assert "vgg" in log(folder / "seen")[0]
+    assert len(list((folder / "cache").iterdir())) == 2
+
+
+def test_a_trained_transformer_is_in_the_model_though_there_is_a_base(tmp_path: Path) -> None:
+    base = tiny_anywhere.write_base(tiny_anywhere.checkpoint(), tmp_path / "base")
+    given = recipe(first={"train": ["transformer"], "steps": 1})
+    given["networks"] = {part: given["networks"][part] for part in ("control", "reference", "bml")}
+    given["init"] = {"base": str(base)}
+    folder = tmp_path / "run"
+    assert main([str(write(tmp_path / "config", given)), "--out", str(folder), "--cpu"]) == 0
+    assert read_checkpoint(folder / "first" / "model.safetensors").weights["transformer"]
+
+
 def test_all_stages_run_in_turn_and_the_base_is_copied(tmp_path: Path) -> None:
     config = write(tmp_path / "config", recipe(**WHOLE))
     assert main([str(config), "--out", str(tmp_path / "run"), "--cpu"]) == 0
@@ -348,6 +369,9 @@ def test_killed_in_the_last_stage_it_goes_on_to_equal_weights(tmp_path: Path) ->
         ({"data": {"world": "bold"}}, "travel or wander"),
         ({"objective": {"vgg": {"weight": 0.2}}}, "VGG16"),
         ({"lora": {"rank": 4}, "train": []}, "only UNets have"),
+        ({"objective": {"min_snr": 5}}, "objective.min_snr' is of UNets"),
+        ({"export": {"parts": ["control"]}}, "written whole"),
+        ({"cache": {"resident": True}}, "cache.variants"),
     ),
 )
 def test_what_does_not_fit_is_said_in_one_sentence(change: dict[str, Any], said: str) -> None:

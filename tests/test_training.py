@@ -203,3 +203,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "compose: diffusion, 6 steps of 2 clips of 2 frames" in said and "8 clips from puppets" in said
     assert [path.name for path in tmp_path.iterdir()] == ["config"]
+
+
+def test_what_a_phase_has_no_networks_for_is_said_before_it_trains(tmp_path: Path, capsys) -> None:
+    without = recipe(export={"parts": ["denoising_unet", "object_guider"]})
+    other = recipe(task="codec")
+    other["networks"]["vae"] = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+    for config, said in ((without, "export.parts' names object_guider"), (other, "has AutoencoderKL: leave")):
+        assert main([str(write(tmp_path / "config", config)), "--out", str(tmp_path / "run"), "--cpu"]) == 2
+        assert said in capsys.readouterr().err
+        assert not list(tmp_path.glob("run/compose/weights*"))

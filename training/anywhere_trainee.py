@@ -48,6 +48,10 @@ class AnywhereTrainee(Trainee):
         return (self.vae,)
 
     @property
+    def encoding(self) -> tuple[Any, ...]:
+        return self.image_scale, self.perceptual is not None
+
+    @property
     def same_kernels(self) -> bool:
         return False
 

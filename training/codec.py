@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from anycharv_core.errors import UserError
 from anycharv_core.media.imaging import to_unit
 from anycharv_core.models import PatchCodec
 from anycharv_core.models.clip_codec import ClipCodec
@@ -16,6 +17,15 @@ Codec = PatchCodec | ClipCodec
 NOISE = 0.3  # of the latents' root mean square, at most: what a sampler leaves behind
 SCENE = 0.2  # weight of pixels outside the character
 EDGES = 0.5  # weight of differences between neighbouring pixels
+
+
+def check_codec(vae: nn.Module, phase: str) -> None:
+    """Raises UserError where an autoencoder is none that the tasks "codec" and "decoder" train."""
+    if not isinstance(vae, Codec):
+        raise UserError(
+            f"'phases.{phase}.task' is of the embedded models' own autoencoders, but this model has "
+            f"{type(vae).__name__}: leave the phase out."
+        )
 
 
 def fit_codec(codec: Codec, data: Samples, clips: int, seed: int, workers: int) -> None:

@@ -124,6 +124,10 @@ def _check(config: Config) -> None:
             raise unknown("init.additions", part, typing.get_args(Part))
 
 
+# Options of an objective that AnimateAnywhere's has no place for.
+_OF_UNETS = "outside", "inside", "min_snr", "mask_input", "drop_objects", "drop_depth"
+
+
 def _check_kind(config: Config) -> None:
     """Raises UserError where phases ask for what a model of the config's kind does not have."""
     for name, phase in config.phases.items():
@@ -153,6 +157,16 @@ def _check_kind(config: Config) -> None:
             raise UserError(
                 f"'{where}.frames' is {phase.frames}: AnimateAnywhere is trained on multiples of {FRAMES}."
             )
+        if phase.export.parts is not None:
+            raise UserError(
+                f"'{where}.export.parts' is set, but a model of AnimateAnywhere is written whole: leave it out."
+            )
+        unread = [key for key in _OF_UNETS if getattr(phase.objective, key) != getattr(Objective(), key)]
+        if unread:
+            raise UserError(
+                f"'{where}.objective.{unread[0]}' is of UNets, which AnimateAnywhere is trained without: leave "
+                "it out."
+            )
         if phase.objective.vgg.weight and phase.objective.vgg.file is None:
             raise UserError(f"'{where}.objective.vgg.file' is missing: name torchvision's VGG16 weights.")
 
@@ -179,6 +193,10 @@ def _check_phase(phase: Phase, where: str) -> None:
         )
     if phase.lora is not None and not phase.lora.targets:
         raise UserError(f"'{where}.lora.targets' is empty: name at least one, such as to_q.")
+    if phase.task in DIFFUSION and phase.cache.resident and not phase.cache.variants:
+        raise UserError(
+            f"'{where}.cache.resident' keeps what 'cache.variants' encodes, which is 0: give a number."
+        )
     if phase.validate.every and not phase.validate.timesteps:
         raise UserError(f"'{where}.validate.timesteps' is empty: name at least one.")
 

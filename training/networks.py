@@ -80,6 +80,15 @@ def load_into(nets: Nets, weights: dict[str, Tensor], source: Path) -> None:
             own.copy_(value)
 
 
+def check_export(nets: Nets, phase: Phase, name: str) -> None:
+    """Raises UserError where the phase of that name is to write parts that there are none of, which would be known
+    only after its training."""
+    if lacking := [part for part in phase.export.parts or () if getattr(nets, part, None) is None]:
+        raise UserError(
+            f"'phases.{name}.export.parts' names {lacking[0]}, which these networks do not have: leave it out."
+        )
+
+
 def export_weights(
     nets: Nets, configs: Configs, weights: dict[str, Tensor], config: Config, phase: Phase, folder: Path
 ) -> None:
@@ -89,7 +98,7 @@ def export_weights(
     export = phase.export
     parts: dict[str, Any] = own if export.parts is None else {str(part): own[part] for part in export.parts}
     checkpoint = Checkpoint({part: configs[part] for part in parts}, parts, config.settings_of(phase))
-    if config.init.base is not None:
+    if config.init.base is not None and not any("transformer" in each.train for each in config.phases.values()):
         checkpoint = without_base(checkpoint)
     dtype = DTYPES[export.dtype]
     if export.layout != "folder":

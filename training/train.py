@@ -30,7 +30,7 @@ from anycharv_core.checkpoints.checkpoint import LIBRARY_PARTS
 from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import commands, networks, plan
-from training.codec import DecoderTrainee, fit_codec
+from training.codec import DecoderTrainee, check_codec, fit_codec
 from training.config import Config, Phase, data_facts
 from training.config_file import read_config
 from training.data.cache import EncodedClips, ResidentClips, cache_name, fill, identity
@@ -72,6 +72,9 @@ def train_phase(run: Run, name: str) -> None:
     config, phase, folder = run.config, run.config.phases[name], run.folder(name)
     accelerator = new_accelerator(config.engine, phase, folder, run.cpu)
     nets, configs = networks.build(config, run.before(name), accelerator.print)
+    if phase.task in ("codec", "decoder"):
+        check_codec(nets.vae, name)
+    networks.check_export(nets, phase, name)
     data: Samples = open_dataset(plan.placed(phase.data, run.out), phase.frames)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,8 @@ def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Samples,
     if not variants:
         return data
     content = identity(plan.placed(phase.data, run.out))
-    name = cache_name(trainee.encoders, data_facts(phase.data), content, phase.frames, config.engine.precision)
+    facts = data_facts(phase.data), content, phase.frames, config.engine.precision, *trainee.encoding
+    name = cache_name(trainee.encoders, *facts)
     clips = EncodedClips(data, run.out / "cache" / name, variants)
     buckets = getattr(data, "buckets", [0] * len(clips))
     micro = phase.batch // phase.accumulate

@@ -106,6 +106,11 @@ class Trainee(nn.Module):
         return self.vae, self.image_encoder
 
     @property
+    def encoding(self) -> tuple[Any, ...]:
+        """What else decides about encodings, as JSON can hold it."""
+        return ()
+
+    @property
     def same_kernels(self) -> bool:
         """Whether every step on as many clips without reference runs the same kernels."""
         return self.lesson is None

@@ -16,7 +16,7 @@ from ..models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
 from ..models.config import PATCH, DiTConfig
 from ..models.fields import Fields
 from ..models.schedule import SCHEDULER, NoiseSchedule
-from .checkpoint import NETWORKS, Checkpoint
+from .checkpoint import CLIP_CODEC, COGVIDEOX_VAE, NETWORKS, Checkpoint
 
 # Sizes of the library parts that are sides of their tensors.
 LIBRARY_WIDTHS = (
@@ -115,6 +115,10 @@ def check_dit_ends(configs: Mapping[str, Mapping[str, Any]]) -> None:
             raise UserError(
                 f"{part} has {blocks} blocks, but transformer only {cfg.layers}: take both from one model."
             )
+    if "vae" in configs and configs["vae"].get("_class_name") not in (CLIP_CODEC, COGVIDEOX_VAE):
+        raise UserError(
+            f"vae is no autoencoder of clips, {COGVIDEOX_VAE} or {CLIP_CODEC} by its config: give the base's own."
+        )
     vae = configs.get("vae", {})
     if (channels := vae.get("latent_channels", cfg.out_channels)) != cfg.out_channels:
         raise UserError(

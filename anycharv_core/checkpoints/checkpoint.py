@@ -12,6 +12,8 @@ Weights = dict[str, Tensor]
 NETWORKS = ("denoising_unet", "reference_unet", "pose_guider")
 OPTIONAL_NETWORKS = ("object_guider",)  # of Animate Anyone 2
 LIBRARY_PARTS = ("vae", "image_encoder")
+# Autoencoders of clips by the names that their configs have: ours, and CogVideoX's.
+CLIP_CODEC, COGVIDEOX_VAE = "ClipCodec", "AutoencoderKLCogVideoX"
 # Where a model's library parts come from when its files lack them.
 HUB_PARTS = {
     "vae": "stabilityai/sd-vae-ft-mse",

@@ -14,8 +14,8 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..foreign import read_json
 from .check import check_part, check_settings
-from .checkpoint import UNET_PARTS, Checkpoint, Parts, Weights
-from .networks import CODECS, COGVIDEOX_VAE, TINY_VAE, new_library_part
+from .checkpoint import COGVIDEOX_VAE, UNET_PARTS, Checkpoint, Parts, Weights
+from .networks import CODECS, TINY_VAE, new_library_part
 from .state_dicts import read_weights, save_safetensors, stored
 
 SETTINGS = "settings.json"

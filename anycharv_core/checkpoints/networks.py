@@ -24,7 +24,7 @@ from ..models import (
 )
 from ..models.clip_codec import ClipCodec
 from .check import check_ends
-from .checkpoint import LIBRARY_PARTS, NETWORKS, OPTIONAL_NETWORKS, Checkpoint
+from .checkpoint import CLIP_CODEC, COGVIDEOX_VAE, LIBRARY_PARTS, NETWORKS, OPTIONAL_NETWORKS, Checkpoint
 from .recognise import UNKNOWN, identify
 
 # The libraries raise all of these for settings that are not of their kind or do not go together.
@@ -41,8 +41,7 @@ CLIP_SETTINGS = (
 )
 
 # Our own autoencoders by the names that their configs have; others are diffusers'.
-CODECS: dict[str, type[PatchCodec] | type[ClipCodec]] = {"PatchCodec": PatchCodec, "ClipCodec": ClipCodec}
-COGVIDEOX_VAE = "AutoencoderKLCogVideoX"
+CODECS: dict[str, type[PatchCodec] | type[ClipCodec]] = {"PatchCodec": PatchCodec, CLIP_CODEC: ClipCodec}
 TINY_VAE = "AutoencoderTiny"  # TAESD's: small, fast, and close to the VAE that it was distilled from
 
 

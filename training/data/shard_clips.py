@@ -16,6 +16,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_picture
 from anycharv_core.inference.backend import DEPTH, OBJECTS
 from anycharv_core.media.depth import structured_depth
+from anycharv_core.media.mask_read import numbered_pngs
 from anycharv_core.media.masks import mask_box
 from training.config import BACKGROUND, Data
 from training.data.conditions import (
@@ -219,7 +220,7 @@ class ShardClips(Dataset):
             return None
         facts = clip.facts()
         folder = Path(self.data.backgrounds) / Path(facts["source"]).with_suffix("")
-        pictures, number = sorted(folder.glob("*.png")), clip.start + start
+        pictures, number = numbered_pngs(folder) if folder.is_dir() else [], clip.start + start
         if number >= len(pictures):
             raise UserError(
                 f"{folder} holds {len(pictures)} PNGs, but its video has a frame {number}: one for each is wanted."
