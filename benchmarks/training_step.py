@@ -1,11 +1,15 @@
 """How long a training step takes with the trainer's settings of today and with those of before, in one run.
 
     python -m benchmarks.training_step [CONFIG] [--phase compose] [--rounds 5] [--threads 1]
+    python -m benchmarks.training_step CONFIG --phase compose_on --device cuda [--set phases.compose_on.batch=64]
 
 Both train the same networks on the same batch, in turn, each in a process of its own so that neither works in the
 other's memory. "before" is float32, PyTorch's attention, contiguous layout, an optimizer that goes through the
 parameters one by one, and memory given back to the system; "now" is what `training.train` does. The ratio is of
 medians. Pictures, poses and masks are random: what takes the time is their shape.
+
+With --device the second alone runs there, on encodings: milliseconds a step, and how many of them Python needs to
+call the kernels of both passes one by one.
 """
 
 from __future__ import annotations
@@ -19,15 +23,16 @@ from pathlib import Path
 
 import torch
 
-from anycharv_core.device import device_name, has_bf16
+from anycharv_core.device import device_name, has_bf16, peak_memory
 from training import networks
 from training.config import Config, Phase
 from training.config_file import read_config
 from training.loop import new_optimizer
-from training.speed import keep_freed_memory
+from training.speed import channels_last, keep_freed_memory
 from training.trainees import new_trainee
 
 WARM_UP = 2  # steps that are not counted
+ENCODED = 32  # clips at a time
 
 
 def random_batch(phase: Phase, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -67,6 +72,44 @@ def steps(config: Config, name: str, now: bool, threads: int, calls: Connection)
         calls.send(time.process_time() - began)
 
 
+def on_device(config: Config, name: str, device: str, rounds: int) -> None:
+    phase = config.phases[name]
+    nets, _ = networks.build(config, [], lambda line: None)
+    module = new_trainee(config, name, nets).to(device)
+    if device == "cuda":
+        channels_last(module)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = new_optimizer(phase, parameters)
+    batch = random_batch(phase, torch.Generator().manual_seed(0))
+    encoded: list[dict[str, torch.Tensor]] = []
+    for first in range(0, len(batch["position"]), ENCODED):
+        part = {key: value[first : first + ENCODED].to(device) for key, value in batch.items()}
+        encoded.append(module.encode(part))
+    batch = {key: torch.cat([each[key] for each in encoded]) for key in encoded[0]} | {
+        "position": batch["position"]
+    }
+    called, taken = [], []
+    for _ in range(WARM_UP + rounds):
+        began = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=has_bf16(device)):
+            loss = module(batch)["loss"]
+        loss.backward()
+        called.append(time.perf_counter() - began)
+        torch.nn.utils.clip_grad_norm_(parameters, phase.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss.detach())  # waits for the device
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    step, calls = (statistics.median(seconds[WARM_UP:]) for seconds in (taken, called))
+    images = len(batch["position"]) * phase.frames
+    peak = peak_memory(device).get("cuda", 0) / 2**30
+    print(f"{device_name(device)}, {images} images a step, median of {rounds}")
+    speed = f"{1000 * step:.0f} ms a step, {1000 * calls:.0f} until called; {images / step:,.0f} images/s"
+    print(f"{speed}; {peak:.1f} GiB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=Path("training/configs/embedded.yaml"))
@@ -76,8 +119,12 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as training.train takes it"
     )
+    parser.add_argument("--device", help="cuda, say: one process there, as training.train does it now")
     args = parser.parse_args()
     config = read_config(args.config, args.set)
+    if args.device is not None:
+        on_device(config, args.phase, args.device, args.rounds)
+        return
     phase = config.phases[args.phase]
     images = phase.batch // phase.accumulate * phase.frames
     spawn = multiprocessing.get_context("spawn")
