@@ -128,7 +128,7 @@ def test_every_true_match_of_a_journey_is_in_the_mask(kind: str) -> None:
     cameras, slots = truth.cameras, layout(frames).slots
     assert cameras is not None and truth.layers is not None and truth.depth is not None
     lines = torch.from_numpy(fundamental(cameras))
-    near = epipolar_mask(lines, torch.arange(128), seen_through(slots, exact=True), GRID, CELL, BAND)
+    near = epipolar_mask(lines, torch.arange(128), [list(slot) for slot in slots], GRID, CELL, BAND)
     background = background_tokens(torch.from_numpy(truth.mask > 0), slots, GRID)
     assert 20 < background.sum() < 128
     found = 0
@@ -154,7 +154,6 @@ def test_every_true_match_of_a_journey_is_in_the_mask(kind: str) -> None:
 def test_few_frames_stand_for_a_slot() -> None:
     slots = layout(17).slots
     assert seen_through(slots) == [[0], [1, 5, 8], [9, 13, 16]]
-    assert seen_through(slots, exact=True)[1] == list(range(1, 9))
 
 
 def test_a_background_token_never_sees_the_person() -> None:

@@ -21,7 +21,7 @@ from ..puppets.travel import Travel
 MASSES = {
     "tail mass": "attention of background tokens to tokens off their epipolar lines, of the small values that the "
     "paper's equation 4 punishes; mean over blocks, heads and tokens, of the truth half noise",
-    "band mass": "of their attention, the share on those lines",
+    "band mass": "of their attention to tokens of the clip, the share on those lines",
 }
 _STEP, _BAND = 499, 0.5
 

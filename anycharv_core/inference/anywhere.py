@@ -77,7 +77,7 @@ class AnywhereBackend:
         """The networks of a checkpoint, which was read from `path`."""
         if compile:
             raise UserError(
-                f"{path} is a model of {ANYWHERE.title}, which has no UNet to compile: leave that out."
+                f"{path} is a model of {ANYWHERE.title}, which has no UNet to compile: leave --compile out."
             )
         if image_encoder is not None:
             raise UserError(f"{path} is a model of {ANYWHERE.title}, which has no image encoder: leave it out.")
@@ -90,8 +90,9 @@ class AnywhereBackend:
         needed, free = ROOM * dtype.itemsize * sum(value.numel() for value in weights), free_memory(place)
         if needed > free and place.type == "cpu":
             raise UserError(
-                f"{path} takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB of memory are free: use "
-                "--dtype bf16, as it is published, or a machine that has more."
+                f"{path} takes {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and "
+                f"{free / 1e9:.1f} GB of memory are free: use --dtype bf16, as it is published, or a machine that "
+                "has more."
             )
         networks = build_dit_networks(checkpoint, device if needed <= free else "cpu", dtype)
         return cls(replace(networks, **modules), checkpoint.settings, device)

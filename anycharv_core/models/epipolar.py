@@ -60,9 +60,9 @@ def epipolar_mask(
     return found
 
 
-def seen_through(slots: Sequence[Frames], exact: bool = False) -> list[Frames]:
-    """The frames that stand for each slot: its first, middle and last, or all of them."""
-    return [list(slot) if exact else sorted({slot[0], slot[len(slot) // 2], slot[-1]}) for slot in slots]
+def seen_through(slots: Sequence[Frames]) -> list[Frames]:
+    """The frames that stand for each slot: its first, middle and last."""
+    return [sorted({slot[0], slot[len(slot) // 2], slot[-1]}) for slot in slots]
 
 
 def background_tokens(person: Tensor, slots: Sequence[Frames], grid: tuple[int, int]) -> Tensor:
@@ -90,8 +90,8 @@ def unwanted_attention(
 
 
 def band_mass(attention: Tensor, near: Tensor, slots: int) -> Tensor:
-    """The share of the attention to other slots that is on the epipolar lines, [B, heads, q], of arguments as
-    `unwanted_attention` takes them; NaN never: a query that attends nowhere has all of it."""
+    """The share of the attention to all video tokens that is on the epipolar lines, [B, heads, q]. All tokens of
+    the query's own slot are; a query that attends to none has 1. Arguments as for `unwanted_attention`."""
     to_slot = attention.unflatten(-1, (slots, -1))
     total = to_slot.sum(dim=(-2, -1))
     return torch.where(total > 0, (to_slot * near[:, None]).sum(dim=(-2, -1)) / total, 1.0)
