@@ -129,7 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         "animate", help="animate the character of a picture, with a model of Animate Anyone or AnimateAnywhere"
     )
     add, path = adders(move)
-    path("--reference", "PNG", "picture of the character, with its background", required=True)
+    path(
+        "--reference",
+        "PNG",
+        "picture of the character, with its background; cut out for AnimateAnywhere",
+        required=True,
+    )
     path("--pose", "POSE", "POSE_KEYPOINT JSON or skeleton video", required=True)
     add(
         "--model",
@@ -137,7 +142,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="folder with denoising_unet.pth and the other files, or .safetensors file (default: %(default)s)",
     )
-    path("--background", "PICTURE", "a place with nobody in it, through which a model of AnimateAnywhere walks")
+    path(
+        "--background",
+        "PICTURE",
+        "a place with nobody in it, through which AnimateAnywhere lets the character walk",
+    )
     path("--base", "DIR", "CogVideoX1.5-5B-I2V, where a model of AnimateAnywhere does not hold it itself")
     path("--scene", "FILE", "video or picture to put the character in front of")
     path(
@@ -158,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--pose-model",
         metavar="DIR",
-        help="without --reference-pose, what finds it: DWPose's folder or 'embedded'",
+        help="without --reference-pose, what finds it, and people in --background: DWPose's folder or 'embedded'",
     )
     add_render(move, cfg="3.5, or 2.5 for AnimateAnywhere")
     move.set_defaults(run=_animate)

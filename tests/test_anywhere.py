@@ -199,6 +199,8 @@ def test_what_cannot_be_used_is_said(pipe: Pipeline, tiny_model: Path) -> None:
         ({"pose": poses_of(77)}, "nearest numbers are 73 and 80"),
         ({"pose": poses_of(8, ankles=False)}, "no ankles in any frame"),
         ({"background": None}, "There is no background"),
+        ({"background": given["background"][..., 0]}, r"must be uint8 \[H, W, 3\]; it is uint8 \[24"),
+        ({"background": given["background"] / 255}, "it is float64"),
         ({"scene": scene}, "puts nobody into a scene"),
         ({"shortcuts": FAST}, "leave --deep-cache and --fast out"),
     ):

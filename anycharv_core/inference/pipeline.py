@@ -39,7 +39,7 @@ from .finish import Finish, PasteBack, keyed, paste_reach, whole
 from .latents import Latents
 from .phases import Phases
 from .plan import Plan, Prepared
-from .reference import Reference, refer, split_reference
+from .reference import Reference, check_background, refer, split_reference
 from .sampling import Progress
 from .shortcuts import NONE, Shortcuts, check_cache, check_shortcuts
 from .skeletons import PictureSkeletons, PointSkeletons
@@ -177,6 +177,7 @@ class Pipeline:
         if self.system.clips:
             check_cache(self.system.title, shortcuts)
         self.system.check_inputs(scene, mask, pose, chosen, background)
+        background = None if background is None else check_background(background)
         if isinstance(pose, Poses):
             self.system.check_poses(pose)
         split_reference(reference, reference_mask)  # says what is wrong with it before the video is looked at

@@ -70,6 +70,14 @@ def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.
     return reference[..., :3], mask
 
 
+def check_background(picture: np.ndarray) -> np.ndarray:
+    """The picture of a place. Raises UserError where it is not uint8 [H, W, 3]."""
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise UserError(f"The background must be uint8 [H, W, 3]; it is {picture.dtype} {list(picture.shape)}.")
+    return picture
+
+
 def scene_key(picture: np.ndarray, alpha: np.ndarray | None) -> Colour:
     """The colour behind a reference whose character goes in front of a scene, see chroma_key.py.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..foreign import read_picture
 from ..preprocess.dwpose import DWPose
 from ..preprocess.models import pose_files
-from .inputs import read_reference
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def read_background(path: Path, pose_model: str | None, device: str | None) -> n
     `models.pose_files`; where none is named and none is found, nobody looks. Raises UserError where the picture
     or the detector cannot be read.
     """
-    picture = read_reference(path)[..., :3]
+    picture = np.array(read_picture(path, "RGB"))
     try:
         files = pose_files(pose_model)
     except UserError:
