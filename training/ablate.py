@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.media.sheet import sheet
 from training import ablate_animate2, ablate_anywhere, commands
-from training.study import Study, slug, train_phases
+from training.study import Study, share_phases, slug, train_phases
 
 CONFIG = Path(__file__).parent / "configs" / "embedded_bold.yaml"
 # A fifth of the embedded model's length, on clips that the disk holds for every run. --set changes it.
@@ -116,9 +115,7 @@ def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, change
         return stage / "compose" / "model.safetensors"
     train_phases(config, stage, changes, FIRST)
     folder = out / f"seed_{seed}" / f"{slug(name)}_boost"
-    for phase in FIRST:
-        if not (folder / phase).exists():
-            shutil.copytree(stage / phase, folder / phase)
+    share_phases(stage, folder, FIRST)
     train_phases(config, folder, [*changes, *variant.second], (*FIRST, "boost"))
     return folder / "boost" / "model.safetensors"
 

@@ -7,7 +7,6 @@ bench/interaction.py, need no sharp pictures: they are what models of this size 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.media.frames import Reopened, Source
 from anycharv_core.puppets.interaction import Interaction
-from training.study import Study, slug, train_phases
+from training.study import Study, share_phases, slug, train_phases
 
 CONFIG = Path(__file__).parent / "configs" / "tiny_animate2.yaml"
 SHORT = ("phases.frames.validate.every=0", "phases.clips.validate.every=0")
@@ -103,9 +102,7 @@ def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, change
     first = place / slug(OURS)
     train_phases(variant_config(OURS, config, first.with_suffix(".yaml")), first, changes, SHARED)
     folder = place / slug(name)
-    for phase in SHARED:
-        if not (folder / phase).exists():
-            shutil.copytree(first / phase, folder / phase)
+    share_phases(first, folder, SHARED)
     own = variant_config(name, config, folder.with_suffix(".yaml"))
     train_phases(own, folder, [*changes, *VARIANTS[name].changes], OWN)
     return folder / OWN[-1] / "model.safetensors"

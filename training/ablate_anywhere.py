@@ -7,7 +7,6 @@ pictures, and neither does where attention lies.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from anycharv_core.bench.puppets import Look, Method, look_of, of_model
 from anycharv_core.bench.tasks import TRAVEL
 from anycharv_core.inference.pipeline import Pipeline
 from training.config_file import read_config
-from training.study import Study, slug, train_phases
+from training.study import Study, share_phases, slug, train_phases
 
 CONFIG = Path(__file__).parent / "configs" / "tiny_anywhere.yaml"
 LAST = "joint"
@@ -57,9 +56,7 @@ def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, change
     before = phases[: phases.index(LAST)]
     first, folder = (out / f"seed_{seed}" / each for each in ("before", slug(name)))
     train_phases(config, first, changes, before)
-    for phase in before:
-        if not (folder / phase).exists():
-            shutil.copytree(first / phase, folder / phase)
+    share_phases(first, folder, before)
     train_phases(config, folder, [*changes, *VARIANTS[name]], [LAST])
     return folder / LAST / "model.safetensors"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anycharv_core.bench.puppets import Look, Method
+from anycharv_core.files import atomic_folder
 from training import train
 
 
@@ -47,6 +48,15 @@ def train_phases(config: Path, folder: Path, changes: Sequence[str], phases: Seq
             raise SystemExit(code)
     # Encoded clips, gigabytes of them, that no later phase of the folder reads.
     shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
+def share_phases(trained: Path, folder: Path, phases: Sequence[str]) -> None:
+    """Copies finished phases of one folder to another that lacks them, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for phase in phases:
+        if not (folder / phase).exists():
+            with atomic_folder(folder / phase) as temporary:
+                shutil.copytree(trained / phase, temporary, dirs_exist_ok=True)
 
 
 def slug(name: str) -> str:
