@@ -192,7 +192,7 @@ def test_the_config_has_the_papers_numbers() -> None:
     assert numbers == {"frames": (30_000, 64, 1, 1e-5, False), "motion": (10_000, 4, 24, 1e-5, True)}
     assert config.phases["frames"].data.size == (768, 768) and config.phases["motion"].data.stride == 4
     assert config.init.scene is False and config.schedule == NoiseSchedule()
-    for file in ("animate_anyone", "embedded_animate"):
+    for file in ("animate_anyone", "embedded_bold_animate"):
         phases = read_config(CONFIGS / f"{file}.yaml").phases
         assert all(phase.data.reference == "frame" for phase in phases.values())
         assert phases["motion"].train == ("motion",) and "motion" not in phases["frames"].train

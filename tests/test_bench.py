@@ -435,16 +435,14 @@ def test_the_command_scores_the_embedded_animation_model(tmp_path: Path, capsys)
     )
     assert main([*given, "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "puppets.json").read_text())
-    steps = Pipeline.from_pretrained("embedded-animate").settings["steps"]
     assert set(report["methods"]) == {
         *references(BOLD_ANIMATION),
         "the model's autoencoder",
         "embedded-animate, 1 step, guidance 1",
-        f"embedded-animate, {steps} steps, guidance 1",
     }
     model = report["methods"]["embedded-animate, 1 step, guidance 1"]
     assert model["frame PSNR"]["clips"] == 1 and "box PSNR" not in model
-    assert Image.open(tmp_path / "sheet.png").width > 8 * 160
+    assert Image.open(tmp_path / "sheet.png").width > 7 * 160
 
 
 def test_a_size_too_small_is_one_sentence(tmp_path: Path, capsys) -> None:
