@@ -371,7 +371,6 @@ def test_killed_in_the_last_stage_it_goes_on_to_equal_weights(tmp_path: Path) ->
         ({"lora": {"rank": 4}, "train": []}, "only UNets have"),
         ({"objective": {"min_snr": 5}}, "objective.min_snr' is of UNets"),
         ({"export": {"parts": ["control"]}}, "written whole"),
-        ({"cache": {"resident": True}}, "cache.variants"),
     ),
 )
 def test_what_does_not_fit_is_said_in_one_sentence(change: dict[str, Any], said: str) -> None:

@@ -193,10 +193,6 @@ def _check_phase(phase: Phase, where: str) -> None:
         )
     if phase.lora is not None and not phase.lora.targets:
         raise UserError(f"'{where}.lora.targets' is empty: name at least one, such as to_q.")
-    if phase.task in DIFFUSION and phase.cache.resident and not phase.cache.variants:
-        raise UserError(
-            f"'{where}.cache.resident' keeps what 'cache.variants' encodes, which is 0: give a number."
-        )
     if phase.validate.every and not phase.validate.timesteps:
         raise UserError(f"'{where}.validate.timesteps' is empty: name at least one.")
 
