@@ -14,6 +14,7 @@ from tiny_training import recipe, write
 from training_runs import own_precision as own_precision
 
 from training.config import Data
+from training.data import cache
 from training.data.cache import identity
 from training.data.shards import MANIFEST, read_lines, write_lines
 from training.train import main
@@ -88,3 +89,10 @@ def test_encodings_in_memory_train_what_those_in_files_do(tmp_path: Path) -> Non
         weights.append(load_file(out / "compose" / "weights.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_encodings_that_memory_has_no_room_for_are_said_in_a_sentence(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cache, "free_memory", lambda device: 1e3)
+    config = write(tmp_path, recipe(steps=1, cache={"variants": 1, "resident": True}))
+    assert main([str(config), "--out", str(tmp_path / "run"), "--cpu"]) == 2
+    assert "leave cache.resident out" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from anycharv_core.checkpoints.state_dicts import save_safetensors
+from anycharv_core.device import free_memory
 from anycharv_core.errors import UserError
 from anycharv_core.foreign import read_header
 from training.config import Data
@@ -75,7 +76,10 @@ class EncodedClips(Dataset):
 
 
 class ResidentClips:
-    """The encodings of `wanted`, all in the memory of `device`, as half precision: batches are picked there."""
+    """The encodings of `wanted`, all in the memory of `device`, as half precision: batches are picked there.
+
+    Raises UserError where it has no room for them.
+    """
 
     def __init__(self, clips: EncodedClips, wanted: Collection[Sample], device: torch.device):
         self.clips = clips
@@ -84,6 +88,7 @@ class ResidentClips:
         with ThreadPoolExecutor() as pool:
             files = pool.map(clips.stored, samples)
             first = next(files)
+            _check_room(len(samples) * sum(value.nbytes for value in first.values()), device)
             self._all = {
                 name: value.new_empty((len(samples), *value.shape), device=device) for name, value in first.items()
             }
@@ -165,6 +170,15 @@ def identity(data: Data) -> str:
     elif data.source == "pairs":
         rows = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _check_room(needed: int, device: torch.device) -> None:
+    free = free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"The encoded clips take {needed / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB free: leave "
+            "cache.resident out, or use fewer clips."
+        )
 
 
 def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
