@@ -271,6 +271,25 @@ def test_the_decoder_runs_for_late_steps_alone(
         assert all(shape[-2:] == (4, 4) for shape in decoded)
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    (
+        ("networks", {"control": {"blocks": "x"}}, "networks.control"),
+        ("networks", {"reference": {}}, "networks.reference"),
+        ("networks", {"bml": {"rank": 0}}, "networks.bml"),
+        ("init", {"model": "embedded"}, "'init.model' is of UNets"),
+        ("data", {"size": [32, 36]}, "multiples of 8"),
+    ),
+)
+def test_a_recipe_that_cannot_be_is_said_in_one_sentence(
+    section: str, change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = recipe(joint=JOINT)
+    config[section] = config.get(section, {}) | change
+    assert main([str(write(tmp_path, config)), "--out", str(tmp_path / "run"), "--cpu"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_phase_with_vgg_makes_clips_of_its_own_after_one_without(tmp_path: Path) -> None:
     vgg = {"weight": 0.2, "file": str(write_vgg(tmp_path / "vgg16.pth")), "crop": 4, "below": 1000}
     shared = {"cache": {"variants": 1}, "steps": 1, "train": ["control"]}

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anycharv_core.checkpoints.dit_networks import DiTNetworks
+from anycharv_core.errors import UserError
 from anycharv_core.media.cameras import Cameras, fundamental
 from anycharv_core.media.imaging import to_unit
+from anycharv_core.models.config import PATCH
 from anycharv_core.models.dit import grid_of
 from anycharv_core.models.dit_layers import MotionLearner
 from anycharv_core.models.epipolar import background_tokens, epipolar_mask, seen_through, unwanted_attention
@@ -50,8 +52,16 @@ def encode_batch(vae: Any, batch: Batch, image_scale: float, pictures: bool) -> 
     The batch of B clips (training/data/travel.py) becomes latents and pose [B, T, c, h, w]; picture, of the
     background, and reference, which is not scaled, [B, c, h, w]; free, uint8 [B, L], 1 for tokens in which the
     person never is; and its cameras, where it has some. pictures: whether frames and hands stay in it.
+    Raises UserError for pictures that are no whole number of tokens.
     """
     frames = batch["frames"]
+    height, width = frames.shape[2:4]
+    unit = PATCH * 2 ** (len(vae.config.block_out_channels) - 1)
+    if height % unit or width % unit:
+        raise UserError(
+            f"Clips of {width} x {height} pixels can't be cut into tokens of {unit}: give 'data.size', or the "
+            f"shards' buckets, in multiples of {unit}."
+        )
     latents = encode_clips(vae, frames)
     grid = grid_of(latents)
     slots = layout(frames.shape[1]).slots

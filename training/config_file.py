@@ -13,6 +13,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.foreign import parse_yaml, read_yaml
 from anycharv_core.models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
 from anycharv_core.models.config import DiTConfig
+from anycharv_core.models.fields import Fields
 from anycharv_core.models.schedule import TRAIN_STEPS
 from anycharv_core.models.slots import FRAMES
 from training.config import BACKGROUND, DIFFUSION, JOURNEYS, Config, Data, Engine, Objective, Part, Phase
@@ -118,6 +119,8 @@ def _check(config: Config) -> None:
             ObjectGuiderConfig.from_dict(network, path("networks", part))
         elif part == "transformer":
             DiTConfig.from_dict(network, path("networks", part))
+        elif part in ("control", "reference", "bml"):
+            Fields(network, path("networks", part)).whole("rank" if part == "bml" else "blocks")
     _check_kind(config)
     for part in config.init.additions or {}:
         if part not in typing.get_args(Part):
@@ -130,6 +133,11 @@ _OF_UNETS = "outside", "inside", "min_snr", "mask_input", "drop_objects", "drop_
 
 def _check_kind(config: Config) -> None:
     """Raises UserError where phases ask for what a model of the config's kind does not have."""
+    if config.is_dit and (others := config.init.files().keys() - {"base", "prompt"}):
+        raise UserError(
+            f"'init.{min(others)}' is of UNets: AnimateAnywhere starts from 'init.base' and 'init.prompt' alone; "
+            "leave it out."
+        )
     for name, phase in config.phases.items():
         where = f"phases.{name}"
         transformers = {"transformer", "control", "reference", "bml"} & set(phase.train)
