@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,13 @@ def test_other_bases_are_refused(model: Checkpoint, tied: Path, tmp_path: Path) 
     (first / "transformer" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="CogVideoX-5b-I2V"):
         _joined(tied, first)
+
+
+@pytest.mark.parametrize("settings", [[1], {"base": "x"}, {"base": []}, {"base": None}, {"base": {"sha256": 5}}])
+def test_damaged_ties_to_a_base_are_said_in_a_sentence(settings: Any, model: Checkpoint, tmp_path: Path) -> None:
+    held = {part: weights for part, weights in model.weights.items() if part not in ("transformer", "vae")}
+    with pytest.raises(UserError, match="it"):
+        join_base(replace(model, weights=held, settings=settings), write_base(model, tmp_path / "base"), "it")
 
 
 @pytest.mark.parametrize(

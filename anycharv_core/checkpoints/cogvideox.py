@@ -13,6 +13,7 @@ from ..device import free_memory
 from ..errors import UserError
 from ..foreign import read_json
 from ..models.config import DiTConfig
+from .check import check_settings
 from .checkpoint import Checkpoint, Weights
 from .download import COGVIDEOX
 from .folders import SUFFIXES, read_library_part, weights_file
@@ -46,7 +47,7 @@ def join_base(checkpoint: Checkpoint, base: Path | None, name: str) -> None:
 
     base: the folder that `anycharv download cogvideox` makes, or a .safetensors file of the transformer alone;
     None for a model, called `name`, that holds all of its own. Raises UserError where it is missing, or another
-    one than the model was trained on.
+    one than the model was trained on, and for settings that cannot be.
     """
     if "transformer" in checkpoint.weights or not checkpoint.is_dit:
         if base is not None:
@@ -57,11 +58,12 @@ def join_base(checkpoint: Checkpoint, base: Path | None, name: str) -> None:
             f"{name} holds what was trained on {NAME}, but not that model itself: give --base DIR, the folder of "
             f"a copy of {COGVIDEOX}, which 'anycharv download cogvideox' fetches."
         )
+    check_settings(checkpoint.settings, f"The settings of {name}")
     _check_room(base)
     config, weights = read_transformer(base)
     config = config or checkpoint.configs["transformer"]
     own = DiTConfig.from_dict(checkpoint.configs["transformer"], f"The transformer config of {name}")
-    tie = checkpoint.settings.get("base", {})
+    tie = checkpoint.settings.get("base") or {}
     there = DiTConfig.from_dict(config, f"The transformer config of {base}")
     if own != there or fingerprint(weights) != tie.get("sha256"):
         raise UserError(
