@@ -391,7 +391,7 @@ class Settings:
     blocks: Counts | None = None
     guidance_scale: Amount | None = None
     frames: Some | None = None
-    image_scale: Amount | None = None
+    image_scale: Annotated[float, Range(1e-6, 10**6)] | None = None
     world: Literal["first", "bold", "acts", "travel"] | None = None
     noise_scheduler_kwargs: dict[str, Any] | None = None
 

@@ -86,7 +86,7 @@ def check_cache(title: str, shortcuts: Shortcuts) -> None:
     """Raises UserError where a deep cache is asked for and the system, called `title`, has no UNet."""
     if shortcuts.deep_cache > 1:
         raise UserError(
-            f"A deep cache is of a UNet, which {title} has not: leave --deep-cache and --fast out; "
+            f"A deep cache belongs to a UNet, which {title} does not have: leave --deep-cache and --fast out; "
             "--guidance-interval and --solver work."
         )
 

@@ -28,7 +28,7 @@ def layout(frames: int) -> Layout:
     if frames < 1 or alone > 1:
         below, above = max(1, whole * FRAMES + 1), (whole + 1) * FRAMES
         raise UserError(
-            f"A clip of {frames} frames can't be made: it has 8, 9, 16, 17, 24, 25 ... frames; the nearest "
+            f"A clip of {frames} frames can't be made: clips have 8, 9, 16, 17, 24, 25 ... frames; the nearest "
             f"numbers are {below} and {above}."
         )
     slots = tuple(range(max(0, end - FRAMES), end) for end in range(alone or FRAMES, frames + 1, FRAMES))
