@@ -11,6 +11,7 @@ from ..media.canvas import Canvas
 from ..media.chroma_key import Colour, key_onto
 from ..media.colour_match import match_colour
 from ..media.imaging import Size
+from ..media.keep_scene import keep_scene
 from ..media.masks import feather, mask_box
 
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
@@ -55,15 +56,21 @@ def whole(made: np.ndarray, canvas: Canvas) -> np.ndarray:
 class PasteBack:
     """Puts what was decoded into the padded and feathered masks of a scene; both are read as the frames come.
 
-    growth: as in `paste_weights`; match: whether colours are matched to those around the mask; untouched: whether
-    every pixel outside them has so far been the scene's, bit for bit.
+    growth: as in `paste_weights`; match: whether colours are matched to those around the mask; keep: whether the
+    scene stays where what is pasted hardly differs from it; untouched: whether every pixel outside the masks has
+    so far been the scene's, bit for bit.
     """
 
     def __init__(
-        self, scene: Iterable[np.ndarray], masks: Iterable[np.ndarray], growth: float = 0.0, match: bool = False
+        self,
+        scene: Iterable[np.ndarray],
+        masks: Iterable[np.ndarray],
+        growth: float = 0.0,
+        match: bool = False,
+        keep: bool = False,
     ):
         self._rows = zip(scene, masks, strict=True)
-        self._growth, self._match = growth, match
+        self._growth, self._match, self._keep = growth, match, keep
         self.untouched = True
 
     def __call__(self, made: np.ndarray, canvas: Canvas) -> np.ndarray:
@@ -72,6 +79,8 @@ class PasteBack:
         if self._match:
             made = match_colour(made, canvas.place(original), canvas.place_mask(mask))
         finished = canvas.paste(made, original, weights)
+        if self._keep:
+            finished = keep_scene(finished, original, mask)
         self.untouched = self.untouched and bool((finished == original).all(axis=-1)[weights == 0].all())
         return finished
 

@@ -50,6 +50,7 @@ RECIPES = {
         keeps_aspect=True,
         round=True,
         recorded=False,
+        keeps_scene=True,
     ),
 }
 

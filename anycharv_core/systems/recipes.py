@@ -34,7 +34,8 @@ class Recipe:
     which then must be of the scene's size; keeps_aspect: whether pictures keep their proportions or, as in the
     releases, are squashed; round: whether pixels are rounded or, as in the releases, truncated; recorded: whether
     outputs are to be the recorded ones, which are float32's; paste_growth: how far past the mask is pasted, in
-    heights of its box; match_colour: whether what is pasted gets the colours of what is around it.
+    heights of its box; match_colour: whether what is pasted gets the colours of what is around it; keeps_scene:
+    whether the scene stays where what is pasted hardly differs from it.
     """
 
     canvas: Callable[[Size | None, Size, Size | None, int], Canvas]
@@ -53,6 +54,7 @@ class Recipe:
     recorded: bool
     paste_growth: float = 0.0
     match_colour: bool = False
+    keeps_scene: bool = False
 
     def matching_colour(self) -> Recipe:
         """The same with `match_colour`. Raises UserError where nothing is pasted."""

@@ -122,7 +122,7 @@ def test_animate_official_recipe_equals_core() -> None:
 
 def test_animate_equals_core_in_both_configurations() -> None:
     """Also where windows overlap: v1 normalises the frames of one window, and never two rows of cfg, together."""
-    task, worst = animation(frames=30), {}
+    task, worst = animation(frames=30, size=80), {}
     for name in ("embedded-animate", first_configuration()):
         parts = load(name, "fp32")
         model = parts[0]
@@ -164,7 +164,7 @@ def test_animate_before_a_scene_equals_core() -> None:
             steps=2,
             guidance_scale=2.0,
             seed=42,
-            size=(64, 64),
+            size=(80, 80),
             reference_mask=task.cutout,
         )
         .frames
