@@ -17,6 +17,7 @@ from ..anycharv_core.inference.backend import DEPTH, OBJECTS
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.pipeline import Pipeline
+from ..anycharv_core.inference.plan import Prepared
 from ..anycharv_core.inference.sampling import Progress
 from ..anycharv_core.inference.shortcuts import NONE, Shortcuts
 from ..anycharv_core.media.canvas import nearest_multiple
@@ -38,18 +39,10 @@ class ComfyBackend:
 
     def __init__(self, model: Any, net: Any, vae: Any, clip_vision: Any = None):
         check_model(model)
-        latents = model.model.latent_format
-        ratio = vae.spacial_compression_encode()
-        if (vae.latent_channels, ratio) != (latents.latent_channels, latents.spacial_downscale_ratio):
-            raise UserError(
-                f"The VAE makes {vae.latent_channels} channels at 1/{ratio} of the size but the model takes "
-                f"{latents.latent_channels} at 1/{latents.spacial_downscale_ratio}: wire in the model's own VAE "
-                "(SD1.5's for official weights)."
-            )
         self.model, self.net, self.vae, self.clip_vision = model, net, vae, clip_vision
         self.settings, self.schedule = model.model.settings, model.model.schedule
         self.system = model.model.system
-        self.multiple, self.latent_channels = ratio, latents.latent_channels
+        self.multiple, self.latent_channels = check_vae(model, vae)
         network = model.model.diffusion_model
         reads = {OBJECTS: network.object_guider, DEPTH: network.pose_guider.depth_modulation}
         self.extras = frozenset(name for name, part in reads.items() if part is not None)
@@ -65,6 +58,11 @@ class ComfyBackend:
         return to_levels(self.vae.decode(self.model.model.process_latent_out(latents)), rounded, deep)
 
     def embed(self, picture: np.ndarray) -> Tensor:
+        if self.clip_vision is None:
+            raise UserError(
+                f"{self.system.title} reads the reference through an image encoder, too: wire AnyCharV Loader's "
+                "CLIP_VISION into AnyCharV Reference Encode."
+            )
         square = image_tensor(clip_square(picture, self.clip_vision.image_size))
         # Already of the encoder's size, so that it only normalises.
         return self.clip_vision.encode_image(square, crop="disabled")["image_embeds"].float()
@@ -75,6 +73,14 @@ class ComfyBackend:
         inputs = (x.to(device, network.compute_dtype) for x in (latents, image_embed))
         tokens = network(*inputs, attention=optimized_attention)
         return [x.to(comfy.model_management.intermediate_device()) for x in tokens]
+
+    def conditioned(
+        self, made: Prepared, tokens: Sequence[Tensor]
+    ) -> tuple[list[Any], list[Any], tuple[int, ...]]:
+        """Positive and negative CONDITIONING, and the shape of the latents."""
+        frames = range(made.shape[0])
+        given = self.system, made.video, frames, made.shape, tokens, made.image_embed
+        return *conditionings(*given), made.shape
 
     def denoise(
         self,
@@ -104,6 +110,24 @@ class ComfyBackend:
         conditions = conditionings(self.system, video, first, latents.shape, tokens, image_embed)
         rows = partial(scene_rows, video)
         sample_windows(self.model, *conditions, rows, latents, steps, guidance_scale, windows, progress, shortcuts)
+
+
+def check_vae(model: Any, vae: Any) -> tuple[int, int]:
+    """Pixels that a latent pixel is wide, and channels. Raises UserError where the VAE is not the model's."""
+    latents = model.model.latent_format
+    ratio: int = vae.spacial_compression_encode()
+    if (vae.latent_channels, ratio) != (latents.latent_channels, latents.spacial_downscale_ratio):
+        raise UserError(
+            f"The VAE makes {vae.latent_channels} channels at 1/{ratio} of the size but the model takes "
+            f"{latents.latent_channels} at 1/{latents.spacial_downscale_ratio}: wire in the model's own VAE "
+            "(SD1.5's for official weights)."
+        )
+    if vae.latent_dim != latents.latent_dimensions:
+        raise UserError(
+            "The VAE is one of pictures and the model takes clips, or the other way round: wire in the VAE of the "
+            "AnyCharV Loader that MODEL comes from."
+        )
+    return ratio, vae.latent_channels
 
 
 def conditionings(

@@ -19,9 +19,10 @@ from ..anycharv_core.media.canvas import FRAME, CanvasPath
 from ..anycharv_core.media.frames import Source
 from ..anycharv_core.media.masks import mask_box
 from ..anycharv_core.preprocess.shots import find_cuts
-from .backend import ComfyBackend, conditionings, node_size
+from .backend import node_size
+from .clips import backend_of, filled
 from .depth import depth_source, object_inputs, object_source
-from .pictures import fitted_masks, mask_tensor, rgb_frames, same_length
+from .pictures import fitted_masks, image_uint8, mask_tensor, rgb_frames, same_length
 from .reference import Reference
 from .types import (
     CATEGORY,
@@ -42,7 +43,8 @@ class AnyCharVConditioning(io.ComfyNode):
             display_name="AnyCharV Conditioning",
             category=CATEGORY,
             description="Brings scene, mask and pose to one size and length and encodes them with the reference. "
-            "Its LATENT holds one frame per picture, 4D, so that core VAE nodes take it.",
+            "Its LATENT holds one frame per picture, 4D, so that core VAE nodes take it; AnimateAnywhere's is "
+            "that of a clip, 5D.",
             search_aliases=["character replacement", "pose to video", "animate anyone", "条件", "角色替换"],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader, with or without LoRAs."),
@@ -71,6 +73,12 @@ class AnyCharVConditioning(io.ComfyNode):
                 canvas_input(FRAME, " Composite then needs this node's canvas."),
                 context_input(),
                 *object_inputs(),
+                io.Image.Input(
+                    "background",
+                    optional=True,
+                    tooltip="For AnimateAnywhere, which needs it: the picture of a place with nobody in it, where "
+                    "the clip begins. Of a batch, the first is taken; its middle is shown. Others take none.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -106,10 +114,14 @@ class AnyCharVConditioning(io.ComfyNode):
         context: float = CONTEXT,
         objects: Tensor | None = None,
         depth: Tensor | None = None,
+        background: Tensor | None = None,
     ) -> io.NodeOutput:
-        backend = ComfyBackend(model, reference.net, vae, reference.clip_vision)
+        backend = backend_of(model, reference.net, vae, reference.clip_vision)
         pipe = Pipeline(backend)
         chosen = pipe.system.recipe(recipe)
+        place = None if background is None else image_uint8(background[:1], "background")[0, ..., :3]
+        if pipe.system.clips:
+            pose = filled(pose)
         frames = None if scene is None else rgb_frames(scene, "scene")
         poses = rgb_frames(pose, "pose")
         if scene is not None and (scene.shape[1] % 2 or scene.shape[2] % 2):
@@ -132,7 +144,7 @@ class AnyCharVConditioning(io.ComfyNode):
         pose_source = Source("pose", poses, 3)
         scene_source = None if frames is None else Source("scene", frames, 3)
         mask_source = None if masks is None else pipe.given_masks(Source("mask", masks, None))
-        pipe.system.check_inputs(scene_source, mask_source, pose_source, chosen)
+        pipe.system.check_inputs(scene_source, mask_source, pose_source, chosen, place)
         held = None if objects is None else object_source(objects, len(pose), full)
         far = None if depth is None else depth_source(depth, len(pose), full)
         scene_size = None if scene_source is None else scene_source.size
@@ -142,14 +154,12 @@ class AnyCharVConditioning(io.ComfyNode):
             path = pipe.follow(plan, canvas, context, list(map(mask_box, mask_source)), partial(find_cuts, frames))
         drawn = Source("pose", PictureSkeletons(pose_source).drawn(plan.drawn_at(path), path), 3)
         made = pipe.prepare(
-            plan, reference.picture, scene_source, mask_source, drawn, reference.mask, path, held, far
+            plan, reference.picture, scene_source, mask_source, drawn, reference.mask, path, held, far, place
         )
         # The reference is encoded by the VAE it came with.
-        reader = Pipeline(ComfyBackend(model, reference.net, reference.vae))
-        tokens = reader.reference_tokens(made)
-        given = pipe.system, made.video, range(made.shape[0]), made.shape, tokens, made.image_embed
-        positive, negative = conditionings(*given)
-        latents = {"samples": torch.zeros(made.shape, device=backend.device)}
+        reader = Pipeline(backend_of(model, reference.net, reference.vae))
+        positive, negative, shape = backend.conditioned(made, reader.reference_tokens(made))
+        latents = {"samples": torch.zeros(shape, device=backend.device)}
         if mask_source is not None and pipe.cuts:
             mask = mask_tensor(grown_mask(each, chosen.paste_growth) for each in mask_source)
         return io.NodeOutput(positive, negative, latents, path, *path.canvas.padded, mask)

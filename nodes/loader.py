@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.clip_vision
@@ -18,25 +19,32 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor, nn
 
+from ..anycharv_core.checkpoints.check import check_dit_ends
 from ..anycharv_core.checkpoints.checkpoint import Checkpoint
 from ..anycharv_core.checkpoints.networks import check_keys, check_pairing, library_part
 from ..anycharv_core.checkpoints.places import EMBEDDED
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.jobs.precision import DTYPES
 from ..anycharv_core.models import ObjectGuiderConfig, PoseGuiderConfig, UNetConfig
+from ..anycharv_core.models.config import DiTConfig
+from ..anycharv_core.models.dit_branches import Prompt
 from ..anycharv_core.models.schedule import schedule_of
-from ..anycharv_core.systems import read_unet_checkpoint
+from ..anycharv_core.systems import read_checkpoint
+from ..anycharv_core.systems.anywhere import ANYWHERE
+from .anywhere import AnywhereConfig, AnywhereModel, NativeReferenceDiT
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, sample_as_run
-from .saved import read_saved
+from .saved import MAIN, read_saved
 from .types import CATEGORY, ReferenceNetType
-from .vae import ModuleVAE
+from .vae import ClipVAE, ModuleVAE
 
-MODELS = "anycharv"
+MODELS, BASES = "anycharv", "diffusers"
+NO_BASE = "none"
 SD15_SCALING = 0.18215
 # What the releases are used with, by the names under which the workflows offer the download.
 VAE_FILE = "vae-ft-mse-840000-ema-pruned.safetensors"
 ENCODER_FILE = "sd-image-variations-image-encoder.safetensors"
 SD15_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "norm_num_groups": 32}
+COGVIDEOX_VAE = SimpleNamespace(scaling_factor=0.7, block_out_channels=(128, 256, 256, 512))
 
 
 def checkpoint_names() -> list[str]:
@@ -44,11 +52,22 @@ def checkpoint_names() -> list[str]:
     found = set()
     for root in map(Path, folder_paths.get_folder_paths(MODELS)):
         if root.is_dir():
-            # AnyCharV's is a folder, Animate Anyone's a file.
+            # AnyCharV's denoising_unet is a folder, Animate Anyone's a file.
             folders = {path.parent for path in root.glob("*/**/denoising_unet*") if path.stem == "denoising_unet"}
+            clips = {path.parent for path in root.glob("*/**/control")}
+            folders |= {folder for folder in clips if ANYWHERE.layout.recognises(folder)}
             files = {p for p in root.glob("**/*.safetensors") if not folders & {*p.parents}}
             found |= {path.relative_to(root).as_posix() for path in folders | files}
     return [*EMBEDDED, *sorted(found)]
+
+
+def _bases() -> dict[str, Path]:
+    """The folders under models/diffusers that have a transformer, by name."""
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(BASES)):
+        for config in sorted(root.glob("*/transformer/config.json")):
+            found.setdefault(config.parents[1].name, config.parents[1])
+    return found
 
 
 def checkpoint_path(name: str) -> str:
@@ -73,8 +92,8 @@ class AnyCharVLoader(io.ComfyNode):
             node_id="AnyCharVLoader",
             display_name="AnyCharV Loader",
             category=CATEGORY,
-            description="Loads a checkpoint of AnyCharV, Animate Anyone or Animate Anyone 2 as a native MODEL "
-            "with its ReferenceNet, and its VAE and CLIP vision encoder where the checkpoint has them.",
+            description="Loads a checkpoint of AnyCharV, Animate Anyone, Animate Anyone 2 or AnimateAnywhere as a "
+            "native MODEL with its ReferenceNet, and its VAE and image encoder where the checkpoint has them.",
             search_aliases=[
                 "load anycharv",
                 "character replacement",
@@ -101,9 +120,21 @@ class AnyCharVLoader(io.ComfyNode):
                     advanced=True,
                     tooltip="Precision of the weights. 'auto' lets ComfyUI choose for your device.",
                 ),
+                io.Combo.Input(
+                    "base",
+                    options=[NO_BASE, *_bases()],
+                    default=NO_BASE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For a checkpoint of AnimateAnywhere that holds only what was trained: the folder "
+                    "under models/diffusers of the model it was trained on, CogVideoX1.5-5B-I2V.",
+                ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The denoising UNet with motion modules and pose guider."),
+                io.Model.Output(
+                    tooltip="The denoising UNet with motion modules and pose guider, or AnimateAnywhere's "
+                    "transformer with its ControlNet and motion learner."
+                ),
                 ReferenceNetType.Output(
                     display_name="REFERENCE_NET", tooltip="Reads the reference; for AnyCharV Reference Encode."
                 ),
@@ -115,8 +146,22 @@ class AnyCharVLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
-        model, reference_net, vae, clip_vision = load_checkpoint(checkpoint, dtype)
+    def execute(cls, checkpoint: str, dtype: str, base: str = NO_BASE) -> io.NodeOutput:
+        model, reference_net, vae, clip_vision = load_checkpoint(checkpoint, dtype, base)
+        if model.model.system.clips:
+            title = model.model.system.title
+            return io.NodeOutput(
+                model,
+                reference_net,
+                vae
+                or ExecutionBlocker(
+                    f"Neither the checkpoint '{checkpoint}' nor its base has a VAE: choose as base the whole "
+                    "folder of a copy of CogVideoX1.5-5B-I2V, with vae in it."
+                ),
+                ExecutionBlocker(
+                    f"{title} has no image encoder: leave clip_vision of AnyCharV Reference Encode unwired."
+                ),
+            )
         return io.NodeOutput(
             model,
             reference_net,
@@ -146,10 +191,11 @@ def _encoder_of_models() -> Any:
     return path and comfy.clip_vision.load(path)
 
 
-def load_checkpoint(name: str, dtype: str) -> tuple[Any, Any, Any, Any]:
+def load_checkpoint(name: str, dtype: str, base: str = NO_BASE) -> tuple[Any, Any, Any, Any]:
     """MODEL, reference net, and VAE and CLIP_VISION or None, for the checkpoint `name`.
 
-    dtype: "auto" or a key of DTYPES. Raises UserError where it is not a sound checkpoint.
+    dtype: "auto" or a key of DTYPES; base: the name of a folder under models/diffusers, or NO_BASE. Raises
+    UserError where it is not a sound checkpoint, or has another base.
     """
     path = checkpoint_path(name)
     saved = read_saved(Path(path))
@@ -158,22 +204,37 @@ def load_checkpoint(name: str, dtype: str) -> tuple[Any, Any, Any, Any]:
             f"{path} holds the MODEL of the checkpoint '{saved.origin}' alone: put that checkpoint back under "
             f"models/{MODELS}, too, and press R."
         )
-    checkpoint = read_unet_checkpoint(path if saved is None else checkpoint_path(saved.origin))
+    bases = _bases()
+    if base != NO_BASE and base not in bases:
+        raise UserError(f"There is no base '{base}' under models/{BASES}: put it there and press R.")
+    checkpoint = read_checkpoint(path if saved is None else checkpoint_path(saved.origin), bases.get(base))
+    main = "transformer" if checkpoint.is_dit else MAIN
     if saved is not None:
-        checkpoint.weights |= saved.weights
+        checkpoint.weights |= {main if part == MAIN else part: own for part, own in saved.weights.items()}
     device = comfy.model_management.get_torch_device()
-    weights = checkpoint.weights["denoising_unet"]
-    chosen, manual_cast = _precision(dtype, device, sum(w.numel() for w in weights.values()))
-    model = _model(checkpoint, device, chosen, manual_cast)
-    reference_net = _reference_net(checkpoint, device, chosen, manual_cast)
+    parameters = sum(weight.numel() for weight in checkpoint.weights[main].values())
+    precision = _precision(dtype, device, parameters, checkpoint.is_dit)
+    if checkpoint.is_dit:
+        vae = _clip_vae(checkpoint)
+        model = _clip_model(checkpoint, vae, device, *precision)
+        parts = model, _reference_dit(checkpoint, device, *precision), vae, None
+    else:
+        model, reference_net = (make(checkpoint, device, *precision) for make in (_model, _reference_net))
+        network = model.model.diffusion_model
+        check_pairing(network, reference_net.model, network.pose_guider)
+        parts = model, reference_net, _vae(checkpoint), _clip_vision(checkpoint)
     model.model.origin = name if saved is None else saved.origin
-    check_pairing(model.model.diffusion_model, reference_net.model, model.model.diffusion_model.pose_guider)
-    return model, reference_net, _vae(checkpoint), _clip_vision(checkpoint)
+    return parts
 
 
-def _precision(name: str, device: torch.device, parameters: int) -> tuple[torch.dtype, torch.dtype | None]:
-    chosen = DTYPES.get(name) or comfy.model_management.unet_dtype(device, parameters)
-    return chosen, comfy.model_management.unet_manual_cast(chosen, device)
+def _precision(
+    name: str, device: torch.device, parameters: int, transformer: bool
+) -> tuple[torch.dtype, torch.dtype | None]:
+    # CogVideoX was trained in bfloat16, whose range float16 does not have.
+    formats = [torch.bfloat16, torch.float32] if transformer else [torch.float16, torch.bfloat16, torch.float32]
+    management = comfy.model_management
+    chosen = DTYPES.get(name) or management.unet_dtype(device, parameters, supported_dtypes=formats)
+    return chosen, management.unet_manual_cast(chosen, device, formats)
 
 
 def _model(
@@ -192,11 +253,7 @@ def _model(
         None if objects is None else ObjectGuiderConfig.from_dict(objects),
     )
     config.set_inference_dtype(dtype, manual_cast)
-    synthesis = checkpoint.weights.get("vae", {}).get("synthesis.weight")
-    if synthesis is not None:
-        # A latent pixel's mean colour is linear in PatchCodec's latents, which ComfyUI's previews can use.
-        config.latent_format.latent_rgb_factors = (synthesis.float().mean(dim=(2, 3)) / scaling).tolist()
-        config.latent_format.latent_rgb_factors_bias = checkpoint.weights["vae"]["synthesis.bias"].tolist()
+    _show_latents(config.latent_format, checkpoint)
     offload = comfy.model_management.unet_offload_device()
     model = AnyCharVModel(config, checkpoint.settings, offload)
     weights = checkpoint.weights["denoising_unet"] | {
@@ -204,10 +261,64 @@ def _model(
         for part in ("pose_guider", "object_guider")
         for key, value in checkpoint.weights.get(part, {}).items()
     }
+    return _patcher(model, "denoising_unet", weights, device, offload, dtype)
+
+
+def _clip_model(
+    checkpoint: Checkpoint, vae: Any, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
+) -> Any:
+    check_dit_ends(checkpoint.configs)
+    configs, codec = checkpoint.configs, COGVIDEOX_VAE if vae is None else vae.first_stage_model.module.config
+    config = AnywhereConfig(
+        DiTConfig.from_dict(configs["transformer"]),
+        configs["control"]["blocks"],
+        configs["bml"]["rank"] if "bml" in checkpoint.weights else None,
+        schedule_of(checkpoint.settings),
+        codec.scaling_factor,
+        2 ** (len(codec.block_out_channels) - 1),
+    )
+    config.set_inference_dtype(dtype, manual_cast)
+    _show_latents(config.latent_format, checkpoint)
+    offload = comfy.model_management.unet_offload_device()
+    model = AnywhereModel(config, checkpoint.settings, offload, _prompt(checkpoint))
+    weights = checkpoint.weights["transformer"] | {
+        f"{part}.{key}": value
+        for part in ("control", "bml")
+        for key, value in checkpoint.weights.get(part, {}).items()
+    }
+    return _patcher(model, "transformer", weights, device, offload, dtype)
+
+
+def _prompt(checkpoint: Checkpoint) -> Tensor:
+    cfg = DiTConfig.from_dict(checkpoint.configs["transformer"])
+    prompt = Prompt(cfg)
+    check_keys("prompt", prompt, checkpoint.weights["prompt"])
+    prompt.load_state_dict(checkpoint.weights["prompt"])
+    return prompt()
+
+
+def _patcher(
+    model: Any,
+    part: str,
+    weights: dict[str, Tensor],
+    device: torch.device,
+    offload: torch.device,
+    dtype: torch.dtype,
+) -> Any:
+    """MODEL, with the weights of its network and of those inside it."""
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sample_as_run)
-    _fill("denoising_unet", model.diffusion_model, weights, dtype, patcher)
+    _fill(part, model.diffusion_model, weights, dtype, patcher)
     return patcher
+
+
+def _show_latents(latents: Any, checkpoint: Checkpoint) -> None:
+    """Lets ComfyUI's previews show a codec's latents, in which a latent pixel's mean colour is linear."""
+    own = checkpoint.weights.get("vae", {})
+    if "synthesis.weight" in own:
+        colours = own["synthesis.weight"].float().flatten(2).mean(dim=2)
+        latents.latent_rgb_factors = (colours / latents.scale_factor).tolist()
+        latents.latent_rgb_factors_bias = own["synthesis.bias"].tolist()
 
 
 def _reference_net(
@@ -219,6 +330,19 @@ def _reference_net(
     network = NativeReferenceNet(config, dtype, offload, operations, manual_cast or dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
     _fill("reference_unet", network, checkpoint.weights["reference_unet"], dtype, patcher)
+    return patcher
+
+
+def _reference_dit(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
+) -> Any:
+    offload = comfy.model_management.unet_offload_device()
+    operations = comfy.ops.pick_operations(dtype, manual_cast, device)
+    cfg, blocks = DiTConfig.from_dict(checkpoint.configs["transformer"]), checkpoint.configs["reference"]["blocks"]
+    given = _prompt(checkpoint), dtype, offload, operations, manual_cast or dtype
+    network = NativeReferenceDiT(cfg, blocks, *given)
+    patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
+    _fill("reference", network, checkpoint.weights["reference"], dtype, patcher)
     return patcher
 
 
@@ -239,6 +363,14 @@ def _vae(checkpoint: Checkpoint) -> Any:
     module = library_part("vae", config, weights)
     module.load_state_dict({key: value.float() for key, value in weights.items()})
     return ModuleVAE(module.requires_grad_(False).train(False))
+
+
+def _clip_vae(checkpoint: Checkpoint) -> Any:
+    if "vae" not in checkpoint.weights:
+        return None
+    module = library_part("vae", checkpoint.configs["vae"], checkpoint.weights["vae"])
+    module.load_state_dict(checkpoint.weights["vae"])
+    return ClipVAE(module.requires_grad_(False).train(False))
 
 
 def _clip_vision(checkpoint: Checkpoint) -> Any:

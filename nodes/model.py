@@ -255,10 +255,10 @@ class Run:
 
     def __init__(self, patcher: Any):
         self._patcher = patcher
-        self._prepared: dict[Any, Prepared] = {}
+        self._prepared: dict[Any, Any] = {}
 
-    def prepared(self, network: NativeUNet, video: VideoConditions, like: Tensor) -> Prepared:
-        """As `NativeUNet.prepare`."""
+    def prepared(self, network: Any, video: Any, like: Tensor) -> Any:
+        """As the network's own `prepare`."""
         if self._patcher.current_hooks is not None:
             # Hooks patch weights in the middle of a run.
             return network.prepare(video, like)
@@ -280,18 +280,16 @@ def sample_as_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider.model_options = options
 
 
-class AnyCharVModel(comfy.model_base.BaseModel):
-    """A model of AnyCharV, of Animate Anyone, which takes no scene, or of Animate Anyone 2. `settings` are the
-    checkpoint's own."""
+class NativeModel(comfy.model_base.BaseModel):
+    """A model of any system. `settings` are the checkpoint's own."""
 
-    def __init__(self, config: AnyCharVConfig, settings: dict[str, Any], device: torch.device):
+    system: System
+
+    def __init__(self, config: Any, settings: dict[str, Any], device: torch.device, network: type):
         kinds = comfy.model_base.ModelType
         kind = kinds.EPS if config.schedule.epsilon else kinds.V_PREDICTION
-        super().__init__(config, kind, device=device, unet_model=NativeUNet)
-        # What FreeU knows levels by. More of SD1.5's own keys would give LoRAs its names of layers, not ours.
-        config.unet_config["model_channels"] = self.diffusion_model.cfg.block_out_channels[0]
+        super().__init__(config, kind, device=device, unet_model=network)
         self.settings, self.schedule = settings, config.schedule
-        self.system = system_of(self.diffusion_model.cfg)
         self.origin = ""  # the checkpoint's name, by which a saved MODEL finds its other networks
 
     def state_dict_for_saving(self, *state_dicts: Any, **more: Any) -> dict[str, Any]:
@@ -299,12 +297,12 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         saved: dict[str, Any] = super().state_dict_for_saving(*state_dicts, **more)
         return saved | named(self.origin)
 
-    def checked(self, options: Mapping[str, Any], shape: Sequence[int]) -> VideoConditions:
+    def checked(self, options: Mapping[str, Any], shape: Sequence[int]) -> Any:
         """What the options of a conditioning hold for this model and latents of this shape.
 
         Raises UserError where they hold nothing, or what was made for others.
         """
-        video: VideoConditions | None = options.get(VIDEO)
+        video = options.get(VIDEO)
         if video is None:
             raise UserError(
                 "An AnyCharV model samples only with the positive and negative of AnyCharV Conditioning: wire "
@@ -322,8 +320,18 @@ class AnyCharVModel(comfy.model_base.BaseModel):
             )
         return video
 
+
+class AnyCharVModel(NativeModel):
+    """A model of AnyCharV, of Animate Anyone, which takes no scene, or of Animate Anyone 2."""
+
+    def __init__(self, config: AnyCharVConfig, settings: dict[str, Any], device: torch.device):
+        super().__init__(config, settings, device, NativeUNet)
+        # What FreeU knows levels by. More of SD1.5's own keys would give LoRAs its names of layers, not ours.
+        config.unet_config["model_channels"] = self.diffusion_model.cfg.block_out_channels[0]
+        self.system = system_of(self.diffusion_model.cfg)
+
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        video = self.checked(kwargs, kwargs["noise"].shape)
+        video: VideoConditions = self.checked(kwargs, kwargs["noise"].shape)
         scene = {} if video.scene is None else {"c_concat": comfy.conds.CONDNoiseShape(video.scene)}
         return scene | {
             "c_crossattn": comfy.conds.CONDCrossAttn(kwargs["cross_attn"]),
@@ -351,12 +359,24 @@ class AnyCharVModel(comfy.model_base.BaseModel):
         return cond_value
 
 
-def check_model(model: Any) -> None:
-    """Raises UserError where MODEL is another kind of model's."""
-    if not isinstance(model.model, AnyCharVModel):
+def check_model(model: Any, clips: bool = False) -> None:
+    """Raises UserError where MODEL is another kind of model's, or one that makes a clip at once where `clips` does
+    not say that such a one will do."""
+    if not isinstance(model.model, NativeModel):
         raise UserError(
             f"MODEL is {type(model.model).__name__}, not an AnyCharV model: wire in AnyCharV Loader's."
         )
+    if model.model.system.clips and not clips:
+        raise UserError(
+            f"MODEL is one of {model.model.system.title}, which makes a whole clip at once: use AnyCharV "
+            "Conditioning and AnyCharV Sampler or KSampler with it, or load a model of another system."
+        )
+
+
+def sampling_settings(schedule: NoiseSchedule) -> dict[str, Any]:
+    """What ComfyUI knows a schedule by."""
+    # ComfyUI's "linear" is linear in the betas' square roots, "sqrt_linear" in the betas themselves.
+    return {"beta_schedule": "linear" if schedule.scaled else "sqrt_linear", "zsnr": schedule.zero_snr}
 
 
 class AnyCharVConfig(comfy.supported_models_base.BASE):
@@ -376,8 +396,7 @@ class AnyCharVConfig(comfy.supported_models_base.BASE):
     ):
         super().__init__({"unet": unet, "pose_guider": pose_guider, "object_guider": object_guider})
         self.schedule = schedule
-        # ComfyUI's "linear" is linear in the betas' square roots; the paper's betas are linear themselves.
-        self.sampling_settings = {"beta_schedule": "sqrt_linear", "zsnr": schedule.zero_snr}
+        self.sampling_settings = sampling_settings(schedule)
         if unet.out_channels == 4 and ratio == 8:
             self.latent_format = comfy.latent_formats.SD15(scaling_factor)
         else:

@@ -17,7 +17,7 @@ from .types import CATEGORY, ReferenceNetType, ReferenceType
 class Reference:
     """ANYCHARV_REFERENCE: the picture uint8 [H, W, 3 or 4] and its mask uint8 [H, W] or None, as they were given,
     and what reads them once model, recipe and size of the video are known: the ReferenceNet's patcher, VAE and
-    CLIP_VISION."""
+    CLIP_VISION, or None where the model has none."""
 
     picture: np.ndarray
     mask: np.ndarray | None
@@ -39,7 +39,6 @@ class AnyCharVReferenceEncode(io.ComfyNode):
             inputs=[
                 ReferenceNetType.Input("reference_net", tooltip="From AnyCharV Loader."),
                 io.Vae.Input("vae", tooltip="The VAE the model works with (SD1.5's for official weights)."),
-                io.ClipVision.Input("clip_vision", tooltip="The image encoder the model was trained with."),
                 io.Image.Input(
                     "image",
                     tooltip="One picture of the character, best whole-body. Of a batch, the first is taken; "
@@ -51,13 +50,23 @@ class AnyCharVReferenceEncode(io.ComfyNode):
                     tooltip="White on the character: the rest is made black, as in training. Takes the place "
                     "of an alpha channel. LoadImage's MASK output is the wrong way round: invert it.",
                 ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="The image encoder the model was trained with; AnimateAnywhere has none.",
+                ),
             ],
             outputs=[ReferenceType.Output(display_name="REFERENCE")],
         )
 
     @classmethod
     def execute(
-        cls, reference_net: Any, vae: Any, clip_vision: Any, image: Tensor, mask: Tensor | None = None
+        cls,
+        reference_net: Any,
+        vae: Any,
+        image: Tensor,
+        mask: Tensor | None = None,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         picture = image_uint8(image[:1], "image")[0]
         alpha = reference_mask_uint8(mask, picture, "mask")

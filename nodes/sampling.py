@@ -26,6 +26,7 @@ from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from ..anycharv_core.models.solvers import timesteps_of
 from ..anycharv_core.models.windows import Windows
+from ..anycharv_core.systems.recipes import Recipe
 from .model import DEEP, VIDEO, DeepStep, FrameNumbers, check_model
 from .preview import Previewer
 from .types import CATEGORY, cfg_input, recipe_input, seed_input, steps_input
@@ -41,7 +42,7 @@ class AnyCharVSampler(io.ComfyNode):
             category=CATEGORY,
             description="Samples with the paper's settings: DDIM on the checkpoint's own noise schedule and "
             "timesteps. Longer videos get overlapping windows, or for Animate Anyone 2 windows that begin with "
-            "the last frame of the one before, unless the model brings its own.",
+            "the last frame of the one before, unless the model brings its own; AnimateAnywhere's clips none.",
             search_aliases=["ksampler", "ddim", "denoise", "采样器"],
             inputs=[
                 io.Model.Input("model", tooltip="From AnyCharV Loader; LoRAs and context windows are honoured."),
@@ -71,16 +72,28 @@ class AnyCharVSampler(io.ComfyNode):
         seed: int,
         recipe: str,
     ) -> io.NodeOutput:
-        check_model(model)
-        chosen = model.model.system.recipe(recipe)
-        samples = latent["samples"]
-        noise = torch.cat(list(chosen.noise(samples.shape, torch.Generator("cpu").manual_seed(seed))))
-        windows = None if HANDLER in model.model_options else chosen.windows(len(samples), cfg)
+        check_model(model, clips=True)
+        system = model.model.system
+        chosen = system.recipe(recipe)
+        noise = _noise(chosen, latent["samples"].shape, seed)
+        whole = system.clips or HANDLER in model.model_options
+        windows = None if whole else chosen.windows(len(noise), cfg)
         if windows is not None and windows.chained and len(windows.indices) > 1:
             sampled = run_chained(model, positive, negative, noise, steps, cfg, windows)
         else:
             sampled = run_sampler(model, positive, negative, noise, steps, cfg, windows, seed)
         return io.NodeOutput({**latent, "samples": sampled})
+
+
+def _noise(recipe: Recipe, shape: Sequence[int], seed: int) -> Tensor:
+    """What sampling begins with, for latents [F, c, h, w], or those of a clip, [1, c, T, h, w]."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if len(shape) == 4:
+        return torch.cat(list(recipe.noise(shape, generator)))
+    # Drawn latent by latent, as the core does.
+    batch, channels, count, *sides = shape
+    drawn = torch.cat(list(recipe.noise((batch * count, channels, *sides), generator)))
+    return drawn.unflatten(0, (batch, count)).movedim(2, 1)
 
 
 def run_sampler(
@@ -93,7 +106,8 @@ def run_sampler(
     windows: Windows | None,
     seed: int = 0,
 ) -> Tensor:
-    """Unscaled latents [F, c, h, w] denoised from `noise` by DDIM on the model's own timesteps.
+    """Unscaled latents, [F, c, h, w] or [1, c, T, h, w], denoised from `noise` by DDIM on the model's own
+    timesteps.
 
     windows: how to cut the video, or None for the model's own context windows.
     """

@@ -18,7 +18,8 @@ from ..anycharv_core.foreign import read_header
 
 ORIGIN = "anycharv_origin"  # the tensor with the bytes of the checkpoint's name
 PREFIX = "model.diffusion_model."
-UNET, GUIDERS = "denoising_unet", ("pose_guider", "object_guider")
+# INSIDE: networks whose keys begin with their names; all else is of the denoising UNet, or of what stands for it.
+MAIN, INSIDE = "denoising_unet", ("pose_guider", "object_guider", "control", "bml")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_saved(path: Path) -> SavedModel | None:
     weights: dict[str, Weights] = {}
     for key, value in held.items():
         name = key.removeprefix(PREFIX)
-        part = next((guider for guider in GUIDERS if name.startswith(f"{guider}.")), UNET)
+        part = next((inside for inside in INSIDE if name.startswith(f"{inside}.")), MAIN)
         if name != key:
             weights.setdefault(part, {})[name.removeprefix(f"{part}.")] = value
     return SavedModel(origin, weights)

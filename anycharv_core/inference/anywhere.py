@@ -115,7 +115,7 @@ class AnywhereBackend:
         def run() -> list[Tensor]:
             self._take_turns(self.networks.reference, self.networks.prompt)
             with torch.inference_mode():
-                given = (each.to(self.device, self.dtype) for each in (latents, self._condition(latents)))
+                given = (each.to(self.device, self.dtype) for each in (latents, latents * self._scale))
                 return self.networks.reference(*given, self.networks.prompt())
 
         return self.ladder.run(run, Rung.TURNS)
@@ -139,7 +139,10 @@ class AnywhereBackend:
         """
         check_cache(self.system.title, shortcuts)
         nets = self.networks
-        pose, place = (each[None].to(self.device, self.dtype) for each in self._conditions(video, len(latents)))
+        pose, place = (
+            each[None].to(self.device, self.dtype)
+            for each in clip_conditions(self.encode_clip, video, len(latents), self._scale)
+        )
         running = [nets.transformer, nets.control, nets.prompt, *([nets.bml] if nets.bml else [])]
         turn = partial(self._take_turns, *running)
         turn()
@@ -190,7 +193,7 @@ class AnywhereBackend:
         nets = self.networks
         self._take_turns(nets.transformer, nets.control, nets.prompt, *([nets.bml] if nets.bml else []))
         with torch.inference_mode():
-            pose, place = self._conditions(video, len(noisy))
+            pose, place = clip_conditions(self.encode_clip, video, len(noisy), self._scale)
             x, drawn = (
                 torch.cat([noisy.to(self.device), each.to(self.device)], 1)[None].to(self.dtype)
                 for each in (place, pose)
@@ -212,19 +215,9 @@ class AnywhereBackend:
                     index, own, at, asked, grid_of(x), bank=bank, learner=nets.bml
                 )[0]
 
-    def _conditions(self, video: EncodedVideo, count: int) -> tuple[Tensor, Tensor]:
-        """What ControlNet and transformer see of poses and background, [count, c, h, w]."""
-        poses = self._condition(self.encode_clip(video.poses.take(range(len(video.poses)))))
-        # The latent in front of a clip of 8k + 1 frames shares a slot with that of its first frame.
-        poses = torch.cat([poses[:1].expand(count - len(poses), -1, -1, -1), poses])
-        assert video.background is not None  # `check_inputs` saw to it
-        first = self._condition(self.encode(video.background[None]))
-        return poses, torch.cat([first, torch.zeros_like(poses[1:])])
-
-    def _condition(self, latents: Tensor) -> Tensor:
-        """Scaled latents of pictures as the networks are given them beside the noisy ones: the release's sampler
-        leaves the VAE's mean as it is, diffusers' divides it by the scaling factor."""
-        return latents * (self.settings.get("image_scale", 1.0) / self._vae.config.scaling_factor)
+    @property
+    def _scale(self) -> float:
+        return picture_scale(self.settings, self._vae.config.scaling_factor)
 
     def encode_clip(self, frames: np.ndarray) -> Tensor:
         """Frames uint8 [F, H, W, 3] -> scaled mean latents float32 [T, c, h, w]."""
@@ -250,3 +243,25 @@ class AnywhereBackend:
         """Where that is needed, only these networks stay on the device."""
         if Rung.TURNS in self.ladder.taken and self.device.type != "cpu":
             take_turns(self.networks.modules.values(), running, self.device)
+
+
+def picture_scale(settings: Mapping[str, Any], scaling_factor: float) -> float:
+    """The factor on scaled latents of pictures as the networks are given them beside the noisy ones: the release's
+    sampler leaves the VAE's mean as it is, diffusers' divides it by the scaling factor."""
+    factor: float = settings.get("image_scale", 1.0) / scaling_factor
+    return factor
+
+
+def clip_conditions(
+    encode_clip: Callable[[np.ndarray], Tensor], video: EncodedVideo, count: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What ControlNet and transformer see of poses and background, [count, c, h, w].
+
+    encode_clip: frames uint8 [F, H, W, 3] -> scaled latents [T, c, h, w]; scale: as `picture_scale` has it.
+    """
+    poses = scale * encode_clip(video.poses.take(range(len(video.poses))))
+    # The latent in front of a clip of 8k + 1 frames shares a slot with that of its first frame.
+    poses = torch.cat([poses[:1].expand(count - len(poses), -1, -1, -1), poses])
+    assert video.background is not None  # `check_inputs` saw to it
+    first = scale * encode_clip(video.background[None])
+    return poses, torch.cat([first, torch.zeros_like(poses[1:])])

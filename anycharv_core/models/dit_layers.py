@@ -70,8 +70,11 @@ class LowRank(nn.Module):
         super().__init__()
         self.down = operations.Linear(dim, rank, bias=False, **factory)
         self.up = operations.Linear(rank, dim, bias=False, **factory)
-        nn.init.kaiming_uniform_(self.down.weight, math.sqrt(5))
-        nn.init.zeros_(self.up.weight)
+        # Operations that make no weights before they are loaded have no parameters here.
+        for weight in self.down.parameters():
+            nn.init.kaiming_uniform_(weight, math.sqrt(5))
+        for weight in self.up.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
