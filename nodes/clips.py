@@ -118,7 +118,7 @@ def filled(poses: Tensor) -> Tensor:
         len(poses),
         len(poses) + missing,
     )
-    return torch.cat([poses, poses[-1:].expand(missing, -1, -1, -1)])
+    return torch.cat([poses, poses[-1:].repeat_interleave(missing, dim=0)])
 
 
 def backend_of(model: Any, net: Any, vae: Any, clip_vision: Any = None) -> ComfyBackend | ClipBackend:

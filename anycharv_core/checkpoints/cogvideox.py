@@ -56,8 +56,8 @@ def join_base(checkpoint: Checkpoint, base: Path | None, name: str) -> None:
     if base is None:
         raise UserError(
             f"{name} holds what was trained on {NAME}, but not that model itself: give --base DIR (in ComfyUI "
-            f"base, under advanced, of AnyCharV Loader), the folder of a copy of {COGVIDEOX}, which 'anycharv download cogvideox' "
-            "fetches."
+            f"base, under advanced, of AnyCharV Loader), the folder of a copy of {COGVIDEOX}, which 'anycharv "
+            "download cogvideox' fetches."
         )
     check_settings(checkpoint.settings, f"The settings of {name}")
     _check_room(base)

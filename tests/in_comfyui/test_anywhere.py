@@ -258,7 +258,10 @@ def test_parts_of_other_systems_are_told_apart(parts: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("base", "message"),
-    [("none", "in ComfyUI base, under advanced, of AnyCharV Loader"), ("../secret", "There is no base '../secret'")],
+    [
+        ("none", "in ComfyUI base, under advanced, of AnyCharV Loader"),
+        ("../secret", "There is no base '../secret'"),
+    ],
 )
 def test_a_base_that_is_missing_is_said(models: Path, base: str, message: str) -> None:
     with pytest.raises(core("anycharv_core.errors").UserError, match=message):
