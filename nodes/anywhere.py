@@ -9,7 +9,6 @@ from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
-import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -25,7 +24,7 @@ from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.models.slots import COMPRESSION
 from ..anycharv_core.systems import System
 from ..anycharv_core.systems.anywhere import ANYWHERE
-from .model import RUN, NativeModel, Run, sampling_settings
+from .model import RUN, NativeModel, Run, sampling_settings, wrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +72,8 @@ class NativeDiT(DiT):
         **conditions: Any,
     ) -> Tensor:
         """As `_predict`, inside whatever ComfyUI wraps around networks."""
-        options = transformer_options or {}
-        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
-        return executor.execute(x, timesteps, context, control, options, **conditions)
+        execute = wrapped(self, self._predict, transformer_options or {})
+        return execute(x, timesteps, context, control, transformer_options or {}, **conditions)
 
     def _predict(
         self,

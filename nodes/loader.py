@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from ..anycharv_core.checkpoints.check import check_dit_ends
 from ..anycharv_core.checkpoints.checkpoint import Checkpoint
-from ..anycharv_core.checkpoints.networks import check_keys, check_pairing, library_part
+from ..anycharv_core.checkpoints.networks import check_keys, check_pairing, library_part, new_library_part
 from ..anycharv_core.checkpoints.places import EMBEDDED
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.jobs.precision import DTYPES
@@ -31,8 +33,8 @@ from ..anycharv_core.models.dit_branches import Prompt
 from ..anycharv_core.models.schedule import schedule_of
 from ..anycharv_core.systems import read_checkpoint
 from ..anycharv_core.systems.anywhere import ANYWHERE
-from .anywhere import AnywhereConfig, AnywhereModel, NativeReferenceDiT
-from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, sample_as_run
+from .anywhere import AnywhereConfig, AnywhereModel, NativeDiT, NativeReferenceDiT
+from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, NativeUNet, sample_as_run
 from .saved import MAIN, read_saved
 from .types import CATEGORY, ReferenceNetType
 from .vae import ClipVAE, ModuleVAE
@@ -254,6 +256,7 @@ def _model(
     )
     config.set_inference_dtype(dtype, manual_cast)
     _show_latents(config.latent_format, checkpoint)
+    plain = partial(NativeUNet, **config.unet_config)
     offload = comfy.model_management.unet_offload_device()
     model = AnyCharVModel(config, checkpoint.settings, offload)
     weights = checkpoint.weights["denoising_unet"] | {
@@ -261,7 +264,7 @@ def _model(
         for part in ("pose_guider", "object_guider")
         for key, value in checkpoint.weights.get(part, {}).items()
     }
-    return _patcher(model, "denoising_unet", weights, device, offload, dtype)
+    return _patcher(model, "denoising_unet", plain, weights, device, offload, dtype)
 
 
 def _clip_model(
@@ -279,6 +282,7 @@ def _clip_model(
     )
     config.set_inference_dtype(dtype, manual_cast)
     _show_latents(config.latent_format, checkpoint)
+    plain = partial(NativeDiT, **config.unet_config)
     offload = comfy.model_management.unet_offload_device()
     model = AnywhereModel(config, checkpoint.settings, offload, _prompt(checkpoint))
     weights = checkpoint.weights["transformer"] | {
@@ -286,7 +290,7 @@ def _clip_model(
         for part in ("control", "bml")
         for key, value in checkpoint.weights.get(part, {}).items()
     }
-    return _patcher(model, "transformer", weights, device, offload, dtype)
+    return _patcher(model, "transformer", plain, weights, device, offload, dtype)
 
 
 def _prompt(checkpoint: Checkpoint) -> Tensor:
@@ -300,15 +304,16 @@ def _prompt(checkpoint: Checkpoint) -> Tensor:
 def _patcher(
     model: Any,
     part: str,
+    plain: Callable[..., nn.Module],
     weights: dict[str, Tensor],
     device: torch.device,
     offload: torch.device,
     dtype: torch.dtype,
 ) -> Any:
-    """MODEL, with the weights of its network and of those inside it."""
+    """MODEL, with the weights of its network and of those inside it; plain: as `_fill` takes it."""
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sample_as_run)
-    _fill(part, model.diffusion_model, weights, dtype, patcher)
+    _fill(part, plain, model.diffusion_model, weights, dtype, patcher)
     return patcher
 
 
@@ -327,9 +332,10 @@ def _reference_net(
     offload = comfy.model_management.unet_offload_device()
     operations = comfy.ops.pick_operations(dtype, manual_cast, device)
     config = UNetConfig.from_dict(checkpoint.configs["reference_unet"])
-    network = NativeReferenceNet(config, dtype, offload, operations, manual_cast or dtype)
+    build = partial(NativeReferenceNet, config, dtype=dtype, compute_dtype=manual_cast or dtype)
+    network = build(device=offload, operations=operations)
     patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
-    _fill("reference_unet", network, checkpoint.weights["reference_unet"], dtype, patcher)
+    _fill("reference_unet", build, network, checkpoint.weights["reference_unet"], dtype, patcher)
     return patcher
 
 
@@ -339,15 +345,26 @@ def _reference_dit(
     offload = comfy.model_management.unet_offload_device()
     operations = comfy.ops.pick_operations(dtype, manual_cast, device)
     cfg, blocks = DiTConfig.from_dict(checkpoint.configs["transformer"]), checkpoint.configs["reference"]["blocks"]
-    given = _prompt(checkpoint), dtype, offload, operations, manual_cast or dtype
-    network = NativeReferenceDiT(cfg, blocks, *given)
+    compute = manual_cast or dtype
+    build = partial(NativeReferenceDiT, cfg, blocks, _prompt(checkpoint), dtype=dtype, compute_dtype=compute)
+    network = build(device=offload, operations=operations)
     patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
-    _fill("reference", network, checkpoint.weights["reference"], dtype, patcher)
+    _fill("reference", build, network, checkpoint.weights["reference"], dtype, patcher)
     return patcher
 
 
-def _fill(part: str, module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, patcher: Any) -> None:
-    check_keys(part, module, weights)
+def _fill(
+    part: str,
+    build: Callable[..., nn.Module],
+    module: nn.Module,
+    weights: dict[str, Tensor],
+    dtype: torch.dtype,
+    patcher: Any,
+) -> None:
+    """build(device=, operations=) makes what `module` is."""
+    # With dynamic VRAM ComfyUI's layers make no weights before some are loaded: torch's own say which there are.
+    with torch.device("meta"):
+        check_keys(part, build(device=torch.device("meta"), operations=nn), weights)
     # Positional encodings stay float32, as in the files.
     stored = {k: v if k.endswith(".pe") else v.to(dtype) for k, v in weights.items()}
     module.load_state_dict(stored, assign=patcher.is_dynamic())
@@ -376,7 +393,9 @@ def _clip_vae(checkpoint: Checkpoint) -> Any:
 def _clip_vision(checkpoint: Checkpoint) -> Any:
     if "image_encoder" not in checkpoint.weights:
         return None
-    config = checkpoint.configs["image_encoder"]
+    config, weights = checkpoint.configs["image_encoder"], checkpoint.weights["image_encoder"]
+    with torch.device("meta"):  # as in `_fill`
+        check_keys("image_encoder", new_library_part("image_encoder", config), weights)
     # ComfyUI reads every size from the configuration, and leaves out what CLIP's has as a default.
     encoder = comfy.clip_vision.ClipVisionModel(
         {
@@ -390,6 +409,5 @@ def _clip_vision(checkpoint: Checkpoint) -> Any:
     )
     if encoder.load_device.type == "cpu":
         encoder.model.float()  # ComfyUI stores encoders in half precision even where nothing runs in it
-    check_keys("image_encoder", encoder.model, checkpoint.weights["image_encoder"])
-    encoder.load_sd(dict(checkpoint.weights["image_encoder"]))
+    encoder.load_sd(dict(weights))
     return encoder

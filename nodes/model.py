@@ -108,6 +108,15 @@ class DeepStep:
             self._caches[plain].keep(window, features)
 
 
+def wrapped(network: Any, predict: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
+    """`predict` of a network inside whatever ComfyUI wraps around networks."""
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(predict, network, wrappers)
+    execute: Callable[..., Tensor] = executor.execute
+    return execute
+
+
 class NativeUNet(DenoisingUNet):
     """DenoisingUNet with the pose and object guiders inside, called the way ComfyUI calls diffusion models.
 
@@ -142,11 +151,8 @@ class NativeUNet(DenoisingUNet):
         **conditions: Any,
     ) -> Tensor:
         """As `_predict`, inside whatever ComfyUI wraps around networks."""
-        options = transformer_options or {}
-        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
-        return executor.execute(x, timesteps, context, control, options, **conditions)
+        execute = wrapped(self, self._predict, transformer_options or {})
+        return execute(x, timesteps, context, control, transformer_options or {}, **conditions)
 
     def _predict(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import comfy.memory_management
 import comfy.sd
 import pytest
 import torch
@@ -116,3 +117,14 @@ def test_loading_a_vae_silences_nobody_else(caplog: pytest.LogCaptureFixture) ->
         load()
     assert "from another thread" in caplog.text
     assert "No VAE weights" not in caplog.text
+
+
+def test_layers_that_make_no_weights_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dynamic VRAM, ComfyUI's default on many cards, they have none before some are loaded."""
+    plain = load("embedded", "fp32")
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    lazy = load("embedded", "fp32")
+    for place in (0, 1, 3):
+        ours, theirs = (parts[place].model.state_dict() for parts in (plain, lazy))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
