@@ -16,7 +16,7 @@ def keep_scene(pasted: np.ndarray, frame: np.ndarray, mask: np.ndarray) -> np.nd
     """A frame with a person pasted into it -> the same, with the frame's own pixels where little was changed.
 
     So background inside a box becomes the scene's, bit for bit, and the edge of the box cannot be seen; a person
-    stays, unless he looks like what was there.
+    stays, unless they look like what was there.
 
     Args:
         pasted, frame: uint8 or uint16 [H, W, 3], of one depth.
