@@ -142,7 +142,7 @@ def test_animate_equals_core_in_both_configurations() -> None:
 
 def test_animate_before_a_scene_equals_core() -> None:
     """The character on the colour that is taken out again, as nodes and as the pipeline do it."""
-    parts, task = load("embedded-animate"), animation(size=96)
+    parts, task = load("embedded-animate"), animation(size=80)
     scene = np.random.default_rng(0).integers(256, size=task.truth.frames.shape, dtype=np.uint8)
     made = animated(*parts, task, scene=picture(scene))
     (decoded,) = nodes.VAEDecode().decode(parts[2], {"samples": sampled(parts[0], made)})
