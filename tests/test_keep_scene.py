@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from anycharv_core.inference.finish import PasteBack
+from anycharv_core.media.canvas import Canvas
 from anycharv_core.media.keep_scene import keep_scene
 
 BOX = np.zeros((96, 128), np.uint8)
@@ -21,7 +23,7 @@ def redrawn(offset: int) -> np.ndarray:
 
 
 def test_what_was_hardly_changed_is_the_scenes_bit_for_bit() -> None:
-    kept = keep_scene(redrawn(9), SCENE, BOX)
+    kept = keep_scene(redrawn(9), SCENE, BOX, BOX > 0)
     same = (kept == SCENE).all(axis=2)
     assert same[BOX == 0].all(), "nothing outside the mask is touched"
     around = np.ones_like(same)
@@ -33,18 +35,27 @@ def test_what_was_hardly_changed_is_the_scenes_bit_for_bit() -> None:
 def test_a_change_everywhere_stays_everywhere() -> None:
     made = np.where(BOX[..., None] > 0, np.uint8(255), SCENE)
     inner = (slice(26, 70), slice(42, 86))
-    np.testing.assert_array_equal(keep_scene(made, SCENE, BOX)[inner], made[inner])
+    np.testing.assert_array_equal(keep_scene(made, SCENE, BOX, BOX > 0)[inner], made[inner])
 
 
 def test_deep_pictures_are_as_shallow_ones() -> None:
     made, deep = redrawn(9), 257
-    shallow = keep_scene(made, SCENE, BOX).astype(int) * deep
-    kept = keep_scene(made.astype(np.uint16) * deep, SCENE.astype(np.uint16) * deep, BOX)
+    shallow = keep_scene(made, SCENE, BOX, BOX > 0).astype(int) * deep
+    kept = keep_scene(made.astype(np.uint16) * deep, SCENE.astype(np.uint16) * deep, BOX, BOX > 0)
     assert np.abs(kept - shallow).max() <= deep
 
 
 @pytest.mark.parametrize("value", (0, 255))
 def test_masks_of_nothing_and_of_everything(value: int) -> None:
     made = np.full_like(SCENE, 255)
-    kept = keep_scene(made, SCENE, np.full(SCENE.shape[:2], value, np.uint8))
+    mask = np.full(SCENE.shape[:2], value, np.uint8)
+    kept = keep_scene(made, SCENE, mask, mask > 0)
     assert (kept == made).all()
+
+
+def test_the_soft_edge_of_a_small_mask_is_kept_too() -> None:
+    scene = np.random.default_rng(0).integers(60, 180, (400, 400, 3), dtype=np.uint8)
+    mask = np.zeros((400, 400), np.uint8)
+    mask[192:208, 192:208] = 255  # the edge reaches 12 pixels past it
+    whole = Canvas((400, 400), (400, 400), (400, 400))
+    assert (PasteBack([scene], [mask], keep=True)(scene + np.uint8(9), whole) == scene).all()

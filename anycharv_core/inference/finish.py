@@ -80,7 +80,7 @@ class PasteBack:
             made = match_colour(made, canvas.place(original), canvas.place_mask(mask))
         finished = canvas.paste(made, original, weights)
         if self._keep:
-            finished = keep_scene(finished, original, mask)
+            finished = keep_scene(finished, original, mask, weights > 0)
         self.untouched = self.untouched and bool((finished == original).all(axis=-1)[weights == 0].all())
         return finished
 

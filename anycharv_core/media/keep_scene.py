@@ -12,7 +12,7 @@ SAME, CHANGED = 14 / 255, 40 / 255
 _BLUR = 0.04  # of the shorter side of the mask's box: how far around a pixel the difference is averaged
 
 
-def keep_scene(pasted: np.ndarray, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def keep_scene(pasted: np.ndarray, frame: np.ndarray, mask: np.ndarray, touched: np.ndarray) -> np.ndarray:
     """A frame with a person pasted into it -> the same, with the frame's own pixels where little was changed.
 
     So background inside a box becomes the scene's, bit for bit, and the edge of the box cannot be seen; a person
@@ -20,18 +20,19 @@ def keep_scene(pasted: np.ndarray, frame: np.ndarray, mask: np.ndarray) -> np.nd
 
     Args:
         pasted, frame: uint8 or uint16 [H, W, 3], of one depth.
-        mask: uint8 [H, W], 255 where the frame was replaced.
+        mask: uint8 [H, W], 255 where the frame was to be replaced.
+        touched: bool [H, W], where it was, which soft edges carry past the mask.
 
     Returns:
         [H, W, 3] of that depth; `pasted` itself where there is no mask.
     """
-    box = mask_box(mask)
-    if box is None:
+    box, region = mask_box(mask), mask_box(touched * np.uint8(255))
+    if box is None or region is None:
         return pasted
     blur = max(1.0, _BLUR * min(box[2] - box[0], box[3] - box[1]))
     reach = int(np.ceil(6 * blur))  # of the two averages together
-    rows = slice(max(0, box[1] - reach), box[3] + reach)
-    columns = slice(max(0, box[0] - reach), box[2] + reach)
+    rows = slice(max(0, region[1] - reach), region[3] + reach)
+    columns = slice(max(0, region[0] - reach), region[2] + reach)
     new, old = (each[rows, columns].astype(np.float32) for each in (pasted, frame))
     difference = cv2.GaussianBlur(np.abs(new - old).max(axis=2), (0, 0), blur) / np.iinfo(frame.dtype).max
     share = np.clip((difference - SAME) / (CHANGED - SAME), 0, 1)
