@@ -26,6 +26,7 @@ _DEFAULT = replace(
     clip_view=lambda picture: letterbox(picture, (max(picture.shape[:2]),) * 2, "edge"),
     windows=lambda frames, guidance: chained_windows(frames, WINDOW, CARRIED),
     paste_growth=0.15,
+    keeps_scene=False,  # not measured on what holds and touches things
 )
 
 RECIPES = {
