@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..anycharv_core.media.canvas import Canvas
 from ..anycharv_core.media.depth import place_depth, structured_depth
 from ..anycharv_core.media.frames import Reopened, Source
 from ..anycharv_core.media.imaging import Size, same_proportions
-from .pictures import image_tensor, image_uint8, interruptible, mask_fitter, masks_uint8, rgb_frames
+from .pictures import image_tensor, image_uint8, interruptible, mask_frames, rgb_frames
 from .types import CATEGORY
 
 NEAR = ["white", "black"]
@@ -40,22 +39,8 @@ def object_inputs() -> list[io.Input]:
 
 
 def object_source(mask: Tensor, frames: int, size: Size) -> Source:
-    """MASK of objects -> uint8 [H, W] for each of so many frames, of `size` (width, height) where it has its
-    proportions. Raises UserError for another number."""
-    mask = mask[None] if mask.ndim == 2 else mask
-    first = masks_uint8(mask[:1], OBJECTS)[0]
-    if len(mask) not in (1, frames):
-        raise UserError(
-            f"The video has {frames} frames but {OBJECTS} has {len(mask)}; give as many, or one for all."
-        )
-    fit = mask_fitter((first.shape[1], first.shape[0]), size, OBJECTS)
-    if len(mask) == 1:
-        return Source(OBJECTS, [fit(first)] * frames, None)
-
-    def read() -> Iterator[np.ndarray]:
-        return (fit(masks_uint8(mask[at : at + 1], OBJECTS)[0]) for at in range(frames))
-
-    return Source(OBJECTS, Reopened(read, frames), None)
+    """MASK of objects, for each of so many frames, as `mask_frames` gives it."""
+    return Source(OBJECTS, mask_frames(mask, frames, size, OBJECTS), None)
 
 
 def depth_source(image: Tensor, frames: int, size: Size, near: str = NEAR[0]) -> Source:

@@ -80,6 +80,19 @@ def fitted_masks(mask: Tensor, size: Size, name: str) -> np.ndarray:
     return np.stack([fit(each) for each in masks])
 
 
+def mask_frames(mask: Tensor, frames: int, size: Size, name: str) -> Iterable[np.ndarray]:
+    """MASK, one per frame or one for all -> uint8 [H, W] for each of so many frames, which can be read again,
+    scaled as `mask_fitter` does. Raises UserError as `masks_uint8` does, and for another number."""
+    mask = mask[None] if mask.ndim == 2 else mask
+    first = masks_uint8(mask[:1], name)[0]
+    if len(mask) not in (1, frames):
+        raise UserError(f"The video has {frames} frames but {name} has {len(mask)}; give as many, or one for all.")
+    fit = mask_fitter((first.shape[1], first.shape[0]), size, name)
+    if len(mask) == 1:
+        return [fit(first)] * frames
+    return Reopened(lambda: (fit(masks_uint8(mask[at : at + 1], name)[0]) for at in range(frames)), frames)
+
+
 def reference_mask_uint8(mask: Tensor | None, picture: np.ndarray, name: str) -> np.ndarray | None:
     """The mask of a reference uint8 [H, W, 3 or 4] -> uint8 [H, W], or None for none.
 

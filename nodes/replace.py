@@ -40,8 +40,7 @@ from .pictures import (
     frame_boxes,
     image_uint8,
     interruptible,
-    mask_fitter,
-    masks_uint8,
+    mask_frames,
     reference_mask_uint8,
     rgb_frames,
 )
@@ -409,10 +408,4 @@ def _masks(mask: Any, info: VideoInfo) -> Iterable[np.ndarray]:
     if not isinstance(mask, Tensor):
         boxes = frame_boxes(mask, info.frames)
         return Reopened(lambda: (boxes_to_masks([box], info.width, info.height)[0] for box in boxes))
-    if len(mask) not in (1, info.frames):
-        raise UserError(f"The video has {info.frames} frames but mask has {len(mask)}; give as many, or one.")
-    single = masks_uint8(mask[:1], "mask")[0]
-    fit = mask_fitter((single.shape[1], single.shape[0]), (info.width, info.height), "mask")
-    if len(mask) == 1:
-        return [fit(single)] * info.frames
-    return Reopened(lambda: (fit(masks_uint8(mask[i : i + 1], "mask")[0]) for i in range(info.frames)))
+    return mask_frames(mask, info.frames, (info.width, info.height), "mask")
