@@ -24,7 +24,7 @@ from ..anycharv_core.models.schedule import NoiseSchedule
 from ..anycharv_core.models.slots import COMPRESSION
 from ..anycharv_core.systems import System
 from ..anycharv_core.systems.anywhere import ANYWHERE
-from .model import RUN, NativeModel, Run, sampling_settings, wrapped
+from .model import RUN, CalledByComfy, NativeModel, Run, sampling_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class ClipConditions:
     tokens: Sequence[Tensor] = ()
 
 
-class NativeDiT(DiT):
-    """DiT with ControlNet and background motion learner inside, called the way ComfyUI calls diffusion models."""
+class NativeDiT(CalledByComfy, DiT):
+    """DiT with ControlNet and background motion learner inside."""
 
     def __init__(
         self,
@@ -61,19 +61,6 @@ class NativeDiT(DiT):
         if rank is not None:
             self.bml = MotionLearner(transformer, rank, operations, dtype=dtype, device=device)
         self.dtype = dtype
-
-    def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **conditions: Any,
-    ) -> Tensor:
-        """As `_predict`, inside whatever ComfyUI wraps around networks."""
-        execute = wrapped(self, self._predict, transformer_options or {})
-        return execute(x, timesteps, context, control, transformer_options or {}, **conditions)
 
     def _predict(
         self,

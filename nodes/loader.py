@@ -35,7 +35,7 @@ from ..anycharv_core.systems import read_checkpoint
 from ..anycharv_core.systems.anywhere import ANYWHERE
 from .anywhere import AnywhereConfig, AnywhereModel, NativeDiT, NativeReferenceDiT
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, NativeUNet, sample_as_run
-from .saved import MAIN, read_saved
+from .saved import INSIDE, MAIN, read_saved
 from .types import CATEGORY, ReferenceNetType
 from .vae import ClipVAE, ModuleVAE
 
@@ -255,16 +255,9 @@ def _model(
         None if objects is None else ObjectGuiderConfig.from_dict(objects),
     )
     config.set_inference_dtype(dtype, manual_cast)
-    _show_latents(config.latent_format, checkpoint)
     plain = partial(NativeUNet, **config.unet_config)
-    offload = comfy.model_management.unet_offload_device()
-    model = AnyCharVModel(config, checkpoint.settings, offload)
-    weights = checkpoint.weights["denoising_unet"] | {
-        f"{part}.{key}": value
-        for part in ("pose_guider", "object_guider")
-        for key, value in checkpoint.weights.get(part, {}).items()
-    }
-    return _patcher(model, "denoising_unet", plain, weights, device, offload, dtype)
+    model = AnyCharVModel(config, checkpoint.settings, comfy.model_management.unet_offload_device())
+    return _patcher(model, checkpoint, MAIN, plain, device, dtype)
 
 
 def _clip_model(
@@ -281,16 +274,10 @@ def _clip_model(
         2 ** (len(codec.block_out_channels) - 1),
     )
     config.set_inference_dtype(dtype, manual_cast)
-    _show_latents(config.latent_format, checkpoint)
     plain = partial(NativeDiT, **config.unet_config)
     offload = comfy.model_management.unet_offload_device()
     model = AnywhereModel(config, checkpoint.settings, offload, _prompt(checkpoint))
-    weights = checkpoint.weights["transformer"] | {
-        f"{part}.{key}": value
-        for part in ("control", "bml")
-        for key, value in checkpoint.weights.get(part, {}).items()
-    }
-    return _patcher(model, "transformer", plain, weights, device, offload, dtype)
+    return _patcher(model, checkpoint, "transformer", plain, device, dtype)
 
 
 def _prompt(checkpoint: Checkpoint) -> Tensor:
@@ -303,17 +290,21 @@ def _prompt(checkpoint: Checkpoint) -> Tensor:
 
 def _patcher(
     model: Any,
-    part: str,
+    checkpoint: Checkpoint,
+    main: str,
     plain: Callable[..., nn.Module],
-    weights: dict[str, Tensor],
     device: torch.device,
-    offload: torch.device,
     dtype: torch.dtype,
 ) -> Any:
-    """MODEL, with the weights of its network and of those inside it; plain: as `_fill` takes it."""
+    """MODEL, with the weights of the part `main` and of those inside it; plain: as `_fill` takes it."""
+    _show_latents(model.latent_format, checkpoint)
+    offload = comfy.model_management.unet_offload_device()
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sample_as_run)
-    _fill(part, plain, model.diffusion_model, weights, dtype, patcher)
+    weights = checkpoint.weights[main] | {
+        f"{part}.{key}": value for part in INSIDE for key, value in checkpoint.weights.get(part, {}).items()
+    }
+    _fill(main, plain, model.diffusion_model, weights, dtype, patcher)
     return patcher
 
 
@@ -329,27 +320,34 @@ def _show_latents(latents: Any, checkpoint: Checkpoint) -> None:
 def _reference_net(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
 ) -> Any:
-    offload = comfy.model_management.unet_offload_device()
-    operations = comfy.ops.pick_operations(dtype, manual_cast, device)
     config = UNetConfig.from_dict(checkpoint.configs["reference_unet"])
-    build = partial(NativeReferenceNet, config, dtype=dtype, compute_dtype=manual_cast or dtype)
-    network = build(device=offload, operations=operations)
-    patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
-    _fill("reference_unet", build, network, checkpoint.weights["reference_unet"], dtype, patcher)
-    return patcher
+    build = partial(NativeReferenceNet, config)
+    return _reference(checkpoint, "reference_unet", build, device, dtype, manual_cast)
 
 
 def _reference_dit(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, manual_cast: torch.dtype | None
 ) -> Any:
+    cfg, blocks = DiTConfig.from_dict(checkpoint.configs["transformer"]), checkpoint.configs["reference"]["blocks"]
+    build = partial(NativeReferenceDiT, cfg, blocks, _prompt(checkpoint))
+    return _reference(checkpoint, "reference", build, device, dtype, manual_cast)
+
+
+def _reference(
+    checkpoint: Checkpoint,
+    part: str,
+    network: Callable[..., nn.Module],
+    device: torch.device,
+    dtype: torch.dtype,
+    manual_cast: torch.dtype | None,
+) -> Any:
+    """The patcher of the part that reads the reference."""
     offload = comfy.model_management.unet_offload_device()
     operations = comfy.ops.pick_operations(dtype, manual_cast, device)
-    cfg, blocks = DiTConfig.from_dict(checkpoint.configs["transformer"]), checkpoint.configs["reference"]["blocks"]
-    compute = manual_cast or dtype
-    build = partial(NativeReferenceDiT, cfg, blocks, _prompt(checkpoint), dtype=dtype, compute_dtype=compute)
-    network = build(device=offload, operations=operations)
-    patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
-    _fill("reference", build, network, checkpoint.weights["reference"], dtype, patcher)
+    build = partial(network, dtype=dtype, compute_dtype=manual_cast or dtype)
+    module = build(device=offload, operations=operations)
+    patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=device, offload_device=offload)
+    _fill(part, build, module, checkpoint.weights[part], dtype, patcher)
     return patcher
 
 

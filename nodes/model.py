@@ -108,17 +108,31 @@ class DeepStep:
             self._caches[plain].keep(window, features)
 
 
-def wrapped(network: Any, predict: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
-    """`predict` of a network inside whatever ComfyUI wraps around networks."""
-    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-    wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
-    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(predict, network, wrappers)
-    execute: Callable[..., Tensor] = executor.execute
-    return execute
+class CalledByComfy:
+    """A network that is called the way ComfyUI calls diffusion models, inside whatever it wraps around them."""
+
+    _predict: Callable[..., Tensor]
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """As the network's `_predict`."""
+        options = transformer_options or {}
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
+        made: Tensor = executor.execute(x, timesteps, context, control, options, **conditions)
+        return made
 
 
-class NativeUNet(DenoisingUNet):
-    """DenoisingUNet with the pose and object guiders inside, called the way ComfyUI calls diffusion models.
+class NativeUNet(CalledByComfy, DenoisingUNet):
+    """DenoisingUNet with the pose and object guiders inside.
 
     Its module names are the official ones, so LoRAs of SD1.5 in diffusers' naming find their layers.
     """
@@ -140,19 +154,6 @@ class NativeUNet(DenoisingUNet):
             self.object_guider = ObjectGuider(*sizes, operations, dtype=dtype, device=device)
         self.dtype = dtype
         self.in_channels = unet.in_channels  # as patches know it of SD1.5
-
-    def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **conditions: Any,
-    ) -> Tensor:
-        """As `_predict`, inside whatever ComfyUI wraps around networks."""
-        execute = wrapped(self, self._predict, transformer_options or {})
-        return execute(x, timesteps, context, control, transformer_options or {}, **conditions)
 
     def _predict(
         self,
