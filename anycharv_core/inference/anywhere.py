@@ -28,7 +28,7 @@ from ..systems.anywhere import ANYWHERE
 from .backend import library_modules
 from .encode import EncodedVideo
 from .latents import Latents
-from .memory import Ladder, Rung, take_turns
+from .memory import Ladder, Rung
 from .sampling import Progress, sample_video
 from .shortcuts import NONE, Shortcuts, check_cache
 
@@ -57,10 +57,8 @@ class AnywhereBackend:
         self._vae = networks.vae
         self.multiple = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.latent_channels: int = networks.transformer.cfg.out_channels
-        self.ladder = Ladder([] if hasattr(self._vae, "enable_tiling") else [Rung.TILES])
-        if self.device.type == "cpu":
-            self.ladder.taken.add(Rung.TURNS)  # there is no other memory to wait in
-        elif networks.transformer.proj_out.weight.device != self.device:
+        self.ladder = Ladder.of(self.device, self._vae)
+        if networks.transformer.proj_out.weight.device != self.device:
             self.ladder.take(Rung.TURNS)
 
     @classmethod
@@ -143,8 +141,7 @@ class AnywhereBackend:
             each[None].to(self.device, self.dtype)
             for each in clip_conditions(self.encode_clip, video, len(latents), self._scale)
         )
-        running = [nets.transformer, nets.control, nets.prompt, *([nets.bml] if nets.bml else [])]
-        turn = partial(self._take_turns, *running)
+        turn = partial(self._take_turns, *self._denoising)
         turn()
         with torch.inference_mode():
             text = nets.prompt()
@@ -191,7 +188,7 @@ class AnywhereBackend:
         as `denoise` takes them, without guidance.
         """
         nets = self.networks
-        self._take_turns(nets.transformer, nets.control, nets.prompt, *([nets.bml] if nets.bml else []))
+        self._take_turns(*self._denoising)
         with torch.inference_mode():
             pose, place = clip_conditions(self.encode_clip, video, len(noisy), self._scale)
             x, drawn = (
@@ -216,6 +213,12 @@ class AnywhereBackend:
                 )[0]
 
     @property
+    def _denoising(self) -> tuple[nn.Module, ...]:
+        """The networks that a step needs."""
+        nets = self.networks
+        return tuple(filter(None, (nets.transformer, nets.control, nets.prompt, nets.bml)))
+
+    @property
     def _scale(self) -> float:
         return picture_scale(self.settings, self._vae.config.scaling_factor)
 
@@ -231,8 +234,7 @@ class AnywhereBackend:
 
     def _through_vae(self, work: Callable[[], Tensor]) -> Tensor:
         def run() -> Tensor:
-            if Rung.TILES in self.ladder.taken and hasattr(self._vae, "enable_tiling"):
-                self._vae.enable_tiling()
+            self.ladder.tile(self._vae)
             self._take_turns(self._vae)
             with torch.inference_mode():
                 return work()
@@ -240,9 +242,7 @@ class AnywhereBackend:
         return self.ladder.run(run, Rung.TILES, Rung.TURNS)
 
     def _take_turns(self, *running: nn.Module) -> None:
-        """Where that is needed, only these networks stay on the device."""
-        if Rung.TURNS in self.ladder.taken and self.device.type != "cpu":
-            take_turns(self.networks.modules.values(), running, self.device)
+        self.ladder.take_turns(self.networks.modules.values(), running, self.device)
 
 
 def picture_scale(settings: Mapping[str, Any], scaling_factor: float) -> float:

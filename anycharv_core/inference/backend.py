@@ -29,7 +29,7 @@ from .compiling import compiled
 from .encode import EncodedVideo, frames_at_a_time
 from .features import FrameFeatures, Held, held_on, object_features, repeated
 from .latents import Latents
-from .memory import Ladder, Rung, take_turns
+from .memory import Ladder, Rung
 from .sampling import Progress, sample_chained, sample_video
 from .shortcuts import NONE, SHALLOW, DeepCache, Shortcuts
 
@@ -125,12 +125,9 @@ class TorchBackend:
         self.device, self.dtype = weight.device, weight.dtype
         self._unet: Callable[..., Tensor] = networks.denoising_unet
         self._unet_in_parts: Callable[..., tuple[Tensor, Tensor | None]] = networks.denoising_unet.denoise
-        self.ladder = Ladder()
+        self.ladder = Ladder.of(self.device, self._vae)
         if self.device.type == "cpu":
-            self.ladder.taken.add(Rung.TURNS)  # there is no other memory to wait in
             self._vae.to(memory_format=torch.channels_last)  # a tenth faster there, in bfloat16 a fifth
-        if not hasattr(self._vae, "enable_tiling"):
-            self.ladder.taken.add(Rung.TILES)
 
     @classmethod
     def from_pretrained(
@@ -194,11 +191,9 @@ class TorchBackend:
         """`work` of [N, ...] frames, as many at a time as are best for the device or as its memory can take."""
 
         def run() -> Tensor:
-            taken = self.ladder.taken
-            if Rung.TILES in taken and hasattr(self._vae, "enable_tiling"):
-                self._vae.enable_tiling()
+            self.ladder.tile(self._vae)
             self._take_turns(self._vae)
-            size = 1 if Rung.ONE_FRAME in taken else len(frames)
+            size = 1 if Rung.ONE_FRAME in self.ladder.taken else len(frames)
             with torch.inference_mode():
                 return torch.cat([work(frames[at : at + size]) for at in range(0, len(frames), size)])
 
@@ -225,9 +220,7 @@ class TorchBackend:
         return self.ladder.run(run, Rung.TURNS)
 
     def _take_turns(self, *running: nn.Module) -> None:
-        """Where that is needed, only these networks stay on the device."""
-        if Rung.TURNS in self.ladder.taken and self.device.type != "cpu":
-            take_turns(filter(None, vars(self.networks).values()), running, self.device)
+        self.ladder.take_turns(filter(None, vars(self.networks).values()), running, self.device)
 
     def denoise(
         self,

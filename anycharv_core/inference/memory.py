@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,17 +29,6 @@ class Rung(Enum):
     TURNS = "networks wait in main memory for their turn"
 
 
-def take_turns(networks: Iterable[nn.Module], running: Iterable[nn.Module], device: torch.device) -> None:
-    """Leaves only the running ones of a model's networks on the device."""
-    running = list(running)
-    with torch.inference_mode(False):  # or their weights would become inference tensors
-        for network in networks:
-            if network not in running:
-                network.to("cpu")
-        for network in running:
-            network.to(device)
-
-
 class Ladder:
     """The steps down that one backend has taken.
 
@@ -48,6 +37,35 @@ class Ladder:
 
     def __init__(self, taken: Iterable[Rung] = ()):
         self.taken = set(taken)
+
+    @classmethod
+    def of(cls, device: torch.device, vae: Any) -> Ladder:
+        """For networks on a device, and a VAE that may know no tiles."""
+        ladder = cls()
+        if device.type == "cpu":
+            ladder.taken.add(Rung.TURNS)  # there is no other memory to wait in
+        if not hasattr(vae, "enable_tiling"):
+            ladder.taken.add(Rung.TILES)
+        return ladder
+
+    def tile(self, vae: Any) -> None:
+        """Has a VAE work in tiles where it has come to that."""
+        if Rung.TILES in self.taken and hasattr(vae, "enable_tiling"):
+            vae.enable_tiling()
+
+    def take_turns(
+        self, networks: Iterable[nn.Module], running: Iterable[nn.Module], device: torch.device
+    ) -> None:
+        """Leaves only the running ones of a model's networks on the device where it has come to that."""
+        if Rung.TURNS not in self.taken or device.type == "cpu":
+            return
+        running = list(running)
+        with torch.inference_mode(False):  # or their weights would become inference tensors
+            for network in networks:
+                if network not in running:
+                    network.to("cpu")
+            for network in running:
+                network.to(device)
 
     def run(self, work: Callable[[], T], *rungs: Rung) -> T:
         """What `work` returns; where memory runs out, it is tried again after the next of `rungs`.
