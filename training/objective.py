@@ -66,11 +66,8 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
     clips, frames = batch["frames"].shape[:2]
     unit = to_unit(batch["frames"].flatten(0, 1))
     masks = batch["mask"].flatten(0, 1)
-    held = (
-        batch["objects"].flatten(0, 1) > 127 if "objects" in batch else torch.zeros_like(masks, dtype=torch.bool)
-    )
-    merged = nets.object_guider is None and bool(held.any())
-    if merged:
+    held = batch["objects"].flatten(0, 1) > 127 if "objects" in batch else None
+    if held is not None and nets.object_guider is None:
         masks = masks * ~held
     latents = encode(nets.vae, unit)
     size = latents.shape[-2:]
@@ -88,10 +85,10 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
     if system.reads_scene:
         outside = (masks < 128)[:, None]
         around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * outside
-        if merged:
+        if held is not None and nets.object_guider is None:
             around = torch.where(held[:, None], unit, around)
         by_clip["scene"] = encode(nets.vae, around if system.blocks is None else around * outside)
-    if nets.object_guider is not None and "objects" in batch:
+    if held is not None and nets.object_guider is not None:
         by_clip["objects"] = encode(nets.vae, unit * held[:, None])
         by_clip["holds"] = held.flatten(1).any(dim=1).float()
     encoded = {name: rows.unflatten(0, (clips, frames)) for name, rows in by_clip.items()}
