@@ -63,13 +63,23 @@ def steps(config: Config, name: str, now: bool, threads: int, calls: Connection)
     batch = random_batch(phase, torch.Generator().manual_seed(0))
     while calls.recv():
         began = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=now and has_bf16("cpu")):
-            loss = module(batch)["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, phase.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        backward(module, batch, "cpu", now and has_bf16("cpu"))
+        update(optimizer, parameters, phase)
         calls.send(time.process_time() - began)
+
+
+def backward(module: torch.nn.Module, batch: dict[str, torch.Tensor], device: str, bf16: bool) -> torch.Tensor:
+    """Both passes; the loss."""
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        loss: torch.Tensor = module(batch)["loss"]
+    loss.backward()
+    return loss.detach()
+
+
+def update(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], phase: Phase) -> None:
+    torch.nn.utils.clip_grad_norm_(parameters, phase.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def on_device(config: Config, name: str, device: str, rounds: int) -> None:
@@ -91,14 +101,10 @@ def on_device(config: Config, name: str, device: str, rounds: int) -> None:
     called, taken = [], []
     for _ in range(WARM_UP + rounds):
         began = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=has_bf16(device)):
-            loss = module(batch)["loss"]
-        loss.backward()
+        loss = backward(module, batch, device, has_bf16(device))
         called.append(time.perf_counter() - began)
-        torch.nn.utils.clip_grad_norm_(parameters, phase.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        float(loss.detach())  # waits for the device
+        update(optimizer, parameters, phase)
+        float(loss)  # waits for the device
         if device == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
