@@ -8,6 +8,7 @@ pictures, and neither does where attention lies.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from anycharv_core.bench.attention import MASSES
@@ -61,10 +62,15 @@ def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, change
     return folder / LAST / "model.safetensors"
 
 
+@cache
+def _pipeline(model: Path) -> Pipeline:
+    return Pipeline.from_pretrained(model)
+
+
 def method(name: str, model: Path) -> Method:
-    pipe = Pipeline.from_pretrained(model)
+    pipe = _pipeline(model)
     return of_model(pipe, *pipe.system.sampling(pipe.settings))
 
 
 def look(name: str, model: Path) -> Look | None:
-    return look_of(Pipeline.from_pretrained(model))
+    return look_of(_pipeline(model))
