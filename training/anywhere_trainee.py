@@ -52,10 +52,6 @@ class AnywhereTrainee(Trainee):
         return self.image_scale, self.perceptual is not None
 
     @property
-    def same_kernels(self) -> bool:
-        return False
-
-    @property
     def trains_convolutions(self) -> bool:
         return False
 
