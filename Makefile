@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-animate demo-animate2 test tests test-comfyui comfyui-pictures lint clean
+.PHONY: demo demo-animate demo-animate2 demo-anywhere test tests test-comfyui comfyui-pictures lint clean
 
 demo: .venv/installed
 	$(BIN)/anycharv demo --out out/demo
@@ -11,6 +11,9 @@ demo-animate: .venv/installed
 
 demo-animate2: .venv/installed
 	$(BIN)/anycharv demo-animate2 --out out/demo-animate2
+
+demo-anywhere: .venv/installed
+	$(BIN)/anycharv demo-anywhere --out out/demo-anywhere
 
 test: lint tests
 

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", "embedded", "characters put into videos"),
         ("demo-animate", "embedded-animate", "pictures animated"),
         ("demo-animate2", "embedded-animate2", "characters who keep hold of what they touch"),
+        ("demo-anywhere", "embedded-anywhere", "characters who walk through a picture, and the camera follows"),
     ):
         demo = subcommands.add_parser(name, help=f"make a video with the model '{model}'; needs no input: {what}")
         add, path = adders(demo)

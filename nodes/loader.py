@@ -112,8 +112,9 @@ class AnyCharVLoader(io.ComfyNode):
                     options=checkpoint_names(),
                     default="embedded",
                     tooltip="A folder in a system's layout or a single .safetensors file under models/anycharv; "
-                    "'embedded', 'embedded-animate' and 'embedded-animate2' are small models of AnyCharV, Animate "
-                    "Anyone and Animate Anyone 2, which know only the puppets of AnyCharV Puppet Clip.",
+                    "'embedded', 'embedded-animate', 'embedded-animate2' and 'embedded-anywhere' are small models "
+                    "of AnyCharV, Animate Anyone, Animate Anyone 2 and AnimateAnywhere, which know only the "
+                    "puppets of AnyCharV Puppet Clip.",
                 ),
                 io.Combo.Input(
                     "dtype",

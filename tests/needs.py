@@ -25,8 +25,11 @@ from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
 PARITY = Path(os.environ.get("ANYCHARV_PARITY") or Path(__file__).parents[2] / "shared" / "parity").absolute()
 CLIPS = PARITY.with_name("clips")
 
-animate2 = pytest.mark.skipif(
-    not EMBEDDED[TRAINED_LATER].is_file(), reason=f"needs the weights of '{TRAINED_LATER}', which this copy lacks"
+animate2, anywhere = (
+    pytest.mark.skipif(
+        not EMBEDDED[name].is_file(), reason=f"needs the weights of '{name}', which this copy lacks"
+    )
+    for name in TRAINED_LATER
 )
 comfyui = pytest.mark.skipif(COMFYUI is None, reason="needs a ComfyUI (COMFYUI_PATH)")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

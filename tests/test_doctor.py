@@ -122,6 +122,7 @@ def test_demo_tells_where_its_files_are(
         ("demo", "embedded"),
         ("demo-animate", "embedded-animate"),
         ("demo-animate2", "embedded-animate2"),
+        ("demo-anywhere", "embedded-anywhere"),
     ):
         assert main([name, "--out", str(tmp_path), "--clips", "2"]) == 0
         assert str(tmp_path / f"{model}.mp4") in capsys.readouterr().out

@@ -1,7 +1,9 @@
 """The shipped models: what they are, and what they do with characters they have never seen."""
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import needs
@@ -13,18 +15,22 @@ from PIL import Image
 from anycharv_core import Pipeline, UserError
 from anycharv_core.bench.metrics import psnr
 from anycharv_core.bench.puppets import of_model
-from anycharv_core.bench.tasks import BOLD_SWAP, Setup, Task, tasks
+from anycharv_core.bench.tasks import BOLD_SWAP, KINDS, TRAVEL, Setup, Task, tasks
+from anycharv_core.bench.travel import TRAVEL_BASELINES, paired
 from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
 from anycharv_core.jobs.demo import run
 from anycharv_core.media.imaging import resample
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.puppets.interaction import INTERACTION_BASELINES, sample_interaction
 from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_bold_animation, sample_bold_swap
+from anycharv_core.puppets.travel import Travel, sample_travel
 from anycharv_core.systems import read_checkpoint
 from anycharv_core.systems.animate_anyone import ANIMATE_ANYONE
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
+from anycharv_core.systems.anywhere import ANYWHERE
 
-CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded_bold.yaml"
+CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+CONFIG, ANYWHERE_CONFIG = CONFIGS / "embedded_bold.yaml", CONFIGS / "embedded_anywhere.yaml"
 
 
 def test_it_is_small_and_made_by_the_config_in_the_repo() -> None:
@@ -66,10 +72,35 @@ def test_the_one_that_keeps_hold_of_things_reads_them() -> None:
     assert pipe.settings["world"] == "acts" and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
 
 
-def test_a_copy_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(EMBEDDED, TRAINED_LATER, tmp_path / "embedded_animate2.safetensors")
-    with pytest.raises(UserError, match=r"^This copy of the package lacks embedded_animate2.safetensors, .*\.$"):
-        Pipeline.from_pretrained("embedded-animate2")
+@needs.anywhere
+def test_the_one_that_walks_through_places_needs_no_base() -> None:
+    assert EMBEDDED["embedded-anywhere"].stat().st_size <= 40e6
+    config, shipped = yaml.safe_load(ANYWHERE_CONFIG.read_text()), read_checkpoint("embedded-anywhere")
+    assert shipped.configs == config["networks"] | {"prompt": {}}
+    assert config["settings"].items() <= shipped.settings.items()
+    assert Pipeline.from_pretrained("embedded-anywhere").system is ANYWHERE
+
+
+@needs.anywhere
+@needs.patience
+def test_the_camera_follows_the_walk() -> None:
+    pipe = Pipeline.from_pretrained("embedded-anywhere")
+    model = of_model(pipe, pipe.settings["steps"], pipe.settings["guidance_scale"])
+
+    def answer(travel: Travel) -> np.ndarray:
+        return model(Task(0, travel, KINDS[TRAVEL]))
+
+    chosen = [paired(answer, seed, 24, 64)["pan choice"] for seed in range(6)]
+    assert np.mean(chosen) > 0.5  # what a model comes to that does not read the camera off the poses
+
+
+@pytest.mark.parametrize("model", TRAINED_LATER)
+def test_a_copy_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str) -> None:
+    monkeypatch.setitem(EMBEDDED, model, tmp_path / (name := EMBEDDED[model].name))
+    with pytest.raises(UserError, match=rf"^This copy of the package lacks {name}, .*'{model}'.*\.$") as refused:
+        Pipeline.from_pretrained(model)
+    (config,) = re.findall(r"training/configs/\w+\.yaml", str(refused.value))
+    assert (CONFIGS.parents[1] / config).is_file()
 
 
 @pytest.mark.parametrize(
@@ -78,8 +109,16 @@ def test_a_copy_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp
         ("embedded", sample_bold_swap, 256, 5, BASELINES),
         ("embedded-animate", sample_bold_animation, 80, 4, ANIMATION_BASELINES),
         pytest.param("embedded-animate2", sample_interaction, 128, 5, INTERACTION_BASELINES, marks=needs.animate2),
+        pytest.param(
+            "embedded-anywhere",
+            partial(sample_travel, kind="follow"),
+            64,
+            5,
+            TRAVEL_BASELINES,
+            marks=needs.anywhere,
+        ),
     ],
-    ids=["demo", "demo-animate", "demo-animate2"],
+    ids=["demo", "demo-animate", "demo-animate2", "demo-anywhere"],
 )
 def test_the_demo_leaves_a_video_a_sheet_and_a_report(
     tmp_path: Path, model: str, sample: Callable, side: int, columns: int, baselines: dict

@@ -14,9 +14,10 @@ EMBEDDED = {
     "embedded": _WEIGHTS / "embedded.safetensors",
     "embedded-animate": _WEIGHTS / "embedded_animate.safetensors",
     "embedded-animate2": _WEIGHTS / "embedded_animate2.safetensors",
+    "embedded-anywhere": _WEIGHTS / "embedded_anywhere.safetensors",
 }
-# Without its weights a copy of this package is whole: they are trained by a config of it.
-TRAINED_LATER = "embedded-animate2"
+# Without the weights of these a copy of this package is whole: they are trained by configs of it.
+TRAINED_LATER = ("embedded-animate2", "embedded-anywhere")
 DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 
 

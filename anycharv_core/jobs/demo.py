@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..media.imaging import resample
 from ..media.masks import mask_box
 from ..media.sheet import sheet
 from ..media.video_write import VideoWriter
-from ..puppets.travel import Travel
+from ..puppets.travel import JOURNEYS, Travel
 
 FRAMES = 24
 RATE = Fraction(12)
@@ -38,8 +39,8 @@ def run(
     """Writes result.mp4, sheet.png and report.json to `out`, made if need be, and returns the report.
 
     The video shows `clips` tasks one after the other, side by side the reference, what else the model is shown
-    (of a swap driving video and skeleton, of an animation the skeleton), result and truth. progress(done, total)
-    counts tasks. Raises UserError when `out` can't be written.
+    (of a swap driving video and skeleton, of an animation the skeleton, of a journey background and skeleton),
+    result and truth. progress(done, total) counts tasks. Raises UserError when `out` can't be written.
     """
     make_folder(out)
     started = time.perf_counter()
@@ -50,7 +51,7 @@ def run(
     rows, scores = [], []
     titles = ["reference", *setup.kind.shown, "result", "truth"]
     with VideoWriter(out / "result.mp4", len(titles) * SHOWN, SHOWN, rate=RATE) as video:
-        for task in tasks(setup, flow=False):
+        for task in _examples(setup):
             made = method(task)
             scores.append(_scores(task, made))
             for moment in range(FRAMES):
@@ -76,6 +77,15 @@ def run(
     with atomic_path(out / "report.json") as tmp:
         tmp.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _examples(setup: Setup) -> Iterator[Task]:
+    """The tasks of the bench; of journeys one of each kind in turn, as most of its first have a camera at rest."""
+    if setup.task != TRAVEL:
+        yield from tasks(setup, flow=False)
+        return
+    for number, kind in zip(range(setup.clips), cycle(JOURNEYS)):
+        yield Task(number, setup.kind.sample(number, setup.frames, setup.size, kind=kind), setup.kind)
 
 
 def _side_by_side(task: Task, made: np.ndarray, moment: int, part: Part | None = None) -> list[np.ndarray]:

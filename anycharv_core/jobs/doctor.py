@@ -148,9 +148,9 @@ def _weights(places: list[Path]) -> list[str]:
     print("\nWeights")
     absent = [name for name, path in EMBEDDED.items() if not path.is_file()]
     for name in EMBEDDED:
-        lacks = "not in this copy of the package" if name == TRAINED_LATER else "missing from this installation"
+        lacks = "not in this copy of the package" if name in TRAINED_LATER else "missing from this installation"
         _row(name, lacks if name in absent else "shipped with this package")
-    absent = [name for name in absent if name != TRAINED_LATER]
+    absent = [name for name in absent if name not in TRAINED_LATER]
     found = []
     for place in places:
         models = find_models(place.expanduser())

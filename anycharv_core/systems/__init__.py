@@ -119,11 +119,12 @@ def _checked(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
 
 
 def _absent(path: Path) -> UserError:
-    if path == EMBEDDED[TRAINED_LATER]:
-        return UserError(
-            f"This copy of the package lacks {path.name}, the weights of '{TRAINED_LATER}': install one that has "
-            f"them, or train the model with training/configs/{path.stem}.yaml."
-        )
+    for name in TRAINED_LATER:
+        if path == EMBEDDED[name]:
+            return UserError(
+                f"This copy of the package lacks {path.name}, the weights of '{name}': install one that has them, "
+                f"or train the model with training/configs/{path.stem}.yaml."
+            )
     if path in EMBEDDED.values():
         return UserError(f"{path.name}, an embedded model's weights, is missing: install the package again.")
     *names, last = (f"'{name}'" for name in EMBEDDED)

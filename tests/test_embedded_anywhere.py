@@ -1,0 +1,85 @@
+"""All that is done with the name embedded-anywhere, on random weights in the layout of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from dit_nets import randomised
+
+from anycharv_core.checkpoints.checkpoint import Checkpoint
+from anycharv_core.checkpoints.dit_networks import untrained_dit
+from anycharv_core.checkpoints.places import EMBEDDED
+from anycharv_core.checkpoints.single_file import write_single
+from anycharv_core.cli import main
+from anycharv_core.inference.pipeline import Pipeline
+from anycharv_core.media.video_read import probe, read_frames
+from anycharv_core.puppets.travel import JOURNEYS, sample_travel
+from anycharv_core.systems.anywhere import ANYWHERE
+
+CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded_anywhere.yaml"
+NAME, FRAMES, SIZE = "embedded-anywhere", 24, 64
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that embedded_anywhere.yaml makes, untrained; one step without guidance is enough for it."""
+    config = yaml.safe_load(CONFIG.read_text())
+    configs = config["networks"] | {"prompt": {}}
+    nets = untrained_dit(configs)
+    made = {part: randomised(module, 0).state_dict() for part, module in nets.modules.items()}
+    settings = config["settings"] | {"system": ANYWHERE.name, "steps": 1, "guidance_scale": 1.0}
+    path = tmp_path_factory.mktemp("weights") / "embedded_anywhere.safetensors"
+    write_single(Checkpoint(configs, made, settings), path, torch.float16)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def embedded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EMBEDDED, NAME, weights)
+
+
+def test_the_name_is_a_model_of_journeys_without_a_base() -> None:
+    pipe = Pipeline.from_pretrained(NAME)
+    assert pipe.system is ANYWHERE and pipe.settings["world"] == "travel"
+    task = sample_travel(0, FRAMES, SIZE)
+    made = pipe(reference=task.reference, background=task.background, pose=task.pose, seed=1)
+    assert made.frames.shape == task.truth.frames.shape
+
+
+def test_a_task_of_the_bench_is_animated_by_command(tmp_path: Path) -> None:
+    folder, out = tmp_path / "tasks", tmp_path / "result.mp4"
+    given = ["--task", "travel", "--clips", "1", "--frames", str(FRAMES)]
+    assert main(["bench", "puppets", *given, "--export", str(folder)]) == 0
+    task = folder / "task_0000"
+    inputs = ["--reference", str(task / "reference.png"), "--pose", str(task / "poses.json")]
+    place = ["--background", str(task / "background.png")]
+    assert main(["animate", "--model", NAME, *inputs, *place, "--out", str(out)]) == 0
+    info = probe(out)
+    assert (info.frames, info.width, info.height) == (FRAMES, SIZE, SIZE)
+
+
+def test_it_is_scored_on_journeys(tmp_path: Path) -> None:
+    given = ["--clips", "1", "--frames", "8", "--out", str(tmp_path)]
+    assert main(["bench", "puppets", "--model", NAME, *given]) == 0
+    report = json.loads((tmp_path / "puppets.json").read_text())
+    assert report["setup"]["task"] == "travel" and report["setup"]["size"] == SIZE
+    assert "pan choice" in report["methods"][f"{NAME}, 1 step, guidance 1"]
+
+
+def test_the_demo_goes_on_a_journey_of_each_kind(tmp_path: Path) -> None:
+    assert main(["demo-anywhere", "--clips", "2", "--out", str(tmp_path)]) == 0
+    frames = np.stack(list(read_frames(tmp_path / "result.mp4")))
+    assert frames.shape == (2 * FRAMES, 256, 5 * 256, 3)
+    assert list(JOURNEYS)[:2] == ["follow", "dolly"]
+    for number, kind in enumerate(("follow", "dolly")):
+        task = sample_travel(number, FRAMES, SIZE, kind=kind)
+        shown = frames[number * FRAMES :][:FRAMES].reshape(FRAMES, SIZE, 4, 5, SIZE, 4, 3).mean((2, 5))
+        plate, truth = shown[:, :, 1], shown[:, :, 4]
+        assert np.abs(plate - task.background).mean() < 4
+        assert np.abs(truth - task.truth.frames).mean() < 4
+        assert np.ptp(task.truth.cameras.T, axis=0).any()
