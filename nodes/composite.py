@@ -14,6 +14,7 @@ from ..anycharv_core.inference.reference import scene_key, split_reference
 from ..anycharv_core.media.canvas import Canvas, CanvasPath
 from ..anycharv_core.media.chroma_key import key_onto
 from ..anycharv_core.media.imaging import Size
+from ..anycharv_core.media.keep_scene import keep_scene as kept_scene
 from ..anycharv_core.media.masks import feather
 from .pictures import fitted_masks, image_tensor, image_uint8, interruptible, rgb_frames, same_length
 from .reference import Reference
@@ -66,6 +67,14 @@ class AnyCharVComposite(io.ComfyNode):
                     tooltip="Leaves out the last column or row of frames with odd sides, which Save Video cannot "
                     "write (avcodec_open2 fails).",
                 ),
+                io.Boolean.Input(
+                    "keep_scene",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keeps the original's own pixels inside the mask, too, where the generated frames "
+                    "hardly differ from them, as AnyCharV Replace Character does with a model of AnyCharV.",
+                ),
             ],
             outputs=[io.Image.Output()],
         )
@@ -80,6 +89,7 @@ class AnyCharVComposite(io.ComfyNode):
         reference: Reference | None = None,
         canvas: CanvasPath | None = None,
         even_sides: bool = False,  # as graphs have it that were saved before there was a choice
+        keep_scene: bool = False,
     ) -> io.NodeOutput:
         for name, image in (("generated", generated), ("original", original)):
             image_uint8(image[:1], name)
@@ -91,7 +101,7 @@ class AnyCharVComposite(io.ComfyNode):
         sizes = (original.shape[2], original.shape[1]), (generated.shape[2], generated.shape[1])
         path = CanvasPath(assumed_canvas(*sizes)) if canvas is None else handed_path(canvas, len(original), *sizes)
         if mask is not None:
-            result = composite_images(generated, original, path, mask, feather)
+            result = composite_images(generated, original, path, mask, feather, keep_scene)
         elif reference is not None:
             result = keyed_images(generated, original, path, reference)
         else:
@@ -105,9 +115,11 @@ class AnyCharVComposite(io.ComfyNode):
         return io.NodeOutput(result)
 
 
-def composite_images(generated: Tensor, original: Tensor, path: CanvasPath, mask: Tensor, width: int) -> Tensor:
+def composite_images(
+    generated: Tensor, original: Tensor, path: CanvasPath, mask: Tensor, width: int, keep: bool
+) -> Tensor:
     """The generated frames where the mask, padded and feathered by `width` pixels, and the canvas is; else the
-    original.
+    original, which with `keep` also stays where the two hardly differ.
 
     Raises UserError where the mask does not fit the original.
     """
@@ -135,6 +147,10 @@ def composite_images(generated: Tensor, original: Tensor, path: CanvasPath, mask
         base = result[index, y0:y1, x0:x1, :3].cpu()
         # Not lerp: this leaves every bit of the original where alpha is 0.
         result[index, y0:y1, x0:x1, :3] = torch.where(share > 0, base + share * (frame - base), base)
+        if keep:
+            pasted, before = (each[index, ..., :3].float().cpu().numpy() for each in (result, original))
+            kept = kept_scene(pasted, before, region, alpha[..., 0].numpy() > 0)
+            result[index, ..., :3] = torch.from_numpy(kept)
     return result
 
 

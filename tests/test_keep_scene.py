@@ -45,6 +45,12 @@ def test_deep_pictures_are_as_shallow_ones() -> None:
     assert np.abs(kept - shallow).max() <= deep
 
 
+def test_pictures_of_floats_are_as_those_of_whole_numbers() -> None:
+    made = redrawn(9)
+    floats = keep_scene(*(each.astype(np.float32) / 255 for each in (made, SCENE)), BOX, BOX > 0)
+    np.testing.assert_allclose(255 * floats, keep_scene(made, SCENE, BOX, BOX > 0), atol=0.51)
+
+
 @pytest.mark.parametrize("value", (0, 255))
 def test_masks_of_nothing_and_of_everything(value: int) -> None:
     made = np.full_like(SCENE, 255)

@@ -19,12 +19,12 @@ def keep_scene(pasted: np.ndarray, frame: np.ndarray, mask: np.ndarray, touched:
     stays, unless they look like what was there.
 
     Args:
-        pasted, frame: uint8 or uint16 [H, W, 3], of one depth.
+        pasted, frame: uint8 or uint16, or float32 in 0..1, both of one type, [H, W, 3].
         mask: uint8 [H, W], 255 where the frame was to be replaced.
         touched: bool [H, W], where it was, which soft edges carry past the mask.
 
     Returns:
-        [H, W, 3] of that depth; `pasted` itself where there is no mask.
+        [H, W, 3] of that type; `pasted` itself where there is no mask.
     """
     box, region = mask_box(mask), mask_box(touched * np.uint8(255))
     if box is None or region is None:
@@ -34,9 +34,12 @@ def keep_scene(pasted: np.ndarray, frame: np.ndarray, mask: np.ndarray, touched:
     rows = slice(max(0, region[1] - reach), region[3] + reach)
     columns = slice(max(0, region[0] - reach), region[2] + reach)
     new, old = (each[rows, columns].astype(np.float32) for each in (pasted, frame))
-    difference = cv2.GaussianBlur(np.abs(new - old).max(axis=2), (0, 0), blur) / np.iinfo(frame.dtype).max
+    whole = frame.dtype.kind == "u"
+    difference = cv2.GaussianBlur(np.abs(new - old).max(axis=2), (0, 0), blur)
+    difference /= np.iinfo(frame.dtype).max if whole else 1
     share = np.clip((difference - SAME) / (CHANGED - SAME), 0, 1)
     share = cv2.GaussianBlur(share * share * (3 - 2 * share), (0, 0), 0.4 * blur)[..., None]
     kept = pasted.copy()
-    kept[rows, columns] = np.rint(old + share * (new - old)).astype(frame.dtype)
+    mixed = old + share * (new - old)
+    kept[rows, columns] = np.rint(mixed).astype(frame.dtype) if whole else mixed
     return kept

@@ -177,3 +177,22 @@ def test_even_sides_leave_out_a_pixel() -> None:
     settings = {"generated": torch.rand(2, 64, 72, 3), "original": original, "mask": mask, "feather": 2}
     (whole,), (even,) = (execute("AnyCharVComposite", **settings, even_sides=even) for even in (False, True))
     assert whole.shape == original.shape and torch.equal(even, whole[:, :62, :64])
+
+
+@pytest.mark.parametrize("padded", [(96, 64), (104, 72)])
+def test_the_scene_is_kept_as_the_one_node_keeps_it(padded: Size) -> None:
+    paste_back = core("anycharv_core.inference.finish").PasteBack
+    scene = np.random.default_rng(0).integers(60, 180, (64, 96, 3), dtype=np.uint8)
+    mask = np.zeros((64, 96), np.uint8)
+    mask[8:56, 16:80] = 255
+    redrawn = scene + np.uint8(9)
+    redrawn[24:40, 40:56] = 255
+    made = np.pad(redrawn, [(0, padded[1] - 64), (0, padded[0] - 96), (0, 0)])
+    placing = core("anycharv_core.media.canvas").Canvas((96, 64), (96, 64), padded)
+    settings = {"generated": image(made), "original": image(scene), "canvas": whole_frames(placing), "feather": 1}
+    for keep in (False, True):
+        (result,) = execute("AnyCharVComposite", **settings, mask=image(mask), keep_scene=keep)
+        expected = paste_back([scene], [mask], keep=keep)(made, placing)
+        assert np.abs(result[0].numpy() * 255 - expected).max() <= 1
+        kept = (result == image(scene)).all(dim=3)[0, 10:54, 18:78].float().mean()
+        assert (0.5 < kept < 0.9) if keep else kept == 0
