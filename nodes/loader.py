@@ -84,7 +84,15 @@ def checkpoint_path(name: str) -> str:
         for root in map(Path, folder_paths.get_folder_paths(MODELS)):
             if (root / name).exists():
                 return str(root / name)
-    raise UserError(f"There is no checkpoint '{name}' under models/{MODELS}: put it there and press R.")
+    raise UserError(missing_checkpoint(name))
+
+
+def missing_checkpoint(name: str) -> str:
+    """What to do where no checkpoint is called `name`."""
+    return (
+        f"models/{MODELS} holds no checkpoint '{name}': run 'anycharv download anycharv' for the official one, or "
+        "put yours there, press R and choose it."
+    )
 
 
 class AnyCharVLoader(io.ComfyNode):
@@ -147,6 +155,10 @@ class AnyCharVLoader(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str) -> bool | str:
+        return checkpoint in checkpoint_names() or missing_checkpoint(checkpoint)
 
     @classmethod
     def execute(cls, checkpoint: str, dtype: str, base: str = NO_BASE) -> io.NodeOutput:

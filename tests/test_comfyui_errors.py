@@ -377,6 +377,13 @@ def test_missing_pose_is_refused(server: Server) -> None:
     assert (node, error["type"], error["extra_info"]["input_name"]) == ("5", "required_input_missing", "pose")
 
 
+def test_checkpoint_that_is_not_there_is_refused_with_how_to_get_it(server: Server) -> None:
+    with pytest.raises(PromptRefused) as refused:
+        server.queue(small(n1={"checkpoint": "AnyCharV"}))
+    (error,) = refused.value.nodes["1"]["errors"]
+    assert "models/anycharv holds no checkpoint 'AnyCharV': run 'anycharv download anycharv'" in error["details"]
+
+
 def test_image_for_mask_is_refused(server: Server) -> None:
     with pytest.raises(PromptRefused) as refused:
         server.queue(small(n5={"mask": ["2", 1]}))

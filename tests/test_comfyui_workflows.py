@@ -198,7 +198,8 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
         if "models" in node["properties"]
     }
     # The page offers no download of these, but the nodes say how to get them.
-    by_command = {str(n["id"]) for n in workflow["nodes"] if n["type"] in ("AnyCharVDWPose", "AnyCharVSegment")}
+    ours = ("AnyCharVDWPose", "AnyCharVLoader", "AnyCharVSegment")
+    by_command = {str(node["id"]) for node in workflow["nodes"] if node["type"] in ours}
     with pytest.raises(PromptRefused) as refused:
         server.queue(to_prompt(workflow, server.object_info))
     assert refused.value.error["type"] == "prompt_outputs_failed_validation"

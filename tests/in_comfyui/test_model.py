@@ -102,7 +102,7 @@ def test_loader_joins_no_unchecked_name_to_a_folder(name: str) -> None:
     (folder.parent / "secret").mkdir()
     (folder.parent / "secret.safetensors").touch()
     (folder / "there").mkdir()
-    with pytest.raises(core("anycharv_core.errors").UserError, match="There is no checkpoint"):
+    with pytest.raises(core("anycharv_core.errors").UserError, match="holds no checkpoint"):
         execute("AnyCharVLoader", checkpoint=name, dtype="auto")
 
 
