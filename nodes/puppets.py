@@ -18,16 +18,18 @@ from ..anycharv_core.puppets.task import (
     sample_bold_swap,
     sample_swap,
 )
+from ..anycharv_core.puppets.travel import Travel, sample_travel
 from .pictures import image_tensor, mask_tensor
 from .types import CATEGORY, PoseKeypoint
 
 RATE = Fraction(24)
-TASKS: dict[str, Callable[[int, int, int], Animation | Swap]] = {
+TASKS: dict[str, Callable[[int, int, int], Animation | Swap | Travel]] = {
     "swap": sample_swap,
     "animation": sample_animation,
     "bold swap": sample_bold_swap,
     "bold animation": sample_bold_animation,
     "interaction": sample_interaction,
+    "travel": sample_travel,
 }
 USUAL = "swap"
 
@@ -67,7 +69,10 @@ class AnyCharVPuppetClip(io.ComfyNode):
                     tooltip="'swap' is for AnyCharV; in a 'bold swap' the puppets are bolder, and small, "
                     "so that a canvas follows them. 'animation' and 'bold animation' are for Animate Anyone: the "
                     "reference shows the video's own puppet standing in its scene, and the video is the truth. "
-                    "'interaction' is for Animate Anyone 2: the puppet sits, leans, carries or holds something.",
+                    "'interaction' is for Animate Anyone 2: the puppet sits, leans, carries or holds something. "
+                    "'travel' is for AnimateAnywhere: the reference shows the video's own puppet, which moves "
+                    "through the place of the background; the camera goes as its motion implies, and the video "
+                    "is the truth.",
                 ),
             ],
             outputs=[
@@ -82,16 +87,19 @@ class AnyCharVPuppetClip(io.ComfyNode):
                 io.Image.Output(
                     display_name="depth", tooltip="How near it is, of an 'interaction'; white is near."
                 ),
+                io.Image.Output(
+                    display_name="background",
+                    tooltip="Where a 'travel' begins, with nobody there; for AnyCharV Conditioning.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, seed: int, frames: int, size: int, task: str = USUAL) -> io.NodeOutput:
         sample = TASKS[task](seed, frames, size)
-        if isinstance(sample, Animation):
-            shown, cutout = sample.truth, sample.cutout
-        else:
-            shown, cutout = sample.driving, sample.reference[..., 3]
+        shown = sample.driving if isinstance(sample, Swap) else sample.truth
+        cutout = sample.cutout if isinstance(sample, Animation) else sample.reference[..., 3]
+        place = sample.background if isinstance(sample, Travel) else np.zeros_like(shown.frames[0])
         nothing = np.zeros_like(shown.mask)
         body, held, near = shown.mask, nothing, nothing
         if isinstance(sample, Interaction):
@@ -107,4 +115,5 @@ class AnyCharVPuppetClip(io.ComfyNode):
             image_tensor(sample.truth.frames),
             mask_tensor(held),
             (torch.from_numpy(near.astype(np.float32))[..., None] / 65535).expand(-1, -1, -1, 3),
+            image_tensor(place),
         )

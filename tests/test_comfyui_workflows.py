@@ -15,6 +15,8 @@ import av
 import needs
 import numpy as np
 import pytest
+import tiny_anywhere
+import torch
 from comfyui_server import (
     BYPASSED,
     COMFYUI,
@@ -31,7 +33,8 @@ from comfyui_server import (
 )
 from PIL import Image
 
-from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
+from anycharv_core.checkpoints.places import EMBEDDED
+from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.media.pose_drawing import draw_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter
@@ -39,7 +42,15 @@ from anycharv_core.puppets.task import sample_swap
 
 FOLDER = Path(__file__).parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-NO_DOWNLOAD = {"quick_start": 24, "long_video": 72, "animate_anyone": 24, "animate_anyone_2": 24}
+NO_DOWNLOAD = {
+    "quick_start": 24,
+    "long_video": 72,
+    "animate_anyone": 24,
+    "animate_anyone_2": 24,
+    "animate_anywhere": 24,
+}
+# The workflows whose model is not in every copy.
+LATER = {"animate_anyone_2": "embedded-animate2", "animate_anywhere": "embedded-anywhere"}
 BARE_VIDEO = "preprocess_video"  # needs no download either, but a clip
 APPS = ["animate_anyone", "folder_of_videos", "preprocess_video", "quick_start", "replace_character"]
 # A quick start as it was saved before AnyCharV Conditioning handed its canvas to AnyCharV Composite.
@@ -119,8 +130,8 @@ def saved_videos(server: Server, prompt: dict[str, Any], outputs: dict[str, Any]
     }
 
 
-def test_thirteen_workflows_are_shipped() -> None:
-    assert len(NAMES) == 13
+def test_fourteen_workflows_are_shipped() -> None:
+    assert len(NAMES) == 14
     assert {*NO_DOWNLOAD, BARE_VIDEO} <= set(NAMES)
 
 
@@ -216,30 +227,45 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[needs.animate2] if name == "animate_anyone_2" else [])
+        pytest.param(name, marks=[needs.weights(LATER[name])] if name in LATER else [])
         for name in (*NO_DOWNLOAD, EARLIER.stem)
     ],
 )
 def test_runs_without_download(server: Server, name: str) -> None:
     earlier = name == EARLIER.stem
     workflow = json.loads(EARLIER.read_text(encoding="utf-8")) if earlier else load(name)
-    prompt = to_prompt(workflow, server.object_info, earlier)
+    check_videos(server, to_prompt(workflow, server.object_info, earlier), NO_DOWNLOAD.get(name, 24))
+
+
+def check_videos(server: Server, prompt: dict[str, Any], frames: int) -> None:
+    """Runs the prompt: a video of so many frames is saved, and the same beside the truth."""
     videos = saved_videos(server, prompt, server.run(prompt))
     size = one(prompt, "AnyCharVPuppetClip")["size"]
     for prefix, path in videos.items():
         info = probe(path)
         beside = 2 if prefix.endswith("_beside_truth") else 1
-        assert (info.frames, info.width, info.height) == (NO_DOWNLOAD.get(name, 24), size * beside, size)
+        assert (info.frames, info.width, info.height) == (frames, size * beside, size)
         assert info.rate == 24
     assert len(videos) == 2
 
 
-def test_a_copy_without_the_weights_of_a_model_says_so(server: Server) -> None:
-    if EMBEDDED[TRAINED_LATER].is_file():
-        pytest.skip(f"needs a copy without the weights of '{TRAINED_LATER}'")
+def test_a_journey_runs_with_any_weights_of_the_layout(server: Server) -> None:
+    name = "journeys.safetensors"
+    write_single(tiny_anywhere.like_embedded(), server.base / "models" / "anycharv" / name, torch.float16)
+    prompt = to_prompt(load("animate_anywhere"), server.object_info)
+    assert one(prompt, "AnyCharVLoader")["checkpoint"] == LATER["animate_anywhere"]
+    one(prompt, "AnyCharVLoader")["checkpoint"] = name
+    one(prompt, "AnyCharVSampler")["steps"] = 2
+    check_videos(server, prompt, 24)
+
+
+@pytest.mark.parametrize(("name", "model"), LATER.items())
+def test_a_copy_without_the_weights_of_a_model_says_so(server: Server, name: str, model: str) -> None:
+    if EMBEDDED[model].is_file():
+        pytest.skip(f"needs a copy without the weights of '{model}'")
     with pytest.raises(ExecutionFailed) as failed:
-        server.run(to_prompt(load("animate_anyone_2"), server.object_info))
-    assert "This copy of the package lacks embedded_animate2.safetensors" in str(failed.value)
+        server.run(to_prompt(load(name), server.object_info))
+    assert f"This copy of the package lacks {EMBEDDED[model].name}" in str(failed.value)
 
 
 def test_bare_video_runs_without_download(server: Server) -> None:

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_anywhere
 import torch
-import yaml
-from dit_nets import randomised
 
-from anycharv_core.checkpoints.checkpoint import Checkpoint
-from anycharv_core.checkpoints.dit_networks import untrained_dit
 from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
@@ -21,20 +18,13 @@ from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.puppets.travel import JOURNEYS, sample_travel
 from anycharv_core.systems.anywhere import ANYWHERE
 
-CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded_anywhere.yaml"
 NAME, FRAMES, SIZE = "embedded-anywhere", 24, 64
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that embedded_anywhere.yaml makes, untrained; one step without guidance is enough for it."""
-    config = yaml.safe_load(CONFIG.read_text())
-    configs = config["networks"] | {"prompt": {}}
-    nets = untrained_dit(configs)
-    made = {part: randomised(module, 0).state_dict() for part, module in nets.modules.items()}
-    settings = config["settings"] | {"system": ANYWHERE.name, "steps": 1, "guidance_scale": 1.0}
     path = tmp_path_factory.mktemp("weights") / "embedded_anywhere.safetensors"
-    write_single(Checkpoint(configs, made, settings), path, torch.float16)
+    write_single(tiny_anywhere.like_embedded(), path, torch.float16)
     return path
 
 

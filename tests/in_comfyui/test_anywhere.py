@@ -198,6 +198,17 @@ def test_a_saved_model_is_read_again(models: Path, parts: tuple[Any, ...]) -> No
     assert again[0].model.origin == NAME
 
 
+def test_the_example_of_a_journey_is_the_cores() -> None:
+    clip = execute("AnyCharVPuppetClip", seed=11, frames=8, size=64, task="travel")
+    task = core("anycharv_core.puppets.travel").sample_travel(11, 8, 64)
+    reference, truth = task.reference[None], task.truth
+    shown = {1: truth.frames, 2: truth.mask, 4: reference[..., :3], 5: reference[..., 3], 6: truth.frames}
+    for place, frames in (shown | {9: task.background[None]}).items():
+        assert torch.equal(clip[place], picture(frames)), place
+    assert clip[3] == list(task.poses().keypoints())
+    assert not execute("AnyCharVPuppetClip", seed=11, frames=1, size=64)[9].any()
+
+
 def test_it_has_no_image_encoder(parts: tuple[Any, ...]) -> None:
     assert isinstance(parts[3], ExecutionBlocker)
     assert "leave clip_vision of AnyCharV Reference Encode unwired" in parts[3].message
