@@ -24,6 +24,7 @@ from ..models.layers import KeyValue
 from ..models.schedule import NoiseSchedule, schedule_of
 from ..models.solvers import timesteps_of
 from ..models.windows import Windows
+from ..models.winograd import shorten
 from ..systems import System, read_unet_checkpoint, system_of
 from .compiling import compiled
 from .encode import EncodedVideo, frames_at_a_time
@@ -128,6 +129,8 @@ class TorchBackend:
         self.ladder = Ladder.of(self.device, self._vae)
         if self.device.type == "cpu":
             self._vae.to(memory_format=torch.channels_last)  # a tenth faster there, in bfloat16 a fifth
+            if self.dtype == torch.float32:
+                shorten(networks.denoising_unet, networks.reference_unet, self._vae)
 
     @classmethod
     def from_pretrained(
