@@ -1,8 +1,8 @@
 """The command line: `anycharv COMMAND`, its options and what it calls.
 
 Exit codes: 0 done; 1 `doctor` found something missing; 2 something the user can put right, said in one
-sentence on stderr; 130 stopped by Ctrl-C. What a command needs, torch first of all, is imported when it runs, so
-that the others and --help start without it.
+sentence on stderr; 130 stopped by Ctrl-C; 141 nobody reads the output any more. What a command needs, torch first
+of all, is imported when it runs, so that the others and --help start without it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parser().parse_args(argv)
-        return args.run(args)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What read the output, such as head, has enough; Python would say so once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         return _say(str(error), 2)
     except KeyboardInterrupt:
@@ -107,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     path("--pose", "POSE", "POSE_KEYPOINT JSON or skeleton video")
     path("--objects", "MASK", "what the person holds or touches, as --mask, for a model of Animate Anyone 2")
     path("--depth", "DEPTH", "grey video or PNG folder, brighter is nearer and black unknown, for such a model")
-    add("--model", default="embedded", metavar="MODEL", help="folder or .safetensors file (default: %(default)s)")
+    add(
+        "--model",
+        metavar="MODEL",
+        help="folder or .safetensors file (default: embedded, for puppets only)",
+    )
     add(
         "--canvas",
         choices=("auto", "frame", "person"),
@@ -139,9 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     path("--pose", "POSE", "POSE_KEYPOINT JSON or skeleton video", required=True)
     add(
         "--model",
-        default="embedded-animate",
         metavar="MODEL",
-        help="folder with denoising_unet.pth and the other files, or .safetensors file (default: %(default)s)",
+        help="folder with denoising_unet.pth and the other files, or .safetensors file (default: "
+        "embedded-animate, for puppets only)",
     )
     path(
         "--background",
@@ -311,6 +321,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _model(named: str | None, default: str) -> str:
+    """The model named or, with a word on what it can do, the embedded one."""
+    if named is None:
+        print(f"No --model is given, so '{default}' is used, which knows puppets only.", file=sys.stderr)
+    return named or default
+
+
 def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
     """The options that a job is made of: all but `others`."""
     return {name: value for name, value in vars(args).items() if name not in ("run", *others)}
@@ -334,6 +351,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from .jobs.replace import ReplaceJob, generate, people_of
 
+    args.model = _model(args.model, "embedded")
     own = ("reference", "reference_mask", "video", "mask", "pose", "prepared", "objects", "depth")
     video, people, cuts = people_of(*(getattr(args, name) for name in own))
     job = ReplaceJob(video=video, people=people, cuts=cuts, **_fields(args, *own))
@@ -343,6 +361,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _animate(args: argparse.Namespace) -> int:
     from .jobs.animate import AnimateJob, animate
 
+    args.model = _model(args.model, "embedded-animate")
     job = AnimateJob(**_fields(args))
     return _make(job, animate)
 

@@ -44,7 +44,8 @@ def test_doctor_finds_what_comfyui_has(
     assert examine() == 0
     printed = capsys.readouterr().out
     assert f"$COMFYUI_PATH            {tmp_path / 'models'}, which is not there" in printed
-    assert printed.count("not found. No ComfyUI models folder was found") == 2
+    assert "not found. No DWPose is named" in printed and "not found. No SAM 2 is named" in printed
+    assert "Nothing is missing" not in printed and "need DWPose and SAM 2" in printed
     models = tmp_path / "models"
     published = models / "anycharv" / "animate"
     for file in (
@@ -61,7 +62,7 @@ def test_doctor_finds_what_comfyui_has(
     assert f"DWPose                   {models / 'detection'}\n" in printed
     assert f"SAM2                     {models / 'sam2' / 'large'}\n" in printed
     assert f"{published} Animate Anyone's folder" in printed
-    assert "has no image_encoder; pass --image-encoder with it" in printed
+    assert "has no image_encoder; pass --image-encoder with it" in printed and "Nothing is missing" in printed
     (models / "detection" / "yolox_l.onnx").unlink()
     assert examine() == 0
     assert "DWPose                   not found" in capsys.readouterr().out

@@ -31,11 +31,14 @@ from cli_files import (
 )
 from cli_files import files as files
 from cli_files import run as run
+from conftest import CONFIGS
 from keypoint_files import write_frames as write_poses
 from PIL import Image
+from safetensors.torch import save_file
 from waiting import PATIENCE, until
 
 from anycharv_core import Pipeline, UserError
+from anycharv_core.checkpoints.networks import new_library_part
 from anycharv_core.inference.people import check_number
 from anycharv_core.media.video_write import VideoWriter, write_masks
 from anycharv_core.systems.anycharv import RECIPES
@@ -113,9 +116,27 @@ def _bad_json(path: Path, files: Files) -> Path:
     return path / "bad.json"
 
 
+def _other_json(path: Path, files: Files) -> Path:
+    (path / "other.json").write_text(json.dumps([{"boxes": []}] * FRAMES))
+    return path / "other.json"
+
+
 def _deep_picture(path: Path, files: Files) -> Path:
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(path / "deep.png")
     return path / "deep.png"
+
+
+def _pickle(path: Path, files: Files) -> Path:
+    (path / "denoising_unet.pth").write_text("weights")
+    return path / "denoising_unet.pth"
+
+
+def _renamed_vae(path: Path, files: Files) -> Path:
+    (path / "vae").mkdir()
+    (path / "vae" / "config.json").write_text(json.dumps(CONFIGS["vae"]))
+    weights = {key: value.clone() for key, value in new_library_part("vae", CONFIGS["vae"]).state_dict().items()}
+    save_file(weights, path / "vae" / "model.safetensors")
+    return path / "vae"
 
 
 def _clear_picture(path: Path, files: Files) -> Path:
@@ -153,6 +174,7 @@ def _torn_picture(path: Path, files: Files) -> Path:
         ("pose", _short_skeletons, "holds 3 poses but"),
         ("pose", _tall_poses, "proportions"),
         ("pose", _bad_json, "not valid JSON"),
+        ("pose", _other_json, "canvas_height and people"),
         ("reference", no_file, "nothing-here is not there"),
         ("reference", _folder, "is not a file"),
         ("reference", text_file, "is not a picture"),
@@ -162,7 +184,9 @@ def _torn_picture(path: Path, files: Files) -> Path:
         ("reference_mask", _clear_picture, "give a mask of the reference's size"),
         ("model", no_file, "no model at"),
         ("model", _folder, "not a complete AnyCharV folder"),
+        ("model", _pickle, "give the folder that holds all of the model"),
         ("vae", _folder, "has no"),
+        ("vae", _renamed_vae, "the weights of a VAE are named diffusion_pytorch_model.safetensors"),
     ],
 )
 def test_bad_inputs_are_named(
@@ -308,6 +332,29 @@ def test_control_c_leaves_the_old_video(files: Files, tiny_model: Path, tmp_path
     assert process.returncode == 130 and output == b""
     assert errors == b"anycharv: stopped; unfinished files were removed.\n"
     assert out.read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_reader_who_has_enough_is_no_error() -> None:
+    words = [sys.executable, "-m", "anycharv_core", "download", "pose", "--offline", "--to", "models"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        words, cwd=Path(__file__).parents[1], stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 141 and done.stderr == b""
+
+
+def test_without_a_model_it_is_said_that_the_embedded_one_knows_puppets(
+    files: Files, tmp_path: Path, run: Run
+) -> None:
+    """Before anything else: somebody who forgot --model should not wait for a puppet."""
+    out = tmp_path / "a.avi"
+    animate = ["animate", "--reference", files.reference, "--pose", files.pose, "--out", out]
+    for words in (command(files, tmp_path, out, model=None), animate):
+        code, said = run(*words)
+        assert code == 2 and said.startswith("No --model is given, so 'embedded") and "puppets" in said, said
+    refused(run(*command(files, tmp_path, tmp_path / "a.avi", model="embedded")), ".mp4")
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -250,9 +250,12 @@ def given(*more):
         (given("--click", "0,127,1"), "Nobody is at 127, 1"),
         (given("--click", "77,1,1"), "no frame 77; choose one from 0 to 5"),
         (given("--click", "1,2"), "is not 3 numbers"),
-        (given("--retarget", "a.png", "--retarget", "b.png"), "as many pictures"),
+        (lambda stage, _: given(*("--retarget", stage / "left.png") * 2)(stage, _), "as many pictures"),
         (lambda stage, _: ["--poses", stage / "poses.json", "--segmenter", stage], "SAM 2"),
+        (lambda stage, _: ["--poses", stage / "poses.json", "--segmenter", "embeded"], "embeded is not there"),
+        (lambda stage, _: ["--poses", stage / "poses.json"], "give --segmenter embedded"),
         (lambda stage, _: ["--pose-model", stage], "anycharv download pose"),
+        (lambda stage, _: [], "give --pose-model embedded"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(stage, tmp_path, capsys, arguments, words):
@@ -261,6 +264,22 @@ def test_mistakes_are_one_sentence_and_leave_nothing(stage, tmp_path, capsys, ar
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and "Traceback" not in said
     assert not out.exists() and not list(tmp_path.glob(".writing-*"))
+
+
+@pytest.mark.parametrize("option", ["--segmenter", "--like", "--retarget"])
+def test_what_is_used_last_is_looked_at_first(stage, tmp_path, monkeypatch, capsys, option):
+    """Not when everybody was found, which takes most of the time."""
+    monkeypatch.setattr("anycharv_core.jobs.preprocess.find_in_video", lambda *_: pytest.fail("people looked for"))
+    given = ["--pose-model", "embedded", *([] if option == "--segmenter" else ["--masks", stage / "left.mkv"])]
+    assert run("preprocess", stage / "clip.mp4", "--out", tmp_path / "out", *given, option, "no/such/thing") == 2
+    assert "no/such/thing is not there" in capsys.readouterr().err
+
+
+def test_puppet_networks_say_that_they_know_nobody_else(tmp_path, capsys):
+    make_clip(tmp_path / "grey.mp4", [np.full((64, 64, 3), 99, np.uint8)] * 3)
+    embedded = ["--pose-model", "embedded", "--segmenter", "embedded"]
+    assert run("preprocess", tmp_path / "grey.mp4", "--out", tmp_path / "out", *embedded) == 2
+    assert "which knows puppets only; give --pose-model or --poses" in capsys.readouterr().err
 
 
 def test_a_torn_clip_and_a_folder_in_the_way(stage, tmp_path, capsys):
@@ -302,7 +321,7 @@ def test_nothing_that_it_did_not_write_is_replaced(stage, tmp_path, capsys):
     [
         (["--reference", "a.png"], "--video and --mask and --pose missing"),
         (["--prepared", "{out}", "--reference", "a.png", "--reference", "b.png"], "1 people to replace and 2"),
-        (["--prepared", "{tmp}", "--reference", "a.png"], "report.json"),
+        (["--prepared", "{tmp}", "--reference", "a.png"], "anycharv preprocess"),
     ],
 )
 def test_generate_says_what_a_prepared_folder_lacks(stage, tmp_path, capsys, arguments, words):

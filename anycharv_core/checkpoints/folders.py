@@ -72,15 +72,24 @@ def read_library_part(part: str, folder: Path) -> tuple[dict[str, Any], Weights]
         asked = sum(tensor.numel() for tensor in new_library_part(part, config).state_dict().values())
     if asked > (there := sum(tensor.numel() for tensor in weights.values())):
         raise UserError(f"{config_file} asks for {asked:,} weights, but {path} has {there:,}.")
+    if path.stem != WEIGHT_NAMES[0] or path.suffix not in SUFFIXES[:2]:
+        raise UserError(
+            f"{folder} holds {path.name}, but the weights of a VAE are named {WEIGHT_NAMES[0]}{SUFFIXES[0]}: give "
+            "the folder of the vae."
+        )
     from diffusers import AutoencoderKL
 
     dtype = next((value.dtype for value in weights.values()), None)
     try:
         # The library renames the attention keys of older files, such as those of sd-vae-ft-mse, and
         # without a dtype it widens all weights.
-        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+        # Told which file there is, it does not complain of the other's absence first.
+        safe = path.suffix == SUFFIXES[0]
+        read: Any = AutoencoderKL.from_pretrained
+        vae = read(folder, local_files_only=True, torch_dtype=dtype, use_safetensors=safe)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} can't be read as the vae: {str(error).splitlines()[0][:200]}") from None
+        reason = str(error).splitlines()[0][:200].rstrip(".:")
+        raise UserError(f"{folder} can't be read as the vae ({reason}): fetch it again.") from None
     kept = {k: v for k, v in vae.config.items() if not k.startswith("_") or k == "_class_name"}
     return kept, vae.state_dict()
 

@@ -22,19 +22,22 @@ DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 
 
 def models_folder(named: Path | None = None) -> Path:
-    """`named`, or else ComfyUI's models folder, the first of `places` that is there.
+    """`named`, or else `comfyui_models`.
 
-    Raises UserError asking for COMFYUI_PATH or --to if there is none.
+    Raises UserError asking for --to or COMFYUI_PATH if there is none.
     """
-    if named is not None:
-        return named.expanduser()
-    for _, folder in places():
-        if folder.is_dir():
-            return folder
-    raise UserError(
-        "No ComfyUI models folder was found: set COMFYUI_PATH to your ComfyUI, or name a folder yourself, which "
-        "'anycharv download' takes as --to DIR."
-    )
+    folder = comfyui_models() if named is None else named.expanduser()
+    if folder is None:
+        raise UserError(
+            "No ComfyUI was found to put models into: name a folder with --to DIR, or set COMFYUI_PATH to your "
+            "ComfyUI."
+        )
+    return folder
+
+
+def comfyui_models() -> Path | None:
+    """ComfyUI's models folder, the first of `places` that is there; None where none is."""
+    return next((folder for _, folder in places() if folder.is_dir()), None)
 
 
 def places() -> Iterator[tuple[str, Path]]:

@@ -22,7 +22,10 @@ def read_single(path: Path) -> Checkpoint:
     Raises UserError naming the file when it is torn, holds NaN, or is another model's.
     """
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not a .safetensors file: convert it with 'anycharv convert'.")
+        raise UserError(
+            f"{path} is not a .safetensors file: give the folder that holds all of the model, or the one file "
+            "that 'anycharv convert' makes of it."
+        )
     header = read_header(path)
     if header.metadata.get("format") != FORMAT:
         raise UserError(

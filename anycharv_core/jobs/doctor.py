@@ -35,9 +35,13 @@ def examine(models: Iterable[Path] | None = None) -> int:
     todo = [*_python(), *_torch(), *_packages(), *_opencv()]
     _onnxruntime()
     todo += _weights(_places() if models is None else list(models))
-    _comfyui()
+    whole = _comfyui()
     print("\nWhat to do")
-    for line in todo or ["Nothing is missing: try 'anycharv demo', then 'anycharv generate --help'."]:
+    if whole:
+        done = "Nothing is missing: try 'anycharv demo', then 'anycharv generate --help'."
+    else:
+        done = "All packages are there: try 'anycharv demo'. Your own videos need DWPose and SAM 2, see above."
+    for line in todo or [done]:
         print(f"  {line}")
     return 1 if todo else 0
 
@@ -177,8 +181,9 @@ def _holds(folder: Path, names: Iterable[str]) -> bool:
     return any((folder / name).is_dir() for name in names)
 
 
-def _comfyui() -> None:
-    """Where ComfyUI's models are, and what 'anycharv preprocess' finds among them."""
+def _comfyui() -> bool:
+    """Prints where ComfyUI's models are; returns whether 'anycharv preprocess' finds all it needs among them."""
+    whole = True
     print("\nComfyUI's models folder")
     for name, folder in places():
         _row(name, f"{folder}{'' if folder.is_dir() else ', which is not there'}")
@@ -187,6 +192,8 @@ def _comfyui() -> None:
             _row(name, str(find()))
         except UserError as error:
             _row(name, f"not found. {error}")
+            whole = False
+    return whole
 
 
 def _version(name: str) -> str | None:

@@ -71,6 +71,8 @@ def person_folder(place: int) -> str:
 
 def read_prepared(folder: Path) -> Prepared:
     """Raises UserError where `folder` is not what `preprocess` wrote."""
+    if not (folder / REPORT).is_file():
+        raise UserError(f"{folder} has no {REPORT}; give the folder that 'anycharv preprocess --out' wrote.")
     report = read_json(folder / REPORT)
     try:
         places = [folder / person["folder"] for person in report["chosen"]]

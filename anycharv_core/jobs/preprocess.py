@@ -116,6 +116,11 @@ def _check(job: PreprocessJob) -> None:
     except OSError as error:
         raise write_error(job.out, error) from error
     check_owned(job.out, _inputs(job))
+    # What is used only when all people were found should not be missed only then.
+    if not job.masks or job.objects:
+        segmenter_name(job.segmenter)
+    for picture in (*filter(None, [job.like]), *job.retarget):
+        read_reference(picture)
 
 
 def _inputs(job: PreprocessJob) -> list[Path]:

@@ -301,7 +301,7 @@ def _same_proportions(one: Size, other: Size) -> bool:
 
 def _parsed(frame: Any, canvas: Size | None) -> Poses:
     """A single POSE_KEYPOINT frame."""
-    if not isinstance(frame, dict):
+    if not isinstance(frame, dict) or "people" not in frame:
         raise UserError("A pose frame must be an object with canvas_width, canvas_height and people.")
     width, height = _canvas_size(frame, canvas)
     people = frame.get("people") or []

@@ -23,7 +23,7 @@ from ..media.video_read import VideoInfo, probe, read_frames
 from .cache import cached, content_key, weights_key
 from .contact_sheet import contact_sheet, sheet_frames
 from .dwpose import DWPose
-from .models import pose_files
+from .models import EMBEDDED, pose_files
 from .shots import ShotDetector
 from .tracking import Observation, Track, observe, track
 
@@ -123,7 +123,8 @@ def find_in_video(
         return _poses_of(poses, info) if poses else DWPose(files[0], files[1], device).poses
 
     frames = Reopened(partial(read_frames, video))
-    nobody = f"Nobody was found in {video}; give poses made elsewhere (--poses)."
+    blind = " by the embedded network, which knows puppets only; give --pose-model or"
+    nobody = f"Nobody was found in {video}{blind if pose_model == EMBEDDED and not poses else '; give'} --poses."
     return find_in_frames(key, frames, partial(probe, video), poser, nobody, progress)
 
 
