@@ -253,9 +253,7 @@ def given(*more):
         (lambda stage, _: given(*("--retarget", stage / "left.png") * 2)(stage, _), "as many pictures"),
         (lambda stage, _: ["--poses", stage / "poses.json", "--segmenter", stage], "SAM 2"),
         (lambda stage, _: ["--poses", stage / "poses.json", "--segmenter", "embeded"], "embeded is not there"),
-        (lambda stage, _: ["--poses", stage / "poses.json"], "give --segmenter embedded"),
         (lambda stage, _: ["--pose-model", stage], "anycharv download pose"),
-        (lambda stage, _: [], "give --pose-model embedded"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(stage, tmp_path, capsys, arguments, words):
@@ -264,6 +262,16 @@ def test_mistakes_are_one_sentence_and_leave_nothing(stage, tmp_path, capsys, ar
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and "Traceback" not in said
     assert not out.exists() and not list(tmp_path.glob(".writing-*"))
+
+
+def test_without_comfyui_it_is_said_which_option_names_the_networks(stage, tmp_path, monkeypatch, capsys):
+    for name in ("ANYCHARV_MODELS", "COMFYUI_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for given, said in ((["--masks", stage / "left.mkv"], "--pose-model"), (["--poses", "a"], "--segmenter")):
+        assert run("preprocess", stage / "clip.mp4", "--out", tmp_path / "out", *given) == 2
+        assert f"or give {said} embedded, which knows puppets only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--segmenter", "--like", "--retarget"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import typing
 from pathlib import Path
@@ -16,6 +17,8 @@ from training.config_file import parse, read_config
 from training.sections import plain
 from training.train import main
 from training.trainee import TRAINABLE
+
+CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -173,3 +176,17 @@ def test_what_is_no_config_is_said(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=r"recipe\.yaml"):
         read_config(path)
+
+
+def test_the_command_for_24_gb_in_the_docs_changes_what_the_recipe_s_comments_name() -> None:
+    page = (CONFIGS.parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    command = next(block for block in page.split("```") if "engine.optimizer=adamw8bit" in block)
+    changes = re.findall(r"--set (\S+)", command)
+    phases = read_config(CONFIGS / "anycharv.yaml", changes).phases
+    trained = [phase for phase in phases.values() if phase.task != "pairs"]
+    assert [phase.batch // phase.accumulate for phase in trained] == [2, 2, 1, 1]
+    assert all(phase.checkpointing and phase.optimizer == "adamw8bit" for phase in trained)
+    assert {phase.cache.variants for phase in trained} == {4} and phases["boost_clips"].frames == 16
+    # Each of them is what a comment of the recipe asks for.
+    comments = (CONFIGS / "anycharv.yaml").read_text(encoding="utf-8").count("# 24 GB:")
+    assert comments == len(changes) + 1, "the frames of motion stay"

@@ -23,7 +23,7 @@ from ..preprocess.cache import cached, content_key, weights_key
 from ..preprocess.choose import by_box, by_click, by_likeness, by_number, chosen_boxes
 from ..preprocess.depth import DepthEstimator, depth_pictures
 from ..preprocess.find import FoundPeople, find_in_video
-from ..preprocess.models import segmenter_name
+from ..preprocess.models import pose_files, segmenter_name
 from ..preprocess.person import MASKS, cached_person, pose_extent, poses_inside
 from ..preprocess.retarget import retarget
 from ..preprocess.segment import Segmenter
@@ -117,6 +117,8 @@ def _check(job: PreprocessJob) -> None:
         raise write_error(job.out, error) from error
     check_owned(job.out, _inputs(job))
     # What is used only when all people were found should not be missed only then.
+    if not job.poses:
+        pose_files(job.pose_model)
     if not job.masks or job.objects:
         segmenter_name(job.segmenter)
     for picture in (*filter(None, [job.like]), *job.retarget):

@@ -301,9 +301,11 @@ def _same_proportions(one: Size, other: Size) -> bool:
 
 def _parsed(frame: Any, canvas: Size | None) -> Poses:
     """A single POSE_KEYPOINT frame."""
-    if not isinstance(frame, dict) or "people" not in frame:
+    if not isinstance(frame, dict):
         raise UserError("A pose frame must be an object with canvas_width, canvas_height and people.")
     width, height = _canvas_size(frame, canvas)
+    if "people" not in frame:
+        raise UserError("A pose frame lists its people, be it none, and this one doesn't; give POSE_KEYPOINT.")
     people = frame.get("people") or []
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise UserError("A pose frame's people must be a list of objects that hold keypoint lists.")
