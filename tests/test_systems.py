@@ -19,6 +19,13 @@ def test_the_channels_of_the_denoising_unet_tell_the_system(name: str, channels:
     assert [made[0, i, 0, 0].item() for i in range(channels)] == [0, 0, 0, 0, 1, 1, 1, 1, 2][:channels]
 
 
+@pytest.mark.parametrize(
+    "blocks", [{"reference_blocks": "mid_up"}, {"object_blending": {"channels": 1, "kernel": 3, "bias": -2}}]
+)
+def test_blocks_of_its_own_tell_animate_anyone_2(blocks: dict) -> None:
+    assert system_of(UNET | blocks | {"in_channels": 9}) is SYSTEMS["animate_anyone_2"]
+
+
 def test_a_unet_of_no_system_is_refused() -> None:
     with pytest.raises(UserError, match="takes 5 channels"):
         system_of(UNET | {"in_channels": 5})

@@ -20,7 +20,7 @@ from ..foreign import parse_json, read_header, read_json
 from ..models import UNetConfig
 from ..models.fields import Fields
 from .animate_anyone import ANIMATE_ANYONE
-from .animate_anyone_2 import ANIMATE_ANYONE_2
+from .animate_anyone_2 import ANIMATE_ANYONE_2, has_its_blocks
 from .anycharv import ANYCHARV
 from .anywhere import ANYWHERE
 from .system import System
@@ -37,17 +37,15 @@ __all__ = [
 ]
 
 DENOISER = "denoising_unet"
-UNET_SYSTEMS = (ANIMATE_ANYONE, ANYCHARV, ANIMATE_ANYONE_2)
-SYSTEMS = {system.name: system for system in (*UNET_SYSTEMS, ANYWHERE)}
+SYSTEMS = {system.name: system for system in (ANIMATE_ANYONE, ANYCHARV, ANIMATE_ANYONE_2, ANYWHERE)}
 
 
 def system_of(denoising_unet: Mapping[str, Any] | UNetConfig) -> System:
     """The system whose denoising UNet has this config. Raises UserError where there is none."""
     cfg = denoising_unet if isinstance(denoising_unet, UNetConfig) else UNetConfig.from_dict(denoising_unet)
     latent = cfg.out_channels
-    for system in UNET_SYSTEMS:
-        alike = cfg.reference_blocks == system.reference_blocks
-        if alike and cfg.in_channels == system.in_channels(latent):
+    for system in (ANIMATE_ANYONE_2,) if has_its_blocks(cfg) else (ANIMATE_ANYONE, ANYCHARV):
+        if cfg.in_channels == system.in_channels(latent):
             return system
     raise UserError(
         f"denoising_unet takes {cfg.in_channels} channels; AnyCharV's takes noisy latent, scene latent and mask, "

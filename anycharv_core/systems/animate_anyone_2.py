@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..models.config import MID_UP
+from ..models.config import MID_UP, UNetConfig
 from ..models.windows import chained_windows, linear_windows
 from . import anycharv
 from .recipes import letterbox
@@ -47,6 +47,12 @@ ANIMATE_ANYONE_2 = System(
     guidance_scale=3.5,
     recipes=RECIPES,
     layout=anycharv.LAYOUT,
-    reference_blocks=MID_UP,
     blocks=BLOCKS,
 )
+
+
+def has_its_blocks(cfg: UNetConfig) -> bool:
+    """Whether a denoising UNet is Animate Anyone 2's by its blocks: the reference reaches only those of the middle
+    and the way up (section 3.1), or objects are blended in (section 3.3). The embedded model, made of one of
+    AnyCharV, reads the reference in all of them."""
+    return cfg.reference_blocks == MID_UP or cfg.object_blending is not None

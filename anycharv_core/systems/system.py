@@ -13,7 +13,6 @@ from torch import Tensor
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import UserError
 from ..media.pose import Poses, has_ankles
-from ..models.config import ALL_BLOCKS
 from ..models.slots import layout
 from .recipes import Recipe
 
@@ -39,7 +38,6 @@ class System:
     title: its name for people; command: the command that runs it; purpose: what it does, as "... which <purpose>";
     reads_scene: whether the denoising UNet is given the scene's latents and the mask beside the noisy latents;
     steps, guidance_scale: the release's, where neither the caller nor the model's settings say otherwise;
-    reference_blocks: the spatial blocks of its denoising UNet that read the reference, as `UNetConfig` has them;
     blocks: rows and columns of the coarse picture that it makes of a mask, inside which the scene is then black
     (`masks.block_masks`), where a model's settings name no others; None: masks and scenes are as they are given;
     reads_background: whether it is given the picture of a place; clips: whether its latents are of clips, several
@@ -56,7 +54,6 @@ class System:
     guidance_scale: float
     recipes: Mapping[str, Recipe]
     layout: Layout
-    reference_blocks: str = ALL_BLOCKS
     blocks: tuple[int, int] | None = None
     reads_background: bool = False
     clips: bool = False
