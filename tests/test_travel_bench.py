@@ -123,9 +123,13 @@ def test_the_sheet_of_a_demo_shows_where_a_journey_leads(tmp_path: Path) -> None
     checkpoint.settings |= {"steps": 1, "guidance_scale": 1.0, "world": "travel"}
     write_single(checkpoint, model, torch.float32)
     report = run_demo(tmp_path / "demo", 1, str(model))
-    assert report["task"] == TRAVEL and "still plate" in report["mean_region_psnr_db"]
+    task = sample_travel(0, 24, SIZE, kind="follow")
+    still = psnr(still_plate(task), task.truth.frames, np.ones(task.region.shape, bool))
+    assert report["task"] == TRAVEL and report["mean_region_psnr_db"]["still plate"] == pytest.approx(
+        still, abs=0.01
+    )
     with Image.open(tmp_path / "demo" / "sheet.png") as sheet:
-        assert sheet.width > 13 * 256  # the reference; and background, pose, result and truth three times
+        assert 11 * 256 < sheet.width < 12 * 256  # reference and background; pose, result and truth three times
 
 
 def still_plate_of(task) -> np.ndarray:

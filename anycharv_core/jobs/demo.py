@@ -71,7 +71,7 @@ def run(
     }
     columns = [*titles, *(f"{title}, close" for title in titles[1:])]
     if setup.task == TRAVEL:
-        columns = ["reference", *(f"{title}, {moment}" for moment in MOMENTS for title in titles[1:])]
+        columns = [*titles[:2], *(f"{title}, {moment}" for moment in MOMENTS for title in titles[2:])]
     with atomic_path(out / "sheet.png") as tmp:
         sheet(rows, columns).save(tmp)
     with atomic_path(out / "report.json") as tmp:
@@ -108,12 +108,14 @@ def _sheet_row(task: Task, made: np.ndarray) -> list[np.ndarray]:
 
 
 def _journey_row(task: Task, made: np.ndarray) -> list[np.ndarray]:
-    """Its first, middle and last frame, as the background has moved by then."""
+    """Reference and background, then the first, middle and last frame, as the place has moved by then."""
     rows = [_side_by_side(task, made, moment) for moment in (0, FRAMES // 2, FRAMES - 1)]
-    return [rows[0][0], *(picture for row in rows for picture in row[1:])]
+    return [*rows[0][:2], *(picture for row in rows for picture in row[2:])]
 
 
 def _scores(task: Task, made: np.ndarray) -> dict[str, float]:
     given = task.given
+    # What a journey is compared with are places without a character.
+    region = np.ones_like(given.region) if isinstance(given, Travel) else given.region
     candidates = {"result": made} | {name: make(given) for name, make in task.kind.baselines.items()}
-    return {name: round(psnr(f, given.truth.frames, given.region), 2) for name, f in candidates.items()}
+    return {name: round(psnr(f, given.truth.frames, region), 2) for name, f in candidates.items()}
