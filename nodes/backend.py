@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,10 @@ from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.plan import Prepared
-from ..anycharv_core.inference.sampling import Progress
-from ..anycharv_core.inference.shortcuts import NONE, Shortcuts
+from ..anycharv_core.inference.sampling import Sampling
+from ..anycharv_core.inference.shortcuts import NONE
 from ..anycharv_core.media.canvas import nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square, to_levels
-from ..anycharv_core.models.windows import Windows
 from ..anycharv_core.systems import System
 from ..anycharv_core.systems.recipes import Recipe
 from .model import VIDEO, VideoConditions, check_model
@@ -88,28 +88,23 @@ class ComfyBackend:
         tokens: Sequence[Tensor],
         image_embed: Tensor,
         latents: Latents,
-        steps: int,
-        guidance_scale: float,
-        windows: Windows,
-        progress: Progress | None = None,
-        shortcuts: Shortcuts = NONE,
+        how: Sampling,
     ) -> None:
         handler = self.model.model_options.get(HANDLER)
         if isinstance(handler, OwnWindows):
-            windows = handler.make(len(latents))
+            how = replace(how, windows=handler.make(len(latents)))
         elif handler is not None:
-            if shortcuts != NONE:
+            if how.shortcuts != NONE:
                 raise UserError("Fast modes don't go with another node's context windows: leave one of both out.")
             noise = latents.whole()
             rest = latents.shape, tokens, image_embed
             conditions = conditionings(self.system, video, range(len(noise)), *rest)
-            sampled = run_sampler(self.model, *conditions, noise, steps, guidance_scale, None)
+            sampled = run_sampler(self.model, *conditions, noise, how.steps, how.guidance_scale, None)
             latents.fill([self.model.model.process_latent_in(sampled)])
             return
-        first, *_ = windows.indices
+        first, *_ = how.windows.indices
         conditions = conditionings(self.system, video, first, latents.shape, tokens, image_embed)
-        rows = partial(scene_rows, video)
-        sample_windows(self.model, *conditions, rows, latents, steps, guidance_scale, windows, progress, shortcuts)
+        sample_windows(self.model, *conditions, partial(scene_rows, video), latents, how)
 
 
 def check_vae(model: Any, vae: Any) -> tuple[int, int]:

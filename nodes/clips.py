@@ -17,11 +17,10 @@ from ..anycharv_core.inference.anywhere import clip_conditions, picture_scale
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.plan import Prepared
-from ..anycharv_core.inference.sampling import Progress
-from ..anycharv_core.inference.shortcuts import NONE, Shortcuts
+from ..anycharv_core.inference.sampling import Sampling
+from ..anycharv_core.inference.shortcuts import NONE
 from ..anycharv_core.media.imaging import to_levels
 from ..anycharv_core.models.slots import FRAMES
-from ..anycharv_core.models.windows import Windows
 from .anywhere import ClipConditions, NativeReferenceDiT
 from .backend import ComfyBackend, check_vae
 from .model import VIDEO, check_model
@@ -74,17 +73,13 @@ class ClipBackend:
         tokens: Sequence[Tensor],
         image_embed: Tensor,
         latents: Latents,
-        steps: int,
-        guidance_scale: float,
-        windows: Windows,
-        progress: Progress | None = None,
-        shortcuts: Shortcuts = NONE,
+        how: Sampling,
     ) -> None:
-        if shortcuts != NONE:
+        if how.shortcuts != NONE:
             raise UserError(f"Fast modes of the core don't go with ComfyUI's {self.system.title}: leave them out.")
         noise = latents.whole().movedim(0, 1)[None]
         conditions = self._conditionings(video, tokens, tuple(noise.shape))
-        sampled = run_sampler(self.model, *conditions, noise, steps, guidance_scale, None)
+        sampled = run_sampler(self.model, *conditions, noise, how.steps, how.guidance_scale, None)
         latents.fill([self.model.model.process_latent_in(sampled)[0].movedim(0, 1)])
 
     def conditioned(

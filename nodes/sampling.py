@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
-from ..anycharv_core.inference.sampling import Progress, sample_chained, sample_video
-from ..anycharv_core.inference.shortcuts import NONE, DeepCache, Shortcuts
+from ..anycharv_core.inference.sampling import Sampling, sample_chained, sample_video
+from ..anycharv_core.inference.shortcuts import DeepCache
 from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
 from ..anycharv_core.models.solvers import timesteps_of
@@ -146,7 +146,8 @@ def run_chained(
         [[token, options | {VIDEO: first}] for token, options in each] for each in (positive, negative)
     )
     latents = Latents.begun([noise])
-    sample_windows(model, ours, theirs, lambda frames: scene[list(frames)], latents, steps, cfg, windows)
+    how = Sampling(steps, cfg, windows)
+    sample_windows(model, ours, theirs, lambda frames: scene[list(frames)], latents, how)
     return model.model.process_latent_out(latents.whole())
 
 
@@ -156,11 +157,7 @@ def sample_windows(
     negative: Any,
     rows: Callable[[Sequence[int]], Tensor | None],
     latents: Latents,
-    steps: int,
-    cfg: float,
-    windows: Windows,
-    progress: Progress | None = None,
-    shortcuts: Shortcuts = NONE,
+    how: Sampling,
 ) -> None:
     """Takes latents from the step that they are at to those of the finished video, as `sample_video` does: ComfyUI
     sees one window after the other, so that no more than a window is in memory.
@@ -169,13 +166,13 @@ def sample_windows(
     what `scene_rows` gives of frames.
     """
     model = model.clone()
-    model.model_options.pop(HANDLER, None)  # the windows are `windows`
-    schedule = model.model.schedule
+    model.model_options.pop(HANDLER, None)  # the windows are those of `how`
+    schedule, shortcuts = model.model.schedule, how.shortcuts
     sigmas = model.get_model_object("model_sampling").sigmas.cpu()
-    timesteps = [t for t, _ in timesteps_of(shortcuts.solver, steps, schedule)]
-    whole_steps = dict(zip(timesteps, shortcuts.whole(steps, schedule), strict=True))
+    timesteps = [t for t, _ in timesteps_of(shortcuts.solver, how.steps, schedule)]
+    whole_steps = dict(zip(timesteps, shortcuts.whole(how.steps, schedule), strict=True))
     deep = DeepStep(lambda: DeepCache(positive[0][1][VIDEO].pose.empty()))
-    scale = cfg if is_guided(cfg) else 1.0
+    scale = how.guidance_scale if is_guided(how.guidance_scale) else 1.0
     previewer = Previewer(model)
 
     def run(guider: Any, extra: dict[str, Any]) -> None:
@@ -201,16 +198,16 @@ def sample_windows(
 
         def report(done: int, total: int) -> None:
             previewer.report(done, total)
-            if progress is not None:
-                progress(done, total)
+            if how.progress is not None:
+                how.progress(done, total)
 
-        sampler = sample_chained if windows.chained else sample_video
-        sampler(predict, latents, steps, windows, schedule, device, report, shortcuts)
+        sampler = sample_chained if how.windows.chained else sample_video
+        sampler(predict, latents, how.steps, how.windows, schedule, device, report, shortcuts)
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(scale)
-    shown = torch.zeros(len(windows.indices[0]), *latents.shape[1:])
+    shown = torch.zeros(len(how.windows.indices[0]), *latents.shape[1:])
     guider.sample(shown, shown, _Running(run), torch.cat([sigmas[timesteps], torch.zeros(1)]), seed=0)
 
 

@@ -27,6 +27,7 @@ from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.inference.latents import Latents
 from anycharv_core.inference.phases import Phases
 from anycharv_core.inference.pipeline import Pipeline
+from anycharv_core.inference.sampling import Sampling
 from anycharv_core.inference.shortcuts import FAST, Shortcuts
 from anycharv_core.jobs.animate import AnimateJob, animate
 from anycharv_core.jobs.background import read_background
@@ -122,7 +123,8 @@ def test_it_samples_as_diffusers_does(frames: int) -> None:
     path = CanvasPath(Canvas(sides[::-1], sides[::-1], sides[::-1]))
     video = EncodedVideo(path, None, None, poses, (True,) * frames, background=picture)
     latents = Latents.begun([noise])
-    backend.denoise(video, [], torch.zeros(1, 0), latents, 3, 1.0, linear_windows(count, size=count))
+    how = Sampling(3, 1.0, linear_windows(count, size=count))
+    backend.denoise(video, [], torch.zeros(1, 0), latents, how)
     made = backend.decode(latents.take(range(pad, count)), deep=True) / 65535
     assert made.shape == (frames, *sides, 3)
     assert np.abs(made - wanted).max() <= 1e-4

@@ -22,15 +22,14 @@ from ..models.dit import grid_of
 from ..models.dit_layers import rope_of
 from ..models.guidance import guide, is_guided
 from ..models.schedule import schedule_of
-from ..models.windows import Windows
 from ..systems import System
 from ..systems.anywhere import ANYWHERE
 from .backend import library_modules
 from .encode import EncodedVideo
 from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import Progress, sample_video
-from .shortcuts import NONE, Shortcuts, check_cache
+from .sampling import Sampling, sample_video
+from .shortcuts import check_cache
 
 ROOM = 1.15  # of what the weights take, beside them for what is computed
 
@@ -124,19 +123,16 @@ class AnywhereBackend:
         tokens: Sequence[Tensor],
         image_embed: Tensor,
         latents: Latents,
-        steps: int,
-        guidance_scale: float,
-        windows: Windows,
-        progress: Progress | None = None,
-        shortcuts: Shortcuts = NONE,
+        how: Sampling,
     ) -> None:
         """See `Backend.denoise`. Without tokens there is no reference.
 
         The unconditional prediction is without reference, pose and background, which training drops together; the
         two are made in turn: the first one needs no ControlNet, and half the memory does for it.
         """
-        check_cache(self.system.title, shortcuts)
+        check_cache(self.system.title, how.shortcuts)
         nets = self.networks
+        guided = is_guided(how.guidance_scale)
         pose, place = (
             each[None].to(self.device, self.dtype)
             for each in clip_conditions(self.encode_clip, video, len(latents), self._scale)
@@ -171,12 +167,13 @@ class AnywhereBackend:
                     )
 
                 made = self.ladder.run(partial(run, True), Rung.TURNS)
-                if is_guided(guidance_scale) and shortcuts.guides(t):
+                if guided and how.shortcuts.guides(t):
                     without = self.ladder.run(partial(run, False), Rung.TURNS)
-                    made = guide(torch.cat([without, made]).float(), guidance_scale)
+                    made = guide(torch.cat([without, made]).float(), how.guidance_scale)
                 return made[0]
 
-            sample_video(predict, latents, steps, windows, self.schedule, self.device, progress, shortcuts)
+            settings = how.steps, how.windows, self.schedule, self.device, how.progress, how.shortcuts
+            sample_video(predict, latents, *settings)
 
     def attention(
         self, video: EncodedVideo, tokens: Sequence[Tensor], noisy: Tensor, t: int, queries: Tensor

@@ -23,7 +23,6 @@ from ..models.guidance import guide, is_guided
 from ..models.layers import KeyValue
 from ..models.schedule import NoiseSchedule, schedule_of
 from ..models.solvers import timesteps_of
-from ..models.windows import Windows
 from ..models.winograd import shorten
 from ..systems import System, read_unet_checkpoint, system_of
 from .compiling import compiled
@@ -31,8 +30,8 @@ from .encode import EncodedVideo, frames_at_a_time
 from .features import FrameFeatures, Held, held_on, object_features, repeated
 from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import Progress, sample_chained, sample_video
-from .shortcuts import NONE, SHALLOW, DeepCache, Shortcuts
+from .sampling import Sampling, sample_chained, sample_video
+from .shortcuts import SHALLOW, DeepCache
 
 # Values a denoising UNet of SD1.5's shape has alive at once, of one row, by latent pixel and channel of its first
 # block: counted on its layers at 8 and 24 frames.
@@ -91,11 +90,7 @@ class Backend(Protocol):
         tokens: Sequence[Tensor],
         image_embed: Tensor,
         latents: Latents,
-        steps: int,
-        guidance_scale: float,
-        windows: Windows,
-        progress: Progress | None = None,
-        shortcuts: Shortcuts = NONE,
+        how: Sampling,
     ) -> None:
         """Takes latents, noise before the first step, from the step they are at to those of the video with the
         reference in it.
@@ -231,14 +226,11 @@ class TorchBackend:
         tokens: Sequence[Tensor],
         image_embed: Tensor,
         latents: Latents,
-        steps: int,
-        guidance_scale: float,
-        windows: Windows,
-        progress: Progress | None = None,
-        shortcuts: Shortcuts = NONE,
+        how: Sampling,
     ) -> None:
         unet = self.networks.denoising_unet
-        guided = is_guided(guidance_scale)
+        windows, shortcuts = how.windows, how.shortcuts
+        guided = is_guided(how.guidance_scale)
         if guided and self._alive(2 * max(map(len, windows.indices)), latents.shape) > free_memory(self.device):
             self.ladder.take(Rung.ROWS_APART)
         running = filter(None, (unet, self.networks.pose_guider, self.networks.object_guider))
@@ -251,13 +243,13 @@ class TorchBackend:
             given = torch.cat([torch.zeros_like(image_embed), image_embed]) if guided else image_embed
             image = unet.project_image(given)
             without, of = [row[:1] for row in image], [row[-1:] for row in image]
-            times = timesteps_of(shortcuts.solver, steps, self.schedule)
+            times = timesteps_of(shortcuts.solver, how.steps, self.schedule)
             whole = {
                 t
-                for (t, _), is_whole in zip(times, shortcuts.whole(steps, self.schedule), strict=True)
+                for (t, _), is_whole in zip(times, shortcuts.whole(how.steps, self.schedule), strict=True)
                 if is_whole
             }
-            shallow = SHALLOW if len(whole) < steps else 0
+            shallow = SHALLOW if len(whole) < how.steps else 0
             cache = DeepCache(video.poses.empty())
 
             def predict(x: Tensor, t: int, index: Sequence[int], known: Tensor | None = None) -> Tensor:
@@ -306,10 +298,11 @@ class TorchBackend:
                 made, deep = self.ladder.run(run, *rungs)
                 if deep is not None and t in whole:
                     cache.keep(tuple(rows), deep)
-                return guide(made.float(), guidance_scale) if guides else made
+                return guide(made.float(), how.guidance_scale) if guides else made
 
             sampler = sample_chained if windows.chained else sample_video
-            sampler(predict, latents, steps, windows, self.schedule, self.device, progress, shortcuts)
+            settings = how.steps, windows, self.schedule, self.device, how.progress, shortcuts
+            sampler(predict, latents, *settings)
 
     def _rows(self, store: FrameStore | None, frames: list[int]) -> Tensor | None:
         return None if store is None else torch.from_numpy(store.take(frames)).to(self.device)

@@ -40,7 +40,7 @@ from .latents import Latents
 from .phases import Phases
 from .plan import Plan, Prepared
 from .reference import Reference, check_background, refer, split_reference
-from .sampling import Progress
+from .sampling import Progress, Sampling
 from .shortcuts import NONE, Shortcuts, check_cache, check_shortcuts
 from .skeletons import PictureSkeletons, PointSkeletons
 
@@ -394,9 +394,8 @@ class Pipeline:
             # Before, as steps leave them as they are; and after, as other backends' don't.
             if latents.steps == 0:
                 show_scene()
-            tokens, image_embed = self.reference_tokens(made), made.image_embed
-            call = video, tokens, image_embed, latents, steps, guidance_scale, windows
-            self.backend.denoise(*call, progress, shortcuts)
+            how = Sampling(steps, guidance_scale, windows, progress, shortcuts)
+            self.backend.denoise(video, self.reference_tokens(made), made.image_embed, latents, how)
             show_scene()
 
     def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,17 @@ Denoise = Callable[[Tensor, int, Sequence[int]], Tensor]
 """(latents [w, c, h, w], timestep, frame indices [w]) -> guided prediction of the same shape."""
 Progress = Callable[[int, int], None]
 """(denoising calls done, in all); what it raises stops the sampling."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the latents of a video are sampled: what `Pipeline.sample` decides for a backend."""
+
+    steps: int
+    guidance_scale: float
+    windows: Windows
+    progress: Progress | None = None
+    shortcuts: Shortcuts = NONE
 
 
 def sample(
