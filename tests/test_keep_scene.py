@@ -8,6 +8,7 @@ import pytest
 from anycharv_core.inference.finish import PasteBack
 from anycharv_core.media.canvas import Canvas
 from anycharv_core.media.keep_scene import keep_scene
+from anycharv_core.systems.anycharv import ANYCHARV
 
 BOX = np.zeros((96, 128), np.uint8)
 BOX[16:80, 32:96] = 255
@@ -64,4 +65,5 @@ def test_the_soft_edge_of_a_small_mask_is_kept_too() -> None:
     mask = np.zeros((400, 400), np.uint8)
     mask[192:208, 192:208] = 255  # the edge reaches 12 pixels past it
     whole = Canvas((400, 400), (400, 400), (400, 400))
-    assert (PasteBack([scene], [mask], keep=True)(scene + np.uint8(9), whole) == scene).all()
+    paste = PasteBack([scene], [mask], ANYCHARV.recipe("default"))
+    assert (paste(scene + np.uint8(9), whole) == scene).all()

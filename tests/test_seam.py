@@ -19,6 +19,7 @@ from anycharv_core.puppets.motion import sample_motion
 from anycharv_core.puppets.render import render
 from anycharv_core.puppets.scene import sample_scene
 from anycharv_core.puppets.task import sample_swap
+from anycharv_core.systems.anycharv import ANYCHARV
 
 SWAP = sample_swap(3, 2, 96)
 TRUTH, BOX = SWAP.truth.frames, SWAP.box
@@ -129,7 +130,7 @@ def test_what_is_pasted_can_match_its_surroundings(deep):
     canvas = Canvas((96, 96), (96, 96), (96, 96))
     jumps = []
     for match in (False, True):
-        paste = PasteBack(scene, BOX, match=match)
+        paste = PasteBack(scene, BOX, replace(ANYCHARV.recipe("default"), match_colour=match, keeps_scene=False))
         pasted = np.stack([paste(frame, canvas) for frame in made])
         assert paste.untouched and pasted.dtype == scene[0].dtype
         jumps.append(seam((pasted // depth).astype(np.uint8), TRUTH, BOX).jump)

@@ -13,6 +13,7 @@ from ..media.colour_match import match_colour
 from ..media.imaging import Size
 from ..media.keep_scene import keep_scene
 from ..media.masks import feather, mask_box
+from ..systems.recipes import Recipe
 
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
 
@@ -56,30 +57,22 @@ def whole(made: np.ndarray, canvas: Canvas) -> np.ndarray:
 class PasteBack:
     """Puts what was decoded into the padded and feathered masks of a scene; both are read as the frames come.
 
-    growth: as in `paste_weights`; match: whether colours are matched to those around the mask; keep: whether the
-    scene stays where what is pasted hardly differs from it; untouched: whether every pixel outside the masks has
-    so far been the scene's, bit for bit.
+    recipe: whose paste_growth, match_colour and keeps_scene say how; untouched: whether every pixel outside the
+    masks has so far been the scene's, bit for bit.
     """
 
-    def __init__(
-        self,
-        scene: Iterable[np.ndarray],
-        masks: Iterable[np.ndarray],
-        growth: float = 0.0,
-        match: bool = False,
-        keep: bool = False,
-    ):
+    def __init__(self, scene: Iterable[np.ndarray], masks: Iterable[np.ndarray], recipe: Recipe):
         self._rows = zip(scene, masks, strict=True)
-        self._growth, self._match, self._keep = growth, match, keep
+        self._recipe = recipe
         self.untouched = True
 
     def __call__(self, made: np.ndarray, canvas: Canvas) -> np.ndarray:
         original, mask = next(self._rows)
-        weights = paste_weights(mask, self._growth)
-        if self._match:
+        weights = paste_weights(mask, self._recipe.paste_growth)
+        if self._recipe.match_colour:
             made = match_colour(made, canvas.place(original), canvas.place_mask(mask))
         finished = canvas.paste(made, original, weights)
-        if self._keep:
+        if self._recipe.keeps_scene:
             finished = keep_scene(finished, original, mask, weights > 0)
         self.untouched = self.untouched and bool((finished == original).all(axis=-1)[weights == 0].all())
         return finished

@@ -91,7 +91,7 @@ def put_in_turn(
         pipe.sample(made, latents, steps, guidance_scale, phases, share, shortcuts)
         finish: Finish = whole
         if recipe.paste_back:
-            finish = PasteBack(frames, masks[number], recipe.paste_growth, recipe.match_colour, recipe.keeps_scene)
+            finish = PasteBack(frames, masks[number], recipe)
             pasted.append(finish)
         frames = pipe.decode(made, latents, finish, phases, deep=deep)
     return frames, pasted

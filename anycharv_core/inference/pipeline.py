@@ -406,7 +406,7 @@ class Pipeline:
             return keyed(scene, made.reference.key)
         if mask is None:
             return whole
-        return PasteBack(scene, mask, made.recipe.paste_growth, made.recipe.match_colour, made.recipe.keeps_scene)
+        return PasteBack(scene, mask, made.recipe)
 
     def decode(
         self, made: Prepared, latents: Latents, finish: Finish, phases: Phases, deep: bool = False
