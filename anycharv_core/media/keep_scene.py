@@ -26,7 +26,7 @@ def keep_scene(pasted: np.ndarray, frame: np.ndarray, mask: np.ndarray, touched:
     Returns:
         [H, W, 3] of that type; `pasted` itself where there is no mask.
     """
-    box, region = mask_box(mask), mask_box(touched * np.uint8(255))
+    box, region = mask_box(mask), mask_box(touched)
     if box is None or region is None:
         return pasted
     blur = max(1.0, _BLUR * min(box[2] - box[0], box[3] - box[1]))
