@@ -247,13 +247,11 @@ class AnyCharVReplaceCharacter(io.ComfyNode):
                 _check_size(chosen, each.masks, full)
             if not all(map(any, boxes)):
                 raise UserError("The mask is empty in every frame; mark the person to replace with white.")
-            streams = []
-            for each, places in zip(people, boxes, strict=True):
-                masks = Source("mask", each.masks, None)
-                extras = touched, far
-                streams.append(
-                    as_seen(pipe, plan, canvas, context, masks, partial(list, places), cuts, each.drawn, *extras)
-                )
+            seen = partial(as_seen, pipe, plan, canvas, context, cuts)
+            streams = [
+                seen(Source("mask", each.masks, None), partial(list, places), each.drawn, touched, far)
+                for each, places in zip(people, boxes, strict=True)
+            ]
 
             def content() -> tuple[object, ...]:
                 return (

@@ -164,13 +164,12 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         references = [refer(recipe, each.reference, each.reference_mask) for each in opened]
         scene = Source(f"video {job.video}", video, 3)
         cuts = cache(lambda: find_cuts(scene) if job.cuts is None else job.cuts)
+        seen = partial(as_seen, pipe, plan, job.canvas, job.context, cuts)
         streams = []
         for each, files in zip(opened, suiting, strict=True):
             pipe.check_extras(video.size, each.objects, each.depth)
-            boxes = partial(_boxes, each.unchecked)
             drawn = partial(each.poses, files=files, video=video)
-            extras = each.objects, each.depth
-            streams.append(as_seen(pipe, plan, job.canvas, job.context, each.mask, boxes, cuts, drawn, *extras))
+            streams.append(seen(each.mask, partial(_boxes, each.unchecked), drawn, each.objects, each.depth))
         rows = _Rows(pipe.folder) if job.sheet else None
         encoded = pipe.encode(recipe, scene, streams, rows)
         for one, files in zip(encoded, suiting, strict=True):
