@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -273,4 +273,6 @@ def _cleaned_up(final: Path | str, temporary: Path) -> Iterator[None]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            # On a read-only disk this fails for a file that isn't there, too, and would hide what was the matter.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -463,3 +463,9 @@ def test_bold_swaps_are_seen_through_a_canvas_that_follows(monkeypatch: pytest.M
     outside = cv2.dilate(task.given.box.max(axis=0), np.ones((25, 25), np.uint8)) == 0
     np.testing.assert_array_equal(made[:, outside], task.given.driving.frames[:, outside])
     assert float(score(task, made, WHY)["character PSNR"]) > 5
+
+
+def test_a_folder_that_was_not_exported_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "puppets", "--score", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path} has no bench.json; give the folder" in said and "--export" in said

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from anycharv_core.errors import UserError
-from anycharv_core.files import MANIFEST, atomic_folder, check_owned, file_digest, intact, owned_folder
+from anycharv_core.files import (
+    MANIFEST,
+    atomic_folder,
+    atomic_path,
+    check_owned,
+    file_digest,
+    intact,
+    owned_folder,
+)
 
 
 def fill(folder: Path, names: list[str], text: str = "new", inputs: tuple[Path, ...] = ()) -> None:
@@ -160,3 +169,16 @@ def test_a_folder_is_intact_only_while_it_is_as_it_was_written(tmp_path: Path) -
     fill(tmp_path / "out", ["a.txt"])
     (tmp_path / "out" / "a.txt").unlink()
     assert not intact(tmp_path / "out")
+
+
+def test_a_read_only_disk_is_named_even_though_nothing_can_be_removed_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a disk refuses to remove files that were never there, too."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / ".writing-1"))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(UserError, match="that disk is read-only"), atomic_path(tmp_path / "result.mp4"):
+        pytest.fail("it was written to")

@@ -99,6 +99,8 @@ def export(folder: Path, setup: Setup, progress: Progress | None = None) -> None
 
 def read_setup(folder: Path) -> Setup:
     """The setup that `folder` was exported with. Raises UserError where it was not."""
+    if not (folder / _INDEX).is_file():
+        raise UserError(f"{folder} has no {_INDEX}; give the folder that 'anycharv bench puppets --export' made.")
     index = read_json(folder / _INDEX)
     try:
         # Folders that were written before there were animations do not say what they are.
