@@ -175,6 +175,29 @@ def test_with_several_people_no_second_is_counted_twice(
     assert json.loads((job(2).report).read_text())["seconds"] == seconds
 
 
+class Frames:
+    """Frames that can be read again, and how many were read the last time."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.frames, self.read = frames, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for count, frame in enumerate(self.frames, 1):
+            self.read = count
+            yield frame
+
+
+def test_frames_decoded_together_are_finished_one_by_one(tiny_model: Path) -> None:
+    """Of pictures as small as a canvas many are decoded at once, while the frames may be large."""
+    frames = np.random.default_rng(0).integers(256, size=(FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    scene, mask = Frames(frames), np.full((FRAMES, HEIGHT, WIDTH), 255, np.uint8)
+    made = Pipeline.from_pretrained(tiny_model)(frames[0], scene, mask, frames, steps=1)
+    finished = iter(made.frames)
+    for count in (1, 2):
+        next(finished)
+        assert scene.read == count
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes a card's host wait: numbers and shapes that are read out of tensors."""
 

@@ -420,9 +420,12 @@ class Pipeline:
             with phases("decode"):
                 rows = latents.take(range(start, min(start + batch, len(latents))))
                 decoded = self.backend.decode(rows, made.recipe.round, deep)
-                frames = [finish(picture, path.at(done + place)) for place, picture in enumerate(decoded)]
-                done += len(frames)
-            yield from frames
+            # One by one: of pictures as small as a canvas many are decoded together, but frames may be large.
+            for picture in decoded:
+                with phases("decode"):
+                    frame = finish(picture, path.at(done))
+                done += 1
+                yield frame
 
 
 def check_steps(steps: int) -> None:
