@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from anycharv_core.errors import UserError
+from training.workers import begin_worker
 
 Sample = tuple[int, int]
 """(index, epoch)"""
@@ -128,7 +129,7 @@ def loader(
             num_workers=workers,
             multiprocessing_context=_clean_processes() if workers else None,
             collate_fn=_collate,
-            worker_init_fn=_one_thread,
+            worker_init_fn=begin_worker,
             prefetch_factor=PREFETCH if workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else the loader draws from torch's global one
@@ -182,10 +183,3 @@ def _clean_processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.data.sources"])
     return context
-
-
-def _one_thread(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
