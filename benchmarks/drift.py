@@ -1,6 +1,6 @@
 """Whether a character is at the end of a long video still who it was at the start, beside a chain of windows.
 
-    python -m benchmarks.drift [--frames 24 240 2400] [--clips 2] [--size 64] [--out results.json]
+    python -m benchmarks.drift [--frames 24 240 2400] [--clips 2] [--size 256] [--out results.json]
 
 Puppets move forwards and backwards through a shot until the video is long enough, so that its last tenth shows the
 same poses as its first (but in one of a single window). The scores are those of `bench/drift.py`: 0 for the truth.
@@ -23,11 +23,10 @@ from anycharv_core import Pipeline
 from anycharv_core.bench.drift import Drift, DriftScore
 from anycharv_core.bench.report import markdown, summarise
 from anycharv_core.media.camera import window_around
-from anycharv_core.media.canvas import FRAME
 from anycharv_core.media.imaging import resample
 from anycharv_core.media.masks import mask_box
 from anycharv_core.models.windows import WINDOW
-from anycharv_core.puppets.task import Swap, sample_swap
+from anycharv_core.puppets.task import Swap, sample_bold_swap
 
 SHOT = 121  # frames that are rendered; there and back again are 240
 
@@ -66,7 +65,6 @@ def _made(pipe: Pipeline, reference: np.ndarray, swap: Swap, shown: list[int]) -
             swap.poses().take(shown),
             steps=steps,
             guidance_scale=guidance,
-            canvas=FRAME,
         ).frames
     )
 
@@ -92,13 +90,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[24, 240, 2400])
     parser.add_argument("--clips", type=int, default=2)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     pipe = Pipeline.from_pretrained("embedded")
     found: dict[str, list[Drift]] = {f"{name}, {frames}": [] for name in METHODS for frames in args.frames}
     for number in range(args.clips):
-        swap = sample_swap(number, SHOT, args.size)
+        swap = sample_bold_swap(number, SHOT, args.size)
         for frames in args.frames:
             for name, method in METHODS.items():
                 found[f"{name}, {frames}"].append(measure(pipe, swap, frames, method))
