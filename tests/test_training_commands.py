@@ -137,3 +137,19 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"), commands.alone(tmp_path / "file"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "last"),
+    [
+        (["-m", "training.train"], 2, "training: it lacks "),
+        (["-c", "import training"], 1, "ImportError: training can't be imported, it lacks "),
+    ],
+)
+def test_without_its_packages_it_says_what_to_install(words: list[str], code: int, last: str) -> None:
+    # -S: Python sees nothing of what is installed.
+    done = subprocess.run(
+        [sys.executable, "-S", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == code and said.startswith(last) and "pip install -e '.[train]'" in said
