@@ -4,26 +4,28 @@
 //
 // drops the workflow WIRED of the folder WORKFLOWS on the canvas and runs it, and with RUN and HELP also RUN, which it
 // runs, and HELP, whose nodes' help it opens. Then it opens the template browser, in which neither HELP nor WIRED is,
-// drops the other workflows, opens as apps those that can be, searches for blueprints and turns the page to Chinese. It
-// prints one JSON object. CHROMIUM names the browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node
-// finds it from here.
+// drops the other workflows, opens as apps those of the folder WORKFLOWS/apps and runs them on the video and the picture
+// that lie there, searches for blueprints and turns the page to Chinese. It prints one JSON object. CHROMIUM names the
+// browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
 
 import { readFileSync, readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { join, resolve } from 'node:path'
+import { basename, extname, join, resolve } from 'node:path'
 
 const PACK = 'ComfyUI-AnyCharV'
 const [port, folder, screenshots, wiredName, run, helped] = process.argv.slice(2)
 const { chromium } = createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))('playwright-core')
 const blueprints = ['Replace Character (AnyCharV)', 'Animate Character (AnyCharV)', 'Prepare Video (AnyCharV)']
 const origin = `http://127.0.0.1:${port}`
-const workflows = readdirSync(folder)
-  .filter((file) => file.endsWith('.json'))
-  .sort()
-  .map((file) => {
-    const text = readFileSync(join(folder, file), 'utf8')
-    return { name: file.slice(0, -'.json'.length), text, graph: JSON.parse(text) }
-  })
+const read = (folder) =>
+  readdirSync(folder)
+    .filter((file) => file.endsWith('.json'))
+    .sort()
+    .map((file) => {
+      const text = readFileSync(join(folder, file), 'utf8')
+      return { name: file.slice(0, -'.json'.length), text, graph: JSON.parse(text) }
+    })
+const workflows = read(folder)
 
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
@@ -239,8 +241,24 @@ async function help(id) {
   return { text: await settled(text, (value) => value.length > 200, 15), tables: await content.locator('table').count() }
 }
 
-// The form of App Mode, as a user reads it, and what its Run button does where nothing has to be chosen first.
-async function asApp({ name, text, graph }) {
+// What a form asks for: a file of each kind, and how many steps, of which a test takes few.
+async function fill(form) {
+  for (const file of readdirSync(join(folder, 'apps')).filter((file) => !file.endsWith('.json'))) {
+    const kind = file.endsWith('.mp4') ? 'video' : 'image'
+    for (const field of await form.locator(`input[type=file][accept*="${kind}"]`).all()) {
+      await field.setInputFiles(join(folder, 'apps', file))
+      // Where another file has that name already, it gets a number behind it.
+      await form.getByText(basename(file, extname(file))).first().waitFor()
+    }
+  }
+  for (const field of await form.locator('[data-widget-key$=steps] input').all()) {
+    await field.fill('2')
+    await field.press('Enter')
+  }
+}
+
+// The form of App Mode, as a user reads it, and what its Run button does when it is filled in.
+async function asApp({ name, graph }) {
   const shown = { ...graph, extra: { ...graph.extra, linearMode: true } }
   await drop({ name, text: JSON.stringify(shown), graph })
   const skip = page.getByRole('button', { name: 'Skip' })
@@ -248,12 +266,12 @@ async function asApp({ name, text, graph }) {
   if (await skip.isVisible()) await skip.click()
   const form = page.getByTestId('linear-widgets')
   await settled(() => form.isVisible(), (seen) => seen, 15)
-  const read = await form.innerText()
-  const chosen = graph.nodes.every((node) => !['LoadImage', 'LoadVideo', 'LoadVideoDataSetFromFolder'].includes(node.type))
-  const button = page.getByTestId('linear-run-button').getByText('Run', { exact: true })
-  const outcome = chosen && (await outcomeOf(button))
+  const text = await form.innerText()
+  await fill(form)
+  await picture(`app_${name}_form`)
+  const outcome = await outcomeOf(page.getByTestId('linear-run-button').getByText('Run', { exact: true }))
   await picture(`app_${name}`)
-  return { form: read, outcome }
+  return { form: text, outcome }
 }
 let apps = 0
 
@@ -317,9 +335,7 @@ async function visitAll() {
     seen.workflows[workflow.name] = await open(workflow)
   }
   for (const words of [...blueprints, 'character swap', '视频换人']) seen.searched[words] = await searched(words)
-  for (const workflow of workflows.filter((one) => one.graph.extra.linearData)) {
-    seen.apps[workflow.name] = await asApp(workflow)
-  }
+  for (const app of read(join(folder, 'apps'))) seen.apps[app.name] = await asApp(app)
   seen.chinese = await chinese()
 }
 

@@ -31,6 +31,7 @@ from comfyui_server import (
     to_prompt,
     unpacked,
 )
+from embedded_graphs import on_embedded_models
 from PIL import Image
 
 from anycharv_core.checkpoints.places import EMBEDDED
@@ -103,7 +104,7 @@ def write_inputs(folder: Path) -> None:
             for frame in frames:
                 writer.write(frame)
     Image.fromarray(swap.reference).save(folder / "character.png")
-    (folder / "videos").mkdir()
+    (folder / "videos").mkdir(exist_ok=True)
     for name in ("first.mp4", "second.mp4"):
         shutil.copy(folder / "driving_clip.mp4", folder / "videos" / name)
 
@@ -287,26 +288,18 @@ def test_bare_video_runs_without_download(server: Server) -> None:
     assert changed[mask].mean() > 4 * changed[:, :32].mean()
 
 
-def on_embedded_models(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The prompt with our small models in place of those to download, and no cutting out of the character."""
-    (loader,) = (key for key, node in prompt.items() if node["class_type"] == "AnyCharVLoader")
-    prompt[loader]["inputs"]["checkpoint"] = "embedded"
-    own = {"VAELoader": [loader, 2], "CLIPVisionLoader": [loader, 3], "RemoveBackground": None}
-    small = {"model": "embedded", "pose_model": "embedded", "segmenter": "embedded", "steps": 2}
+def small(server: Server, name: str) -> dict[str, Any]:
+    """The workflow's prompt on the embedded models, with two steps."""
+    prompt = to_prompt(on_embedded_models(unpacked(chosen(name))), server.object_info)
     for node in prompt.values():
-        for entry, value in list(node["inputs"].items()):
-            if isinstance(value, list) and prompt[value[0]]["class_type"] in own:
-                node["inputs"][entry] = own[prompt[value[0]]["class_type"]]
-            elif entry in small and not isinstance(value, list):
-                node["inputs"][entry] = small[entry]
-            if node["inputs"][entry] is None:
-                del node["inputs"][entry]
-    return {key: node for key, node in prompt.items() if "Background" not in node["class_type"]}
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 2
+    return prompt
 
 
 @pytest.mark.parametrize("name", ["replace_character", "replace_character_ksampler"])
 def test_graph_for_official_weights_runs_on_the_embedded_ones(server: Server, name: str) -> None:
-    prompt = on_embedded_models(to_prompt(chosen(name), server.object_info))
+    prompt = small(server, name)
     (path,) = saved_videos(server, prompt, server.run(prompt)).values()
     info = probe(path)
     assert (info.frames, info.width, info.height, info.rate) == (FRAMES, SIZE, SIZE, 12)
@@ -314,7 +307,7 @@ def test_graph_for_official_weights_runs_on_the_embedded_ones(server: Server, na
 
 
 def test_folder_of_videos_gives_a_video_for_each(server: Server) -> None:
-    prompt = on_embedded_models(to_prompt(chosen("folder_of_videos"), server.object_info))
+    prompt = small(server, "folder_of_videos")
     one(prompt, "AnyCharVReplaceCharacter")["frames"] = 2
     outputs = server.run(prompt)
     (key,) = (key for key, node in prompt.items() if node["class_type"] == "SaveVideo")
@@ -349,7 +342,7 @@ def interpolator(server: Server) -> Iterator[str]:
 
 
 def test_half_rate_gives_every_frame(server: Server, interpolator: str) -> None:
-    prompt = on_embedded_models(to_prompt(chosen("half_rate"), server.object_info))
+    prompt = small(server, "half_rate")
     assert one(prompt, "FrameInterpolationModelLoader")["model_name"] == interpolator
     shorter = {49: 7, 25: 4}
     for node in prompt.values():
