@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,7 @@ def test_even_sides_leave_out_a_pixel() -> None:
 @pytest.mark.parametrize("padded", [(96, 64), (104, 72)])
 def test_the_scene_is_kept_as_the_one_node_keeps_it(padded: Size) -> None:
     paste_back = core("anycharv_core.inference.finish").PasteBack
+    recipe = core("anycharv_core.systems.anycharv").ANYCHARV.recipe("default")
     scene = np.random.default_rng(0).integers(60, 180, (64, 96, 3), dtype=np.uint8)
     mask = np.zeros((64, 96), np.uint8)
     mask[8:56, 16:80] = 255
@@ -192,7 +194,7 @@ def test_the_scene_is_kept_as_the_one_node_keeps_it(padded: Size) -> None:
     settings = {"generated": image(made), "original": image(scene), "canvas": whole_frames(placing), "feather": 1}
     for keep in (False, True):
         (result,) = execute("AnyCharVComposite", **settings, mask=image(mask), keep_scene=keep)
-        expected = paste_back([scene], [mask], keep=keep)(made, placing)
+        expected = paste_back([scene], [mask], replace(recipe, keeps_scene=keep))(made, placing)
         assert np.abs(result[0].numpy() * 255 - expected).max() <= 1
         kept = (result == image(scene)).all(dim=3)[0, 10:54, 18:78].float().mean()
         assert (0.5 < kept < 0.9) if keep else kept == 0
