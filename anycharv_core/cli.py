@@ -323,9 +323,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _model(named: str | None, default: str) -> str:
     """The model named or, with a word on what it can do, the embedded one."""
-    if named is None:
-        print(f"No --model is given, so '{default}' is used, which knows puppets only.", file=sys.stderr)
-    return named or default
+    if named is not None:
+        return named
+    print(f"No --model is given, so '{default}' is used, which knows puppets only.", file=sys.stderr)
+    return default
 
 
 def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
