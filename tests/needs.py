@@ -39,7 +39,7 @@ def weights(model: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(lacking, reason=f"needs the weights of '{model}', which this copy lacks")
 
 
-animate2, anywhere = map(weights, TRAINED_LATER)
+(anywhere,) = map(weights, TRAINED_LATER)
 
 
 def recorded(path: Path) -> pytest.MarkDecorator:

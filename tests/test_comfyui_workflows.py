@@ -51,7 +51,7 @@ NO_DOWNLOAD = {
     "animate_anywhere": 24,
 }
 # The workflows whose model is not in every copy.
-LATER = {"animate_anyone_2": "embedded-animate2", "animate_anywhere": "embedded-anywhere"}
+LATER = {"animate_anywhere": "embedded-anywhere"}
 BARE_VIDEO = "preprocess_video"  # needs no download either, but a clip
 APPS = ["animate_anyone", "folder_of_videos", "preprocess_video", "quick_start", "replace_character"]
 # A quick start as it was saved before AnyCharV Conditioning handed its canvas to AnyCharV Composite.

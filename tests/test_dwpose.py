@@ -35,10 +35,14 @@ def test_recorded_results(path):
     recorded = np.load(path)
     frames = recorded["frame_rgb"][None]
     (boxes,) = net.detect(frames)
-    assert boxes.dtype == np.float32 and boxes.shape == recorded["boxes_xyxy"].shape
-    assert np.abs(boxes - recorded["boxes_xyxy"]).max() < 0.01
-    people = 30  # of some 200 in each frame: all would take half a minute
-    ((keypoints, scores),) = net.estimate(frames, [boxes[:people]])
+    expected = recorded["boxes_xyxy"]
+    assert boxes.dtype == np.float32
+    # The recorded detector has random weights and sees some 200 people, many of whom overlap by just so much that
+    # a processor's rounding decides which of them stay.
+    alike = np.abs(boxes[:, None] - expected).max(axis=-1) < 0.01
+    assert alike.any(axis=0).mean() > 0.9 and alike.any(axis=1).mean() > 0.9
+    people = 30  # all would take half a minute
+    ((keypoints, scores),) = net.estimate(frames, [expected[:people]])
     assert keypoints.dtype == scores.dtype == np.float32
     assert np.abs(keypoints - recorded["keypoints"][:people]).max() < 0.01
     assert np.abs(scores - recorded["scores"][:people]).max() < 1e-4

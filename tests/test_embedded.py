@@ -64,7 +64,6 @@ def test_the_animating_one_animates() -> None:
     assert pipe.system is ANIMATE_ANYONE and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
 
 
-@needs.animate2
 def test_the_one_that_keeps_hold_of_things_reads_them() -> None:
     assert EMBEDDED["embedded-animate2"].stat().st_size <= 40e6
     pipe = Pipeline.from_pretrained("embedded-animate2")
@@ -108,7 +107,7 @@ def test_a_copy_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     [
         ("embedded", sample_bold_swap, 256, 5, BASELINES),
         ("embedded-animate", sample_bold_animation, 80, 4, ANIMATION_BASELINES),
-        pytest.param("embedded-animate2", sample_interaction, 128, 5, INTERACTION_BASELINES, marks=needs.animate2),
+        ("embedded-animate2", sample_interaction, 128, 5, INTERACTION_BASELINES),
         pytest.param(
             "embedded-anywhere",
             partial(sample_travel, kind="follow"),

@@ -17,7 +17,7 @@ EMBEDDED = {
     "embedded-anywhere": _WEIGHTS / "embedded_anywhere.safetensors",
 }
 # Without the weights of these a copy of this package is whole: they are trained by configs of it.
-TRAINED_LATER = ("embedded-animate2", "embedded-anywhere")
+TRAINED_LATER = ("embedded-anywhere",)
 DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 
 

@@ -168,7 +168,7 @@ def _weights(places: list[Path]) -> list[str]:
         if lacking:
             options = " and ".join(f"--{part.replace('_', '-')}" for part in lacking)
             print(f"  Note: {model} has no {' and no '.join(lacking)}; pass {options} with it.")
-    return [f"Reinstall this package: {' and '.join(absent)} came with it."] if absent else []
+    return [f"Reinstall this package: {', '.join(absent)} came with it."] if absent else []
 
 
 def _described(model: Path) -> str:
