@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
-from ..anycharv_core.inference.sampling import Sampling, sample_chained, sample_video
+from ..anycharv_core.inference.sampling import Sampling, sample_as
 from ..anycharv_core.inference.shortcuts import DeepCache
 from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
@@ -201,8 +201,7 @@ def sample_windows(
             if how.progress is not None:
                 how.progress(done, total)
 
-        sampler = sample_chained if how.windows.chained else sample_video
-        sampler(predict, latents, how.steps, how.windows, schedule, device, report, shortcuts)
+        sample_as(replace(how, progress=report), predict, latents, schedule, device)
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)

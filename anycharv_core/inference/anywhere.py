@@ -28,7 +28,7 @@ from .backend import library_modules
 from .encode import EncodedVideo
 from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import Sampling, sample_video
+from .sampling import Sampling, sample_as
 from .shortcuts import check_cache
 
 ROOM = 1.15  # of what the weights take, beside them for what is computed
@@ -172,8 +172,7 @@ class AnywhereBackend:
                     made = guide(torch.cat([without, made]).float(), how.guidance_scale)
                 return made[0]
 
-            settings = how.steps, how.windows, self.schedule, self.device, how.progress, how.shortcuts
-            sample_video(predict, latents, *settings)
+            sample_as(how, predict, latents, self.schedule, self.device)
 
     def attention(
         self, video: EncodedVideo, tokens: Sequence[Tensor], noisy: Tensor, t: int, queries: Tensor

@@ -30,7 +30,7 @@ from .encode import EncodedVideo, frames_at_a_time
 from .features import FrameFeatures, Held, held_on, object_features, repeated
 from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import Sampling, sample_chained, sample_video
+from .sampling import Sampling, sample_as
 from .shortcuts import SHALLOW, DeepCache
 
 # Values a denoising UNet of SD1.5's shape has alive at once, of one row, by latent pixel and channel of its first
@@ -300,9 +300,7 @@ class TorchBackend:
                     cache.keep(tuple(rows), deep)
                 return guide(made.float(), how.guidance_scale) if guides else made
 
-            sampler = sample_chained if windows.chained else sample_video
-            settings = how.steps, windows, self.schedule, self.device, how.progress, shortcuts
-            sampler(predict, latents, *settings)
+            sample_as(how, predict, latents, self.schedule, self.device)
 
     def _rows(self, store: FrameStore | None, frames: list[int]) -> Tensor | None:
         return None if store is None else torch.from_numpy(store.take(frames)).to(self.device)

@@ -140,6 +140,18 @@ def sample_chained(
         finished |= made.keys()
 
 
+def sample_as(
+    how: Sampling,
+    denoise: Callable[..., Tensor],
+    latents: Latents,
+    schedule: NoiseSchedule,
+    device: torch.device,
+) -> None:
+    """`sample_video`, or with chained windows `sample_chained`, whose `denoise` gets one argument more."""
+    sampler = sample_chained if how.windows.chained else sample_video
+    sampler(denoise, latents, how.steps, how.windows, schedule, device, how.progress, how.shortcuts)
+
+
 def _after(
     solver: str,
     prediction: Tensor,

@@ -57,6 +57,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     `F.conv2d(x, weight, bias, padding=1)` gives it."""
     rows, channels, height, width = x.shape
     high, wide = height // 2, width // 2
+    # At every call, as they take nearly twice the weights' memory.
     kernels = (BOTH_WAYS @ weight.reshape(-1, 9).T).view(16, *weight.shape[:2]).transpose(1, 2)
     padded = F.pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1))
     result = x.new_empty(rows, height, width, len(weight))
