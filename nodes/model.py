@@ -13,6 +13,7 @@ import comfy.context_windows
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
@@ -34,7 +35,7 @@ from ..anycharv_core.models import (
     UNetConfig,
 )
 from ..anycharv_core.models.layers import KeyValue
-from ..anycharv_core.models.schedule import NoiseSchedule
+from ..anycharv_core.models.schedule import SAMPLE, NoiseSchedule, V
 from ..anycharv_core.systems import System, system_of
 from .patches import Patches
 from .saved import named
@@ -287,6 +288,10 @@ def sample_as_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider.model_options = options
 
 
+class _SampleSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
+    """Of networks that predict the clean latents."""
+
+
 class NativeModel(comfy.model_base.BaseModel):
     """A model of any system. `settings` are the checkpoint's own."""
 
@@ -294,8 +299,11 @@ class NativeModel(comfy.model_base.BaseModel):
 
     def __init__(self, config: Any, settings: dict[str, Any], device: torch.device, network: type):
         kinds = comfy.model_base.ModelType
-        kind = kinds.EPS if config.schedule.epsilon else kinds.V_PREDICTION
+        kind = kinds.V_PREDICTION if config.schedule.prediction == V else kinds.EPS
         super().__init__(config, kind, device=device, unet_model=network)
+        if config.schedule.prediction == SAMPLE:
+            # ComfyUI has no kind for it, and sets it by its node ModelSamplingDiscrete alone.
+            self.model_sampling = _SampleSampling(config)
         self.settings, self.schedule = settings, config.schedule
         self.origin = ""  # the checkpoint's name, by which a saved MODEL finds its other networks
 

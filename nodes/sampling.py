@@ -23,7 +23,7 @@ from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.sampling import Sampling, sample_as
 from ..anycharv_core.inference.shortcuts import DeepCache
 from ..anycharv_core.models.guidance import is_guided
-from ..anycharv_core.models.schedule import NoiseSchedule, ddim_step, ddim_timesteps
+from ..anycharv_core.models.schedule import EPSILON, SAMPLE, NoiseSchedule, ddim_step, ddim_timesteps
 from ..anycharv_core.models.solvers import timesteps_of
 from ..anycharv_core.models.windows import Windows
 from ..anycharv_core.systems.recipes import Recipe
@@ -276,7 +276,9 @@ def _ddim(
 
 def _prediction(noisy: Tensor, clean: Tensor, sigma: Tensor, schedule: NoiseSchedule) -> Tensor:
     """What the network predicted where `noisy`, clean + sigma * noise, is `clean` in the end."""
-    if schedule.epsilon:
+    if schedule.prediction == SAMPLE:
+        return clean
+    if schedule.prediction == EPSILON:
         return (noisy - clean) / sigma
     scale = (1 + sigma**2).sqrt()
     return (noisy / scale - clean * scale) / sigma

@@ -76,7 +76,7 @@ def test_epsilon_leads_back_to_the_clean_latents() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"beta_schedule": "scaled_linear"}, {"prediction_type": "sample"}, {"clip_sample": True}]
+    "change", [{"beta_schedule": "scaled_linear"}, {"prediction_type": "velocity"}, {"clip_sample": True}]
 )
 def test_other_schedulers_are_refused(change: dict) -> None:
     with pytest.raises(UserError, match=next(iter(change))):

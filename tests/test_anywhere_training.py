@@ -123,8 +123,8 @@ def test_a_fresh_phase_begins_as_the_base(batch: dict[str, torch.Tensor]) -> Non
         torch.tensor([9] * 3),
     )
     assert module.reference is None and module.parts.bml is None  # they would only take memory
-    own = anywhere.predict(module._model(), encoded, noisy, t, 0).v
-    base = anywhere.predict(anywhere.Model(nets, (), 1.0, 1.0), encoded, noisy, t, 0).v
+    own = anywhere.predict(module._model(), encoded, noisy, t, 0).latents
+    base = anywhere.predict(anywhere.Model(nets, (), 1.0, 1.0), encoded, noisy, t, 0).latents
     assert torch.equal(own, base)
 
 
@@ -137,8 +137,8 @@ def test_a_dropped_clip_loses_pose_reference_and_background(batch: dict[str, tor
         torch.tensor([9] * 3),
     )
     with torch.no_grad():
-        one, two = (anywhere.predict(module._model(), each, noisy, t, 1).v for each in (encoded, other))
-        nobody = anywhere.predict(module._model(), encoded, noisy, t, 3).v
+        one, two = (anywhere.predict(module._model(), each, noisy, t, 1).latents for each in (encoded, other))
+        nobody = anywhere.predict(module._model(), encoded, noisy, t, 3).latents
     torch.testing.assert_close(one[0], two[0])
     torch.testing.assert_close(one[0], nobody[0], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(one[2], two[2])

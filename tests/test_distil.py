@@ -27,10 +27,10 @@ from training.trainee import Trainee, choose_trained, copied
 from training.trainees import new_trainee
 
 LESSON = Distil(steps=2, substeps=4, guidance=2.0)
-SCHEDULES = (NoiseSchedule(), V1)
+SCHEDULES = (NoiseSchedule(), NoiseSchedule("sample"), V1)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=["v", "epsilon"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.prediction)
 def test_the_prediction_that_is_learned_leads_to_the_end_of_the_path(schedule: NoiseSchedule) -> None:
     x, end = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     for t, t_prev in ddim_timesteps(4, schedule):
@@ -38,7 +38,7 @@ def test_the_prediction_that_is_learned_leads_to_the_end_of_the_path(schedule: N
         torch.testing.assert_close(made, end, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=["v", "epsilon"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.prediction)
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_every_timestep_lies_in_one_step_of_the_student(schedule: NoiseSchedule, steps: int) -> None:
     lesson = Distil(steps=steps, substeps=5)

@@ -123,11 +123,14 @@ COGVIDEOX = {
 }
 
 
-def test_cogvideox_schedule_and_steps_are_diffusers() -> None:
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_cogvideox_schedule_and_steps_are_diffusers(prediction: str) -> None:
     from diffusers import CogVideoXDDIMScheduler
 
-    schedule, oracle = NoiseSchedule.from_dict(COGVIDEOX), CogVideoXDDIMScheduler(**COGVIDEOX)
-    assert NoiseSchedule.from_dict(schedule.to_dict()) == schedule == NoiseSchedule(offset=0, scaled=True)
+    settings = COGVIDEOX | {"prediction_type": prediction}
+    schedule, oracle = NoiseSchedule.from_dict(settings), CogVideoXDDIMScheduler(**settings)
+    assert NoiseSchedule.from_dict(schedule.to_dict()) == schedule
+    assert schedule == NoiseSchedule(prediction, offset=0, scaled=True)
     alphas = alphas_cumprod(schedule.zero_snr, schedule.scaled)
     assert alphas.dtype == torch.float64
     assert (alphas - oracle.alphas_cumprod).abs().max() <= 1e-7
@@ -141,4 +144,5 @@ def test_cogvideox_schedule_and_steps_are_diffusers() -> None:
     noisy, wanted = add_noise(x, v, t, schedule)
     assert noisy.dtype == wanted.dtype == torch.float32
     assert (noisy - oracle.add_noise(x, v, t)).abs().max() <= 1e-6
-    assert (wanted - oracle.get_velocity(x, v, t)).abs().max() <= 1e-6
+    truth = x if prediction == "sample" else oracle.get_velocity(x, v, t)
+    assert (wanted - truth).abs().max() <= 1e-6

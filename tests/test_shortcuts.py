@@ -104,7 +104,11 @@ def test_a_cache_keeps_windows_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(cache.take(window), each)
 
 
-@pytest.mark.parametrize("schedule", [NoiseSchedule(), NoiseSchedule(epsilon=True, zero_snr=False, leading=True)])
+@pytest.mark.parametrize(
+    "schedule",
+    [NoiseSchedule(), NoiseSchedule("sample"), NoiseSchedule("epsilon", zero_snr=False, leading=True)],
+    ids=lambda schedule: schedule.prediction,
+)
 def test_the_first_order_is_ddim(schedule: NoiseSchedule) -> None:
     torch.manual_seed(0)
     prediction, x = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)

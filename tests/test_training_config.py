@@ -96,7 +96,7 @@ MISTAKES = [
     ("phases.cache={steps: 1, train: [motion]}", "names a folder"),
     (
         "settings.noise_scheduler_kwargs={prediction_type: x}",
-        "prediction_type='x', but it must be one of 'epsilon', 'v_prediction'",
+        "prediction_type='x', but it must be one of 'epsilon', 'v_prediction', 'sample'",
     ),
     # the change itself
     ("phases.compose", "write it like"),

@@ -17,7 +17,7 @@ from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.systems import write_folder
 
 SIZE, FRAMES = 32, 5
-V1 = NoiseSchedule(epsilon=True, zero_snr=False, leading=True)
+V1 = NoiseSchedule("epsilon", zero_snr=False, leading=True)
 MOTION = "motion_module.pth"
 
 

@@ -21,8 +21,9 @@ from anycharv_core.models.epipolar import background_tokens, epipolar_mask, seen
 from anycharv_core.models.guidance import guide, is_guided
 from anycharv_core.models.hooks import AttentionFunction
 from anycharv_core.models.layers import KeyValue
-from anycharv_core.models.schedule import NoiseSchedule, alphas_cumprod
+from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.models.slots import layout
+from anycharv_core.models.solvers import clean_latents
 from training.config import Epipolar, Vgg
 from training.objective import Batch
 from training.perceptual import Perceptual
@@ -94,9 +95,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Prediction:
-    """v [B, T, c, h, w]; the inputs of some blocks, by their numbers; the bank that they read."""
+    """What the schedule asks for, [B, T, c, h, w]; the inputs of some blocks, by their numbers; the bank that they
+    read."""
 
-    v: Tensor
+    latents: Tensor
     hidden: dict[int, Tensor]
     bank: list[KeyValue] | None
 
@@ -131,7 +133,7 @@ def predict(
     if plain == len(noisy):
         nothing = sum((each[:0].sum() for each in (*control, *(key for key, _ in bank or ()))), 0)
         control, bank = (), None
-    v, hidden = nets.transformer.trace(
+    latents, hidden = nets.transformer.trace(
         torch.cat([noisy, picture * shown], dim=2),
         t,
         text,
@@ -142,17 +144,17 @@ def predict(
         attention=attention,
         blocks=blocks,
     )
-    return Prediction(v + nothing, hidden, bank)
+    return Prediction(latents + nothing, hidden, bank)
 
 
 def guided(model: Model, encoded: Batch, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
     """(noisy [B, T, c, h, w], t [B]) -> the prediction with classifier-free guidance, float32."""
     if not is_guided(guidance):
-        return lambda noisy, t: predict(model, encoded, noisy, t, 0).v.float()
+        return lambda noisy, t: predict(model, encoded, noisy, t, 0).latents.float()
     clips = len(encoded["latents"])
     twice = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in encoded.items()}
     return lambda noisy, t: guide(
-        predict(model, twice, torch.cat([noisy, noisy]), torch.cat([t, t]), clips).v.float(), guidance
+        predict(model, twice, torch.cat([noisy, noisy]), torch.cat([t, t]), clips).latents.float(), guidance
     )
 
 
@@ -213,7 +215,7 @@ def blocks_for(cfg: Epipolar, count: int, generator: torch.Generator) -> list[in
 def vgg_loss(
     vae: Any,
     perceptual: Perceptual,
-    v: Tensor,
+    prediction: Tensor,
     noisy: Tensor,
     encoded: Batch,
     t: Tensor,
@@ -223,12 +225,11 @@ def vgg_loss(
 ) -> Tensor:
     """Equation 6 of each clip, float [B]; 0, without any decoding, where t is not below `cfg.below`.
 
-    What the prediction v says of the clean latents is decoded in a crop: on a hand in half of the clips.
+    What the prediction says of the clean latents is decoded in a crop: on a hand in half of the clips.
     """
-    losses = [v.new_zeros(()) for _ in t]
+    losses = [prediction.new_zeros(()) for _ in t]
     for row in (t < cfg.below).nonzero().flatten().tolist():
-        power = alphas_cumprod(schedule.zero_snr, schedule.scaled)[int(t[row])]
-        clean = float(power.sqrt()) * noisy[row] - float((1 - power).sqrt()) * v[row]
+        clean = clean_latents(prediction[row], noisy[row], int(t[row]), schedule)
         frames, hands = encoded["frames"][row], encoded["hands"][row]
         ratio = frames.shape[1] // clean.shape[-2]
         top, left, height, width = _crop(hands, clean.shape[-2:], ratio, cfg.crop, generators[row])

@@ -83,8 +83,8 @@ class AnywhereTrainee(Trainee):
         generators = [clip_generator(self.seed, f"{self.purpose} places", each) for each in positions]
         blocks = anywhere.blocks_for(cfg.epipolar, len(model.nets.transformer.blocks()), generators[0])
         made = anywhere.predict(model, encoded, noisy, t, plain, blocks)
-        v = made.v.float()
-        losses = {"latent": (v - wanted).square().mean(dim=(1, 2, 3, 4))}
+        latents = made.latents.float()
+        losses = {"latent": (latents - wanted).square().mean(dim=(1, 2, 3, 4))}
         if cfg.epipolar.weight:
             ratio = 2 ** (len(model.nets.vae.config.block_out_channels) - 1)
             size = ratio * noisy.shape[-1], ratio * noisy.shape[-2]
@@ -94,7 +94,7 @@ class AnywhereTrainee(Trainee):
         if self.perceptual is not None and cfg.vgg.weight:
             self.perceptual.to(t.device)
             losses["vgg"] = anywhere.vgg_loss(
-                model.nets.vae, self.perceptual, v, noisy, encoded, t, cfg.vgg, generators, self.schedule
+                model.nets.vae, self.perceptual, latents, noisy, encoded, t, cfg.vgg, generators, self.schedule
             )
         weights = {"latent": 1.0, "epipolar": cfg.epipolar.weight, "vgg": cfg.vgg.weight}
         weighted = [weights[name] * each for name, each in losses.items()]

@@ -248,7 +248,7 @@ def _dit_step(
         at = torch.zeros(clips, dtype=torch.long)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             made = predict(model, encoded, latents, at, 0, blocks, sdpa)
-            loss = (made.v.float() - latents).square().mean()
+            loss = (made.latents.float() - latents).square().mean()
             queries = torch.zeros(clips, epipolar.queries, dtype=torch.long)
             for block, hidden in made.hidden.items():
                 seen = nets.transformer.attention_map(

@@ -22,7 +22,7 @@ from anycharv_core.inference.encode import frames_at_a_time
 from anycharv_core.media.imaging import clip_batch, latent_mask, to_unit
 from anycharv_core.models.guidance import guide, is_guided
 from anycharv_core.models.hooks import AttentionFunction
-from anycharv_core.models.schedule import TRAIN_STEPS, NoiseSchedule, add_noise, alphas_cumprod
+from anycharv_core.models.schedule import EPSILON, SAMPLE, TRAIN_STEPS, NoiseSchedule, add_noise, alphas_cumprod
 from anycharv_core.systems import system_of
 from training.config import Objective
 from training.speed import attention_for
@@ -327,7 +327,8 @@ def _objects(nets: Networks, encoded: Batch) -> dict[str, Any]:
 
 
 def min_snr_weight(t: Tensor, gamma: float, schedule: NoiseSchedule = NoiseSchedule()) -> Tensor:
-    """Hang et al.'s weight at timesteps t [B]: min(SNR, gamma) / SNR, for v min(SNR + 1, gamma) / (SNR + 1).
+    """Hang et al.'s weight at timesteps t [B]: min(SNR, gamma) / SNR, for v min(SNR + 1, gamma) / (SNR + 1),
+    for the clean latents min(SNR + 1, gamma).
 
     The other form in use for v, min(SNR, gamma) / (SNR + 1), is zero at the last timestep of a schedule of zero
     terminal SNR, so that a model would never learn the step at which sampling starts.
@@ -336,5 +337,5 @@ def min_snr_weight(t: Tensor, gamma: float, schedule: NoiseSchedule = NoiseSched
         return torch.ones(len(t), device=t.device)
     signal = alphas_cumprod(schedule.zero_snr, schedule.scaled).to(t.device)[t].float()
     # SNR + 1 = 1 / (1 - signal power) for a schedule that keeps the variance.
-    ratio = (signal if schedule.epsilon else 1) / (1 - signal)
-    return ratio.clamp_max(gamma) / ratio
+    ratio = (signal if schedule.prediction == EPSILON else 1) / (1 - signal)
+    return ratio.clamp_max(gamma) / (1 if schedule.prediction == SAMPLE else ratio)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ SCHEDULER = "noise_scheduler_kwargs"  # where a model's settings hold its schedu
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012
 SNR_SHIFT = "snr_shift_scale"
+EPSILON: Final = "epsilon"
+V: Final = "v_prediction"
+SAMPLE: Final = "sample"
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 # Settings of the scheduler that these schedules have no other value for.
 FIXED_SETTINGS = {
@@ -35,13 +39,15 @@ FIXED_SETTINGS = {
 class NoiseSchedule:
     """What the weights predict, and at which timesteps they are asked.
 
-    epsilon: the noise, in place of v; zero_snr: t = 999 is noise alone; leading: the timesteps are multiples of
+    prediction: v, the noise (epsilon), or the clean latents (sample), which a network can predict that is too
+    narrow to tell the noise of all it sees (Li and He 2025, "Back to Basics: Let Denoising Generative Models
+    Denoise"); zero_snr: t = 999 is noise alone; leading: the timesteps are multiples of
     1000 // steps plus `offset`, in place of trailing ones, which end at 999; scaled: CogVideoX's, of which not the
     betas but their roots are linear. The defaults are those of AnyCharV and of Animate Anyone's second
     configuration.
     """
 
-    epsilon: bool = False
+    prediction: Prediction = V
     zero_snr: bool = True
     leading: bool = False
     offset: int = 1
@@ -53,10 +59,10 @@ class NoiseSchedule:
         given = Fields(settings, SCHEDULER)
         scaled = given.has(SNR_SHIFT)  # which CogVideoX's schedulers alone have
         given.check_fixed(FIXED_SETTINGS | {"beta_schedule": _betas(scaled), SNR_SHIFT: 1.0})
-        prediction = given.choice("prediction_type", ("epsilon", "v_prediction"), "epsilon")
+        prediction = cast(Prediction, given.choice("prediction_type", get_args(Prediction), EPSILON))
         spacing = given.choice("timestep_spacing", ("leading", "trailing"), "leading")
         zero_snr = given.flag("rescale_betas_zero_snr", False)
-        if zero_snr and prediction == "epsilon":
+        if zero_snr and prediction == EPSILON:
             raise UserError(
                 "The noise scheduler asks for epsilon with zero SNR, which cannot be sampled: use v_prediction "
                 "for it."
@@ -64,7 +70,7 @@ class NoiseSchedule:
         offset = given.number("steps_offset", 0, above=-1, below=TRAIN_STEPS)
         if offset != int(offset):
             raise UserError(f"{SCHEDULER} has steps_offset={offset}, but it must be a whole number.")
-        return cls(prediction == "epsilon", zero_snr, spacing == "leading", int(offset), scaled)
+        return cls(prediction, zero_snr, spacing == "leading", int(offset), scaled)
 
     def to_dict(self) -> dict[str, Any]:
         """`noise_scheduler_kwargs` of this schedule."""
@@ -74,7 +80,7 @@ class NoiseSchedule:
             "beta_schedule": _betas(self.scaled),
             "clip_sample": False,
             "steps_offset": self.offset,
-            "prediction_type": "epsilon" if self.epsilon else "v_prediction",
+            "prediction_type": self.prediction,
             "rescale_betas_zero_snr": self.zero_snr,
             "timestep_spacing": "leading" if self.leading else "trailing",
             **({SNR_SHIFT: 1.0} if self.scaled else {}),
@@ -124,7 +130,8 @@ def add_noise(
     powers = alphas_cumprod(schedule.zero_snr, schedule.scaled).to(clean.device)
     power = powers[t].reshape(-1, *[1] * (clean.ndim - 1))
     signal, sigma = power.sqrt().float(), (1 - power).sqrt().float()
-    return signal * clean + sigma * noise, noise if schedule.epsilon else signal * noise - sigma * clean
+    wanted = {V: signal * noise - sigma * clean, EPSILON: noise, SAMPLE: clean}
+    return signal * clean + sigma * noise, wanted[schedule.prediction]
 
 
 def ddim_timesteps(steps: int, schedule: NoiseSchedule = NoiseSchedule()) -> list[tuple[int, int]]:
@@ -145,13 +152,16 @@ def ddim_timesteps(steps: int, schedule: NoiseSchedule = NoiseSchedule()) -> lis
 def ddim_step(
     prediction: Tensor, x: Tensor, t: int, t_prev: int, schedule: NoiseSchedule = NoiseSchedule()
 ) -> Tensor:
-    """One deterministic DDIM update (eta 0) of latents x from the prediction, v or the noise."""
+    """One deterministic DDIM update (eta 0) of latents x from the prediction."""
     power = alphas_cumprod(schedule.zero_snr, schedule.scaled)
     now = power[t]
     before = power[t_prev] if t_prev >= 0 else torch.ones(())
-    if schedule.epsilon:
+    if schedule.prediction == EPSILON:
         noise = prediction
         clean = (x - (1 - now).sqrt() * noise) / now.sqrt()
+    elif schedule.prediction == SAMPLE:
+        clean = prediction
+        noise = (x - now.sqrt() * clean) / (1 - now).sqrt()
     else:
         clean = now.sqrt() * x - (1 - now).sqrt() * prediction
         noise = now.sqrt() * prediction + (1 - now).sqrt() * x

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from .schedule import NoiseSchedule, alphas_cumprod, ddim_timesteps
+from .schedule import EPSILON, SAMPLE, NoiseSchedule, alphas_cumprod, ddim_timesteps
 
 DDIM, DPM = "ddim", "dpm++2m"
 SOLVERS = DDIM, DPM
@@ -26,9 +26,11 @@ def timesteps_of(solver: str, steps: int, schedule: NoiseSchedule) -> list[tuple
 
 
 def clean_latents(prediction: Tensor, x: Tensor, t: int, schedule: NoiseSchedule) -> Tensor:
-    """What latents x at timestep t become, as the prediction, v or the noise, has it."""
+    """What latents x at timestep t become, as the prediction has it."""
     signal, sigma = signal_and_sigma(t, schedule)
-    if schedule.epsilon:
+    if schedule.prediction == SAMPLE:
+        return prediction
+    if schedule.prediction == EPSILON:
         return (x - sigma * prediction) / signal
     return signal * x - sigma * prediction
 

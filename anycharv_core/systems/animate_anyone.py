@@ -28,7 +28,7 @@ from ..media.imaging import Size
 from ..models import DenoisingUNet, UNetConfig
 from ..models.fields import Fields
 from ..models.guidance import is_guided
-from ..models.schedule import SCHEDULER, NoiseSchedule
+from ..models.schedule import EPSILON, SCHEDULER, NoiseSchedule, V
 from ..models.windows import closed_loop_windows
 from . import anycharv
 from .recipes import canvas_of_pose, canvas_of_scene, letterbox
@@ -101,7 +101,7 @@ def _read(folder: Path) -> Checkpoint:
         _check_motion(cfg, motion, motion_file)
     if scheduler is None:
         v1 = not additions["use_inflated_groupnorm"]
-        scheduler = NoiseSchedule(epsilon=v1, zero_snr=not v1, leading=v1).to_dict()
+        scheduler = NoiseSchedule(EPSILON if v1 else V, zero_snr=not v1, leading=v1).to_dict()
     channels = {"in_channels": weights["denoising_unet"]["conv_in.weight"].shape[1]}
     configs = {
         "denoising_unet": base | additions | channels,

@@ -19,12 +19,14 @@ from comfy_pack import PACK, core, execute, ksampled, load, models_folder, pictu
 import nodes
 
 STEPS = 2
-NAME, WHOLE, BASE = "anywhere.safetensors", "whole", "tiny-cogvideox"
+NAME, CLEAN = "anywhere.safetensors", "anywhere_clean.safetensors"
+WHOLE, BASE = "whole", "tiny-cogvideox"
 
 
 @pytest.fixture(scope="module")
 def models() -> Path:
-    """A file of what was trained, its base under models/diffusers, and a folder of both."""
+    """Files of what was trained, one to predict clean latents, their base under models/diffusers, and a folder of
+    the first with it."""
     folder = models_folder()
     with patch.object(sys, "path", [*sys.path, str(PACK), str(PACK / "tests")]):
         import tiny_anywhere
@@ -32,9 +34,12 @@ def models() -> Path:
         made = tiny_anywhere.checkpoint()
         bases = folder.parent / "diffusers"
         tiny_anywhere.write_base(made, bases / BASE)
-    checkpoint = core("anycharv_core.checkpoints.checkpoint").Checkpoint(made.configs, made.weights, made.settings)
-    trained = core("anycharv_core.checkpoints.cogvideox").without_base(checkpoint)
-    core("anycharv_core.checkpoints.single_file").write_single(trained, folder / NAME)
+    scheduler = "noise_scheduler_kwargs"
+    clean = {**made.settings, scheduler: made.settings[scheduler] | {"prediction_type": "sample"}}
+    for name, settings in ((CLEAN, clean), (NAME, made.settings)):
+        checkpoint = core("anycharv_core.checkpoints.checkpoint").Checkpoint(made.configs, made.weights, settings)
+        trained = core("anycharv_core.checkpoints.cogvideox").without_base(checkpoint)
+        core("anycharv_core.checkpoints.single_file").write_single(trained, folder / name)
     core("anycharv_core.systems").write_folder(checkpoint, folder / WHOLE)
     folder_paths.add_model_folder_path("diffusers", str(bases))
     return folder
@@ -104,6 +109,19 @@ def test_nodes_equal_core(parts: tuple[Any, ...], pipe: Any, scale: float, size:
     assert np.abs((decoded.numpy() * 255).round() - core.frames).max() <= 1
     (tiled,) = nodes.VAEDecodeTiled().decode(parts[2], {"samples": latents}, 64, 16)
     assert torch.equal(tiled, decoded)
+
+
+def test_clean_latents_may_be_what_is_predicted(models: Path, parts: tuple[Any, ...]) -> None:
+    """By our sampler and, as far as its Euler is that DDIM, by core's."""
+    own = execute("AnyCharVLoader", checkpoint=CLEAN, dtype="fp32", base=BASE)
+    inputs = given()
+    made = conditioned(own, inputs)
+    latents = sampled(own[0], made, STEPS)
+    pipeline = core("anycharv_core.inference.pipeline").Pipeline
+    wanted = expected(pipeline.from_pretrained(models / CLEAN, base=models.parent / "diffusers" / BASE), inputs)
+    assert apart(own, latents, wanted.latents) <= 1e-4
+    assert apart(own, sampled(parts[0], conditioned(parts, inputs), STEPS), wanted.latents) > 1e-3
+    assert ksampled(own[0], made, 4).isfinite().all()
 
 
 def test_whole_job_equals_core(parts: tuple[Any, ...], pipe: Any) -> None:
