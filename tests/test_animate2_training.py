@@ -20,6 +20,7 @@ from training_runs import clips, own_precision
 from anycharv_core import UserError
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.media.pose import POINTS, Poses
+from anycharv_core.models.schedule import NoiseSchedule
 from anycharv_core.systems import system_of
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 from training import objective
@@ -108,6 +109,33 @@ def test_scaling_leaves_scene_and_mask_as_they_were() -> None:
     body = (larger["character"] > 0) & (larger["objects"] == 0)
     assert (body & (larger["mask"] == 0)).any(), "the character leaves the mask"
     assert (larger["character"] > 0).sum() > (plain["character"] > 0).sum()
+
+
+def test_depth_twins_differ_in_what_is_in_front() -> None:
+    plain, turned = (sample(replace(DATA, depth_twins=share), 2) for share in (0.0, 1.0))
+    for name in ("pose", "mask", "reference"):
+        assert np.array_equal(plain[name], turned[name])
+    assert not np.array_equal(plain["depth"], turned["depth"])
+    assert not np.array_equal(plain["frames"], turned["frames"])
+    apart = (np.abs(plain["frames"].astype(int) - turned["frames"]).max(-1) > 16) * 255
+    assert "order" not in plain and np.array_equal(turned["order"], apart) and apart.any()
+
+
+def test_where_depth_twins_differ_may_weigh_more() -> None:
+    shape = 1, 2, 4, 3, 3
+    prediction, wanted = torch.zeros(shape), torch.zeros(shape)
+    wanted[..., 0, 0] = 1
+    order = torch.zeros(1, 2, 1, 3, 3)
+    order[..., 0, 0] = 0.5
+    ones = torch.ones_like(order)
+    encoded = {"mask": ones, "character": ones, "order": order}
+    errors = [
+        objective.weighed(
+            prediction, wanted, encoded, torch.tensor([9]), Objective(order=weight), NoiseSchedule()
+        )["loss"]
+        for weight in (0.0, 4.0)
+    ]
+    torch.testing.assert_close(torch.cat(errors), torch.tensor([1 / 9, 3 / 11]))
 
 
 def test_a_carried_frame_is_given_whole() -> None:
@@ -285,6 +313,12 @@ def test_pairs_have_none_of_it() -> None:
     for option in ({"conditions": ["depth"]}, {"scale": [1, 1.2]}, {"carried": 0.5}):
         with pytest.raises(UserError, match="which hold neither objects nor depth"):
             parse(recipe() | {"data": {"source": "pairs", "path": "x", **option}})
+
+
+def test_only_puppets_have_depth_twins() -> None:
+    for data in ({"source": "pairs", "path": "x"}, {"source": "shards", "path": "x"}):
+        with pytest.raises(UserError, match="depth_twins' is for puppets"):
+            parse(phase() | {"data": {**data, "depth_twins": 0.5}})
 
 
 def test_a_smaller_person_would_bare_the_one_in_a_video() -> None:

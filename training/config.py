@@ -69,6 +69,8 @@ class Data:
     of its name without suffix, one PNG a frame, as large as the video.
     scale: lowest and highest factor by which person and objects are made larger or smaller, in a share of
     `scale_share` of the clips, while scene and mask stay those of their own size (Animate Anyone 2, section 3.2).
+    depth_twins: share of puppets' clips whose limbs are in front where they would be behind, which skeletons don't
+    tell: otherwise a pose gives its depth away, and the depth need not be read.
     carried: share of clips whose first frame is given whole, as the last one of the clip before is at inference.
     reference: "cutout" shows the person in another frame on black, as in the paper; "picture" does so with the
     background; "background" with another one, of another clip, of one colour, or noise; "frame" is Animate
@@ -94,6 +96,7 @@ class Data:
     backgrounds: str | None = None
     scale: tuple[Annotated[float, Range(0.1, 10)], Annotated[float, Range(0.1, 10)]] | None = None
     scale_share: Share = 0.5
+    depth_twins: Share = 0.0
     carried: Share = 0.0
     augment: bool = True
     strength: tuple[Amount, Amount] = (0.2, 2.0)
@@ -108,7 +111,7 @@ class Data:
 
 
 # Options that data had not before; caches and pairs that were made without them are of their defaults.
-_LATER = ("rows", "columns", "conditions", "scale", "scale_share", "carried", "backgrounds")
+_LATER = ("rows", "columns", "conditions", "scale", "scale_share", "depth_twins", "carried", "backgrounds")
 
 
 def data_facts(data: Data) -> dict[str, Any]:
@@ -160,6 +163,8 @@ class Objective:
     min_snr: the gamma of Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy"; 0 is off.
     noise_offset: strength of a noise that is equal in all pixels and frames of a clip.
     mask_input: whether the network gets the mask, as in the paper; false is for the ablation.
+    order: further loss weight of what is seen otherwise if the limbs in front are behind, where data has
+    `depth_twins`: so few pixels would have the depth read late.
     drop_objects, drop_depth: share of clips trained without them, so that either may be missing in use.
     epipolar, vgg: further losses of AnimateAnywhere.
     """
@@ -168,6 +173,7 @@ class Objective:
     terminal: Share = 0.0
     outside: Amount = 1.0
     inside: Amount = 1.0
+    order: Amount = 0.0
     min_snr: Amount = 0.0
     noise_offset: Amount = 0.0
     mask_input: bool = True

@@ -215,6 +215,8 @@ def _check_data(data: Data, where: str, before: Mapping[str, Phase]) -> None:
             f"'{where}.scale' begins at {data.scale[0]:g}: a person made smaller would bare the one in the video; "
             "give numbers from 1 on, or use puppets."
         )
+    if data.source != "puppets" and data.depth_twins:
+        raise UserError(f"'{where}.depth_twins' is for puppets; leave it out.")
     if data.source == "pairs" and (data.conditions or data.scale or data.carried):
         raise UserError(
             f"'{where}.source' is 'pairs', which hold neither objects nor depth nor persons of another size: "

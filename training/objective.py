@@ -61,7 +61,7 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
     is none for a network that takes none. Animate Anyone 2's sees nothing of either inside the mask. With an
     object guider there are objects [B, F, c, h, w], and holds [B, F], 1 where a frame has one; without a guider
     they are a part of the scene outside the mask (Animate Anyone 2, Table 4). depth, where the batch has it, stays
-    uint8 [B, F, H, W].
+    uint8 [B, F, H, W]. order, likewise, is [B, F, 1, h, w] in 0..1.
     """
     clips, frames = batch["frames"].shape[:2]
     unit = to_unit(batch["frames"].flatten(0, 1))
@@ -81,6 +81,8 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
         "mask": latent_mask(masks, size),
         "character": F.adaptive_max_pool2d(character, size),
     }
+    if "order" in batch:
+        by_clip["order"] = F.adaptive_avg_pool2d(to_unit(batch["order"].flatten(0, 1)[..., None]), size)
     system = system_of(nets.denoising_unet.cfg)
     if system.reads_scene:
         outside = (masks < 128)[:, None]
@@ -207,6 +209,8 @@ def weighed(
     mask, character = encoded["mask"].float(), encoded["character"].float()
     inside = cfg.outside + (cfg.inside - cfg.outside) * (mask > 0)
     weight = torch.maximum(character, inside)
+    if "order" in encoded:
+        weight = weight + cfg.order * encoded["order"].float()
     error = (prediction - wanted).square()
     over = (1, 2, 3, 4)
     by_clip = (error * weight).mean(over) / weight.mean(over)

@@ -214,7 +214,7 @@ def _means(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _tensors(batch: Batch) -> Batch:
     """The encodings of a batch, without the counters that came with it and the pictures they were made of."""
-    known = ("latents", "scene", "mask", "character", "reference", "picture", "embeds")
+    known = ("latents", "scene", "mask", "character", "order", "reference", "picture", "embeds")
     drawn = ("pose", "depth", "objects", "holds")
     return {name: batch[name] for name in (*known, *drawn) if name in batch}
 

@@ -55,13 +55,28 @@ class DepthModulation(nn.Module):
         self.temporal_conv = operations.Conv3d(width, width, 3, padding=(0, 1, 1), **factory)
         for weight in (*self.attention.to_out.parameters(), *self.temporal_conv.parameters()):
             nn.init.zeros_(weight)
+        self._start_reading()
+
+    @torch.no_grad()
+    def _start_reading(self) -> None:
+        """Starts with a depth that can be read, of which torch's start of layers leaves next to nothing.
+
+        Its convolutions would each pass on a third of it, until biases are a hundred times as large; and unlike
+        equal queries and keys, which attend to their own place, its attention would read the mean of all places.
+        """
+        for name, weight in self.depth.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(weight)
+        queries, keys = self.attention.to_q.parameters(), self.attention.to_k.parameters()
+        for query, key in zip(queries, keys, strict=True):
+            key.copy_(nn.init.normal_(query, std=2 / math.sqrt(len(query))))
 
     def merge(self, x: Tensor, depth: Tensor, attention: AttentionFunction = sdpa) -> Tensor:
         """x [N, C, h, w], depth [N, 1, H, W] in 0..1 -> the features with the depth in them, [N, C, h, w]."""
         height, width = x.shape[2:]
         pose, seen = (rearrange(each, "n c h w -> n (h w) c") for each in (x, self.depth.trunk(depth)))
         # Depth knows no limb, so without a place it could not be told whose it is.
-        place = place_code(height, width, x.shape[1], x.device).to(x)
+        place = 2 * place_code(height, width, x.shape[1], x.device).to(x)  # as large as what it is added to
         value = self.norm_depth(seen)
         added = self.attention.of_sources(
             (self.norm_pose(pose) + place, value + place, value), attention, attention
@@ -142,8 +157,12 @@ class ObjectGuider(nn.Module):
 
 
 def place_code(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Sinusoids of row and column, float32 [height * width, dim]; dim is a multiple of 4."""
-    freqs = torch.exp(torch.arange(0, dim // 2, 2, device=device) * (-math.log(10000.0) / (dim // 2)))
+    """Sinusoids of row and column, float32 [height * width, dim]; dim is a multiple of 4.
+
+    The waves are up to some 600 places long, as no grid is longer: those of sentences, a hundred times as long,
+    would leave most channels equal everywhere.
+    """
+    freqs = torch.exp(torch.arange(0, dim // 2, 2, device=device) * (-math.log(100.0) / (dim // 2)))
     rows, columns = (torch.arange(side, device=device)[:, None] * freqs for side in (height, width))
     rows, columns = (torch.cat([angles.sin(), angles.cos()], dim=-1) for angles in (rows, columns))
     shape = height, width, dim // 2

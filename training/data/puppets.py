@@ -17,7 +17,7 @@ from anycharv_core.media.imaging import resample
 from anycharv_core.media.masks import mask_box
 from anycharv_core.puppets import Character, Clip, Motion, Scene, render, render_reference
 from anycharv_core.puppets.framing import following_camera
-from anycharv_core.puppets.motion import scaled
+from anycharv_core.puppets.motion import depth_twin, scaled
 from anycharv_core.puppets.task import POSE_SCALE
 from anycharv_core.puppets.worlds import WORLDS
 from training.config import Data
@@ -32,6 +32,7 @@ from training.data.conditions import (
 )
 
 MOTION_FRAMES = 48
+VISIBLE = 16  # levels
 MARGINS = (0.04, 0.16)  # around the character of a reference, of its longer side
 
 
@@ -57,6 +58,9 @@ class PuppetClips(Dataset):
         scattered = self.frames <= SCATTERED
         length = MOTION_FRAMES if scattered else self.frames
         character, motion, scene, anchor = self._performed(index, length)
+        twin = depth_twin(motion)
+        if np.random.default_rng([data.seed, epoch, index, 3]).random() < data.depth_twins:
+            motion, twin = twin, motion
         chosen = rng.choice(MOTION_FRAMES, self.frames, replace=False) if scattered else np.arange(length)
         camera = None
         if data.context is not None:
@@ -69,7 +73,7 @@ class PuppetClips(Dataset):
 
         clip = given = shown(motion)
         if (size := factor(data, rng)) != 1:
-            clip = shown(scaled(motion, size, anchor))
+            clip, twin = shown(scaled(motion, size, anchor)), scaled(twin, size, anchor)
         body = given.mask if given.parts is None else given.parts.body
         pose = drawn_poses(clip.poses(), self.size, self.pose_scale)
         arrays = {
@@ -79,6 +83,8 @@ class PuppetClips(Dataset):
             "mask": given_masks(body, data, rng, smooth=0 if scattered else STEADY),
             "reference": self._reference(character, scene, reference_seed),
         }
+        if data.depth_twins:
+            arrays["order"] = _differing(clip.frames, shown(twin).frames)
         if clip.parts is not None:
             arrays["objects"] = clip.parts.objects
             arrays["depth"] = structured_depth(clip.parts.depth_pictures(), pose)
@@ -117,6 +123,12 @@ class PuppetClips(Dataset):
         # As the pipeline shows references on a canvas that follows, but for a margin that is known there.
         margin = np.random.default_rng([seed, 2]).uniform(*MARGINS)
         return resample(rgb, window_around(box, self.size, margin), self.size)
+
+
+def _differing(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """uint8 [F, H, W], 255 where two pictures [F, H, W, 3] visibly differ."""
+    apart = np.abs(frames.astype(np.int16) - others).max(axis=-1)
+    return np.where(apart > VISIBLE, np.uint8(255), np.uint8(0))
 
 
 def _moments(motion: Motion, chosen: np.ndarray) -> Motion:
