@@ -133,6 +133,7 @@ COMFYUI_MODULES = (
     "comfy.model_base",
     "comfy.model_management",
     "comfy.model_patcher",
+    "comfy.model_sampling",
     "comfy.ops",
     "comfy.patcher_extension",
     "comfy.sample",
