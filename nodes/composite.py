@@ -127,7 +127,7 @@ def composite_images(
     if masks.shape[1:] != original.shape[1:3]:
         raise UserError(
             f"The mask is {masks.shape[2]}x{masks.shape[1]} but the original is {original.shape[2]}x"
-            f"{original.shape[1]}; give the mask at the original's size."
+            f"{original.shape[1]}; give a mask of the original's proportions."
         )
     (masks,) = same_length(len(original), mask=masks)
     whole = path.canvas
