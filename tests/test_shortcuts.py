@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,8 +203,39 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(pipe: Pipeline, way: Shortcuts,
     assert torch.equal(run(0), expected)
 
 
-def prepared(pipe: Pipeline) -> Prepared:
-    given = clip(2)
+def test_finished_latents_are_taken_up_where_windows_reached_frames_with_nobody(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As ComfyUI's context windows do, which also denoise frames that are then put back."""
+    given = clip(48)
+    given["mask"][4:] = 0
+    made, everything, denoise = prepared(pipe, given), linear_windows(48), pipe.backend.denoise
+
+    def with_own_windows(*inputs: Any) -> None:
+        *rest, how = inputs
+        denoise(*rest, replace(how, windows=everything))
+
+    monkeypatch.setattr(pipe.backend, "denoise", with_own_windows)
+
+    def run(steps: int) -> None:
+        with work(tmp_path / "out.mp4", {}, fresh=False) as state:
+            latents = state.latents(0, made.shape, pipe.noise(made, 1))
+            assert latents.steps == steps
+            pipe.sample(made, latents, 2, 3.0, Phases())
+            found.append(latents.whole())
+            raise KeyboardInterrupt
+
+    found: list[torch.Tensor] = []
+    for steps in (0, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(steps)
+    assert torch.equal(*found) and "torn" not in caplog.text
+    scene = made.video.scene
+    assert scene is not None and np.array_equal(found[1][-1], scene[47])
+
+
+def prepared(pipe: Pipeline, given: dict[str, np.ndarray] | None = None) -> Prepared:
+    given = given or clip(2)
     plan = pipe.plan(pipe.system.recipe("default"), (SIZE, SIZE), (SIZE, SIZE), None)
     streams = {
         name: Source(name, given[name], channels) for name, channels in (("scene", 3), ("mask", None), ("pose", 3))

@@ -69,6 +69,9 @@ class Latents:
         self._now, self._following = self._following, self._now
         self.steps += 1
 
+    def settle(self) -> None:
+        """Is due where `replace` has set what is read, and no step follows."""
+
     def _put(self, store: FrameStore, frames: Sequence[int], *values: Tensor) -> None:
         missing = [torch.zeros_like(values[0])] * (self.parts - len(values))
         rows = torch.cat([*values, *missing], dim=1).float().cpu().numpy()

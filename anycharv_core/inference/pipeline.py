@@ -397,6 +397,8 @@ class Pipeline:
             how = Sampling(steps, guidance_scale, windows, progress, shortcuts)
             self.backend.denoise(video, self.reference_tokens(made), made.image_embed, latents, how)
             show_scene()
+            if unseen:
+                latents.settle()
 
     def finish(self, made: Prepared, scene: Source | None, mask: Source | None) -> Finish:
         """How frames get in front of a scene, where the recipe does that: by masks if given, else by colours."""

@@ -149,6 +149,11 @@ class _Kept(Latents):
         elif self._following is self._kept:
             self._following, self._spare = self._spare or self._make_spare(), self._following
 
+    def settle(self) -> None:
+        # The file that is kept is the one that was changed, and without this it would count as torn.
+        if self._now is self._kept:
+            self._keep(self)
+
 
 class Work:
     """See `work`. people: what is kept of the latents of each, by their number."""
