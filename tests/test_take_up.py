@@ -7,10 +7,12 @@ import json
 import multiprocessing
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+import torch
 from cli_files import Files, Run, command, refused
 from cli_files import files as files
 from PIL import Image
@@ -19,6 +21,7 @@ from anycharv_core.cli import main
 from anycharv_core.files import locked, write_error
 from anycharv_core.jobs import work
 from anycharv_core.jobs.work import work_folder
+from anycharv_core.media.frames import FrameStore
 
 STEPS = 4
 # Files are flushed twice a step, the latents and the state, which is a file and then a name in the folder; and the
@@ -180,6 +183,37 @@ def test_control_c_keeps_the_finished_steps_and_says_so(
     monkeypatch.setattr(work, "flushed", flush)
     code, said = run(*words_for(files, tiny_model, out))
     assert code == 0 and "after step 1," in said and out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_no_latents_are_open_when_their_files_go(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows they would stay."""
+    files, closed, unlink = [], [], Path.unlink
+
+    def opened(file: IO[bytes], held: object = None) -> FrameStore:
+        files.append(file)
+        return store(file, held)
+
+    def removed(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("latents"):
+            closed.append([file.closed for file in files if Path(file.name) == path])
+        unlink(path, missing_ok)
+
+    store = FrameStore.in_file
+    monkeypatch.setattr(FrameStore, "in_file", opened)
+    monkeypatch.setattr(Path, "unlink", removed)
+    noise = torch.zeros(2, 1, 1, 1)
+    with suppress(KeyboardInterrupt), work.work(tmp_path / "a.mp4", {}, fresh=False) as state:
+        latents = state.latents(0, tuple(noise.shape), [noise])
+        for resumable in (True, False):
+            latents.put(range(2), noise)
+            latents.advance(resumable)
+        if not whole:
+            raise KeyboardInterrupt
+    assert len(files) == 3 and all(file.closed for file in files)
+    assert closed == [[True]] * (3 if whole else 0) and len(latents) == 2
 
 
 def test_two_processes_do_not_work_on_one_video(files: Files, tiny_model: Path, tmp_path: Path, run: Run) -> None:

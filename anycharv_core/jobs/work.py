@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
@@ -108,6 +108,7 @@ def work(out: Path, decides: Mapping[str, str], fresh: bool) -> Iterator[Work]:
                 yield state
                 finished = True
             finally:
+                state.close()
                 if finished or not state.people:
                     state.remove()
     finally:
@@ -162,6 +163,7 @@ class Work:
         self._place, self._decides = place, decides
         self.people: dict[str, dict[str, Any]] = {} if fresh else self._found()
         self.taken_up = 0  # steps that an earlier process has finished
+        self._opened: list[IO[bytes]] = []
 
     def latents(self, number: int, shape: Sequence[int], noise: Iterable[Tensor], parts: int = 1) -> Latents:
         """The latents of person `number` after the last step that was finished, or else noise. parts: as in
@@ -190,6 +192,13 @@ class Work:
     def unfinished(self, ending: str) -> Path:
         """Where the video lies while it is written."""
         return self._place / f"{_UNFINISHED}{ending}"
+
+    def close(self) -> None:
+        """Closes the files of all latents, whoever still holds these: Windows removes no file that is open."""
+        for file in self._opened:
+            # A full disk refuses here what it refused before, of which the user is told already.
+            with suppress(OSError):
+                file.close()
 
     def remove(self) -> None:
         """Removes all but the folder and its lock."""
@@ -245,9 +254,11 @@ class Work:
             temporary.write_text(json.dumps({"decides": self._decides, "people": self.people}), encoding="utf-8")
         flushed(self._place)
 
-    def _open(self, number: int, letter: str, mode: str) -> Any:
+    def _open(self, number: int, letter: str, mode: str) -> IO[bytes]:
         path = self._place / f"latents-{number}-{letter}"
         try:
-            return path.open(mode)
+            file = path.open(mode)
         except OSError as error:
             raise write_error(path, error) from error
+        self._opened.append(file)
+        return file

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import IO, BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class FrameStore:
         self._count = 0
 
     @classmethod
-    def in_file(cls, file: BinaryIO, held: tuple[Sequence[int], np.dtype] | None = None) -> FrameStore:
+    def in_file(cls, file: IO[bytes], held: tuple[Sequence[int], np.dtype] | None = None) -> FrameStore:
         """A store that lies in a file with a name. held: shape [F, ...] and type of what it already holds."""
         store = cls()
         store._file, store._named = file, file.name
