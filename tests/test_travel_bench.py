@@ -117,6 +117,17 @@ def test_a_model_is_scored_beside_its_base_and_with_the_ceiling_of_whole_clips(t
     assert scores["tied, 1 step, guidance 1"].keys() >= MASSES.keys()
 
 
+@pytest.mark.parametrize("frames", [7, 10])
+def test_frames_that_are_no_clip_are_one_sentence(
+    frames: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "anywhere.safetensors"
+    write_single(tiny_anywhere.checkpoint(), model, torch.float32)
+    options = ["--model", str(model), "--clips", "1", "--frames", str(frames), "--size", "32"]
+    assert main(["bench", "puppets", *options, "--out", str(tmp_path / "out")]) == 2
+    assert f"A clip of {frames} frames can't be made" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_sheet_of_a_demo_shows_where_a_journey_leads(tmp_path: Path) -> None:
     model = tmp_path / "anywhere.safetensors"
     checkpoint = tiny_anywhere.checkpoint()

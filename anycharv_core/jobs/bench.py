@@ -87,6 +87,7 @@ def bench_puppets(job: PuppetJob, progress: Progress | None = None) -> tuple[dic
                 f"{job.model} can't be scored on the task '{job.task}'; use --task {' or '.join(possible)}."
             )
         setup = Setup.of(job.task or possible[0], job.clips, job.frames, job.size)
+        pipe.system.latents_of(setup.frames)  # says so before the autoencoder is scored on them
         methods = references(setup.task)
         if setup.size % pipe.backend.multiple == 0:
             methods["the model's autoencoder"] = of_codec(pipe)
