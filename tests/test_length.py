@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import tempfile
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -50,6 +51,31 @@ def test_what_lies_in_files_is_bit_equal_to_what_lies_in_memory(
         made.append(pipe(scene[0], scene, mask, scene, steps=3, guidance_scale=2.0, recipe=recipe))
     assert torch.equal(made[0].latents, made[1].latents) and np.array_equal(made[0].frames, made[1].frames)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", ["pipeline", "job"])
+def test_nothing_is_spooled_to_the_system_s_own_folder(
+    way: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be small, or lie in memory."""
+    monkeypatch.setattr(frames, "MEMORY", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    scene = np.random.default_rng(0).integers(256, size=(3, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    if way == "pipeline":
+        pipe = Pipeline.from_pretrained(tiny_model)
+        pipe.folder = tmp_path
+        mask = np.full((3, HEIGHT, WIDTH), 255, np.uint8)
+        assert len(list(pipe(scene[0], iter(scene), iter(mask), iter(scene), steps=1).frames)) == 3
+        return
+    boxes, video, reference = (tmp_path / name for name in ("b.json", "v.mp4", "r.png"))
+    Image.fromarray(scene[0]).save(reference)
+    with VideoWriter(video, WIDTH, HEIGHT, rate=Fraction(25)) as writer:
+        for frame in scene:
+            writer.write(frame)
+    boxes.write_text(str([[4, 4, 28, 20]] * 3))
+    people = (Replacement(reference, boxes, video),) * 2
+    job = ReplaceJob(video=video, people=people, out=tmp_path / "out.mp4", model=str(tiny_model), steps=1)
+    assert generate(job)["frames"] == 3
 
 
 def test_a_frame_more_takes_less_than_two_kilobytes(

@@ -81,7 +81,7 @@ def put_in_turn(
     pasted = []
     for number, (one, reference) in enumerate(zip(encoded, references, strict=True)):
         if number:
-            before = Source("video", frames, 3, replayed=True, deep=True)
+            before = Source("video", frames, 3, replayed=True, deep=True, folder=pipe.folder)
             with phases("encode"):
                 one = pipe.encode_again(one, eight_bit(before), masks[number])
             frames = before

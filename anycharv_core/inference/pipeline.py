@@ -167,9 +167,10 @@ class Pipeline:
         streamed = not isinstance(pose if scene is None else scene, (np.ndarray, Poses))
         chosen = self.system.recipe(recipe)
         chosen = chosen.matching_colour() if match_colour else chosen
-        given = None if scene is None else Source("scene", scene, 3, replayed=True, deep=True)
+        spooled = partial(Source, replayed=True, folder=self.folder)
+        given = None if scene is None else spooled("scene", scene, 3, deep=True)
         shown = given and eight_bit(given)
-        regions = None if mask is None else self.given_masks(Source("mask", mask, None, replayed=True))
+        regions = None if mask is None else self.given_masks(spooled("mask", mask, None))
         held = None if objects is None else Source("objects", objects, None)
         far = None if depth is None else Source("depth", depth, None, deep=True)
         phases = Phases()

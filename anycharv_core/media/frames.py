@@ -115,9 +115,10 @@ class Reopened:
 class Replay:
     """Lets any source of frames be read twice: a one-shot iterator is spooled while it is first read."""
 
-    def __init__(self, source: Frames):
+    def __init__(self, source: Frames, folder: Path | str | None = None):
+        """folder: as for `FrameStore`."""
         self._source = source
-        self._store: FrameStore | None = FrameStore() if iter(source) is source else None
+        self._store: FrameStore | None = FrameStore(folder) if iter(source) is source else None
         self._begun = False
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -160,15 +161,21 @@ def checked(
 class Source:
     """Frames uint8 [H, W] (channels None) or [H, W, channels] of one size, checked as they pass.
 
-    name: what messages call them. Every loop starts at the first frame, where `replayed` even of an iterator.
-    deep: uint16 is taken too.
+    name: what messages call them. Every loop starts at the first frame, where `replayed` even of an iterator,
+    which is spooled to `folder`, see `FrameStore`. deep: uint16 is taken too.
     """
 
     def __init__(
-        self, name: str, frames: Frames, channels: int | None, replayed: bool = False, deep: bool = False
+        self,
+        name: str,
+        frames: Frames,
+        channels: int | None,
+        replayed: bool = False,
+        deep: bool = False,
+        folder: Path | str | None = None,
     ):
         self.name = name
-        self._frames = Replay(frames) if replayed else frames
+        self._frames = Replay(frames, folder) if replayed else frames
         self._channels = channels
         self._takes_deep = deep
         self._size: Size | None = None
