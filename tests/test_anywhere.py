@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from anycharv_core.media.canvas import Canvas, CanvasPath
 from anycharv_core.media.frames import FrameStore
 from anycharv_core.media.pose import POINTS, Poses
 from anycharv_core.models.windows import linear_windows
+from anycharv_core.preprocess.models import DETECTOR, WHOLE_BODY, pose_files
 from anycharv_core.puppets.character import sample_character
 from anycharv_core.puppets.motion import sample_motion
 from anycharv_core.puppets.render import render
@@ -327,6 +329,25 @@ def test_people_in_the_background_are_warned_of(tmp_path: Path, caplog: pytest.L
         assert len(caplog.records) == people
     with pytest.raises(UserError, match="is not there"):
         read_background(tmp_path / "nobody.png", str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("lacking", ["onnxruntime", "whole file"])
+def test_nobody_looks_for_people_where_the_detector_is_not_named_and_cannot_run(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "place.png")
+    folder = tmp_path / "models" / "detection"
+    folder.mkdir(parents=True)
+    for name, own in zip((DETECTOR, WHOLE_BODY), pose_files("embedded"), strict=True):
+        content = own.read_bytes()
+        (folder / name).write_bytes(content[:500] if lacking == "whole file" else content)
+    monkeypatch.delenv("ANYCHARV_MODELS", raising=False)
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    if lacking == "onnxruntime":
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert read_background(tmp_path / "place.png", None, "cpu").shape == (16, 16, 3)
+    with pytest.raises(UserError, match="onnxruntime"):
+        read_background(tmp_path / "place.png", str(folder), "cpu")
 
 
 def test_another_command_sends_to_animate(files: dict[str, Path], tmp_path: Path) -> None:
