@@ -139,6 +139,16 @@ def test_outputs_that_cannot_be_are_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_a_folder_without_a_name_is_one_sentence(
+    out: str, files: Files, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = command(files, tmp_path / "no model", Path(out), format="png")
+    refused(run(*words), f"The output {out} has no name,", "name the folder itself")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_jobs_are_checked_as_the_command_line_is(tmp_path: Path) -> None:
     for changed, words in (
         ({"crf": 52}, "The CRF is 52; give a whole number from 0"),

@@ -90,6 +90,10 @@ class RenderJob(SamplingOptions):
             raise UserError(f"The output {self.out} is {what}; let its name end in {ending}, or change --format.")
         if ending is None and self.out.suffix.lower() in (*VIDEOS, ".png"):
             raise UserError(f"The output {self.out} is {what}; let its name not end in {self.out.suffix}.")
+        if self.out.name in ("", ".."):
+            raise UserError(
+                f"The output {self.out} has no name, which the report beside it takes; name the folder itself."
+            )
         if self.crf is not None and self.format != H264:
             raise UserError(f"--crf is the quality of H.264, but {self.format} loses nothing; leave it out.")
         if self.crf is not None and not 0 <= self.crf <= WORST_CRF:
