@@ -317,11 +317,8 @@ def test_the_command_line_says_what_is_wrong_in_a_sentence(
     assert message in said and said.count("\n") == 1 and not (tmp_path / "out.mp4").exists()
 
 
-def test_what_was_prepared_is_taken_by_models_that_read_it(
-    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = inputs()
-    place = tmp_path / "prepared"
+def prepare(given: dict[str, np.ndarray], place: Path) -> Path:
+    """A prepared folder with everything that is offered."""
     place.mkdir()
     write_inputs(given, place)
     write_masks(place / "box.mkv", np.full_like(given["mask"], 255))
@@ -329,6 +326,26 @@ def test_what_was_prepared_is_taken_by_models_that_read_it(
     (place / "pose.json").write_text(json.dumps(figures))
     report = {"clip": str(place / "video.mkv"), "chosen": [{"folder": "."}], "cuts": []}
     (place / "report.json").write_text(json.dumps(report))
+    return place
+
+
+@pytest.mark.parametrize("name", ["mask", "objects", "depth"])
+def test_what_was_prepared_is_not_replaced_by_the_output(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = prepare(inputs(), tmp_path / "prepared")
+    before, out = (place / f"{name}.mkv").read_bytes(), f"--out={place / name}.mkv"
+    options = [f"--prepared={place}", f"--reference={place / 'reference.png'}", "--steps=1", "--format=ffv1"]
+    assert main(["generate", *options, f"--model={folder}", out]) == 2
+    assert f"{name}.mkv is one of the inputs and would be overwritten" in capsys.readouterr().err
+    assert (place / f"{name}.mkv").read_bytes() == before
+
+
+def test_what_was_prepared_is_taken_by_models_that_read_it(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = inputs()
+    place = prepare(given, tmp_path / "prepared")
 
     def made(name: str, model: Path, *options: str) -> tuple[np.ndarray, dict[str, str]]:
         out = tmp_path / f"{name}.mkv"

@@ -136,7 +136,9 @@ def generate(job: ReplaceJob, progress: Progress | None = None) -> dict[str, Any
     Returns the report. Raises UserError for anything the user can put right; old files are then as
     they were.
     """
-    job.check_places((job.video, *(path for each in job.people for path in each.files.values())))
+    # Which of what is offered will be read depends on the model, and that is not known yet.
+    given = (path for each in job.people for path in (*each.files.values(), *vars(each.offered).values()))
+    job.check_places((job.video, *given))
     device = pick_device(job.device)
     with explained_memory(), ExitStack() as stack:
         return _generate(job, device, progress, stack)
