@@ -13,6 +13,7 @@ from PIL import Image
 from anycharv_core.cli import main
 from anycharv_core.files import MANIFEST
 from anycharv_core.jobs.preprocess import PreprocessJob, preprocess
+from anycharv_core.jobs.replace import people_of
 from anycharv_core.media.masks import mask_box
 from anycharv_core.media.pose import parse_poses
 from anycharv_core.media.video_read import probe
@@ -339,6 +340,21 @@ def test_generate_says_what_a_prepared_folder_lacks(stage, tmp_path, capsys, arg
     filled = [argument.format(out=out, tmp=tmp_path) for argument in arguments]
     assert run("generate", *filled, "--out", tmp_path / "x.mp4") == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["in memory", "/gone/source"])
+def test_a_video_that_is_no_file_is_to_be_given(stage, tmp_path, capsys, name):
+    out, video = tmp_path / "out", tmp_path / "x.mp4"
+    assert prepare(stage, out, "--people", "1") == 0
+    report = json.loads((out / "report.json").read_text())
+    (out / "report.json").write_text(json.dumps(report | {"clip": name}))
+    capsys.readouterr()
+    given = ["--prepared", out, "--model", "embedded", "--reference", stage / "left.png", "--out", video]
+    assert run("generate", *given) == 2
+    said = capsys.readouterr().err
+    assert said == f"anycharv: {out} was made of a video that is no file here, '{name}'; give it as --video.\n"
+    found, people, _ = people_of([stage / "left.png"], None, stage / "clip.mp4", None, None, out)
+    assert found == stage / "clip.mp4" and people[0].pose == out / "pose.json"
 
 
 def test_keys_follow_content_not_names(tmp_path):

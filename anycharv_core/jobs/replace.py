@@ -96,6 +96,11 @@ def people_of(
     if prepared:
         found = read_prepared(prepared)
         cuts = found.cuts if video is None else None
+        # ComfyUI prepares videos that it holds in memory, too.
+        if video is None and not found.video.is_file():
+            raise UserError(
+                f"{prepared} was made of a video that is no file here, '{found.video}'; give it as --video."
+            )
         video = video or found.video
         people, offered = found.people, found.offered
     elif video and mask and pose:
