@@ -18,7 +18,8 @@ from ..systems.recipes import Recipe
 FEATHER = 0.015  # of the shorter side: what the mask is padded by, and the width of the soft edge
 
 Finish = Callable[[np.ndarray, Canvas], np.ndarray]
-"""What was decoded for each frame in turn, uint8 [H, W, 3] of the padded size, and its canvas -> the frame."""
+"""What was decoded for each frame in turn, uint8 or uint16 [H, W, 3] of the padded size, and its canvas -> the
+frame, uint8 or uint16."""
 
 
 def paste_weights(mask: np.ndarray, growth: float = 0.0) -> np.ndarray:

@@ -35,7 +35,7 @@ class Canvas:
     window: tuple[float, float, float, float] | None = None
 
     def place(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] of any size -> [padded height, padded width, 3], antialiased, edges repeated.
+        """uint8 or uint16 [H, W, 3] of any size -> [padded height, padded width, 3], antialiased, edges repeated.
 
         A picture that is not of the source's size is taken as the source scaled to its size.
         """
@@ -71,17 +71,17 @@ class Canvas:
         return left, top, min(width, math.floor(x1 + _ROUNDING)), min(height, math.floor(y1 + _ROUNDING))
 
     def restore(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 [padded height, padded width, 3] -> the source's pixels of `region`, antialiased."""
+        """uint8 or uint16 [padded height, padded width, 3] -> the source's pixels of `region`, antialiased."""
         x0, y0, x1, y1 = self.region
         width, height = self.inner
         part = np.clip(self.to_canvas(np.array([(x0, y0), (x1, y1)])), 0, self.inner)
         return resample(picture[:height, :width], tuple(part.ravel().tolist()), (x1 - x0, y1 - y0))
 
     def paste(self, picture: np.ndarray, frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """A frame uint8 [H, W, 3] of the source's size with a picture of the padded size in front of it.
+        """A frame uint8 or uint16 [H, W, 3] of the source's size with a picture of the padded size in front of it.
 
-        weights: float32 [H, W] in 0..1, the picture's; where they are 0, and outside `region`, the frame's own
-        pixels stay.
+        picture: uint8, or uint16 if the frame is; weights: float32 [H, W] in 0..1, the picture's; where they are
+        0, and outside `region`, the frame's own pixels stay.
         """
         x0, y0, x1, y1 = self.region
         pasted = frame.copy()

@@ -40,10 +40,11 @@ def on_colour(picture: np.ndarray, alpha: np.ndarray, colour: tuple[int, int, in
 
 
 def key_onto(made: np.ndarray, scene: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """What is not of the key colour in `made`, in front of `scene`; both and the result uint8 [H, W, 3].
+    """What is not of the key colour in `made`, in front of `scene`, and of its type.
 
-    Pixels within NEAR levels of the key are the scene's, bit for bit; where character and key are mixed, the key
-    is taken out.
+    made: uint8 [H, W, 3], or uint16 if the scene is; scene: uint8 or uint16 of that shape. Pixels within NEAR
+    levels of the key, of 255, are the scene's, bit for bit; where character and key are mixed, the key is taken
+    out.
     """
     if made.dtype != scene.dtype:
         made = widened(made)
