@@ -82,7 +82,8 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
         "character": F.adaptive_max_pool2d(character, size),
     }
     if "order" in batch:
-        by_clip["order"] = F.adaptive_avg_pool2d(to_unit(batch["order"].flatten(0, 1)[..., None]), size)
+        order = to_unit(batch["order"].flatten(0, 1)[..., None])
+        by_clip["order"] = F.adaptive_avg_pool2d(order, (size[0], size[1]))
     system = system_of(nets.denoising_unet.cfg)
     if system.reads_scene:
         outside = (masks < 128)[:, None]
