@@ -79,7 +79,8 @@ def new_video(folder: Path) -> Path:
 
 def _in_memory(video: Any, first: int, saved: Path) -> OpenedVideo:
     parts = video.get_components()
-    rate = Fraction(parts.frame_rate)
+    # Create Video makes fractions of floats: 29.97 has a denominator of 2^47, more than any container holds.
+    rate = Fraction(parts.frame_rate).limit_denominator(1001)
     images, audio = parts.images[: first or None], parts.audio
     if audio:
         if len(images) < len(parts.images):
