@@ -14,6 +14,7 @@ from typing import Any
 
 import folder_paths
 import numpy as np
+import torch
 from comfy_api.latest import InputImpl, Types
 from torch import Tensor
 
@@ -83,15 +84,20 @@ def _in_memory(video: Any, first: int, saved: Path) -> OpenedVideo:
     rate = Fraction(parts.frame_rate).limit_denominator(1001)
     images, audio = parts.images[: first or None], parts.audio
     if audio:
-        if len(images) < len(parts.images):
-            samples = round(len(images) / rate * audio["sample_rate"])
-            audio = audio | {"waveform": audio["waveform"][..., :samples]}
-        Components = Types.VideoComponents
-        InputImpl.VideoFromComponents(Components(images=images, audio=audio, frame_rate=rate)).save_to(str(saved))
+        _save_sound(audio, len(images), rate, saved)
     frames = rgb_frames(images, "video")
     info = _info_of_pictures(images, rate)
     sound = str(saved) if audio else None
     return OpenedVideo(info, frames, frames, sound, "in memory", lambda: (digest(frames), images.shape))
+
+
+def _save_sound(audio: Any, count: int, rate: Fraction, saved: Path) -> None:
+    """An AUDIO, as long as so many frames, in a file."""
+    # ComfyUI would encode the video's own pictures only to carry the sound, and fails where they have odd sides or
+    # transparency.
+    blank = torch.zeros(1, 16, 16, 3).expand(count, -1, -1, -1)
+    parts = Types.VideoComponents(images=blank, audio=audio, frame_rate=rate)
+    InputImpl.VideoFromComponents(parts).save_to(str(saved))
 
 
 def _in_file(video: Any, source: str, first: int, saved: Path) -> OpenedVideo:

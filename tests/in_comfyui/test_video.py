@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -33,3 +34,20 @@ def test_rates_of_create_video_can_be_written(rate: Any, exact: str, tmp_path: P
                 writer.write(np.asarray(frame))
     made = core("anycharv_core.media.video_read").probe(tmp_path / "a.mp4")
     assert [time * made.time_base for time in made.timestamps] == [i / Fraction(exact) for i in range(3)]
+
+
+def seconds_of_sound(path: str | None) -> float:
+    assert path is not None
+    with av.open(path) as container:
+        return sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+
+
+@pytest.mark.parametrize(("height", "channels"), [(65, 3), (64, 4)])
+def test_sound_in_memory_is_kept_whatever_the_pictures_are(height: int, channels: int) -> None:
+    audio = {"waveform": torch.rand(1, 2, 44100), "sample_rate": 44100}
+    video = in_memory(8, torch.rand(8, height, 64, channels), audio)
+    for first, seconds in ((0, 1.0), (4, 0.5)):
+        with core("nodes.video").opened(video, first) as source:
+            # AAC comes in blocks of 1024 samples.
+            assert abs(seconds_of_sound(source.sound) - seconds) <= 1024 / 44100
+            assert [frame.shape for frame in source.frames] == [(height, 64, 3)] * int(8 * seconds)
