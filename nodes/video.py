@@ -19,6 +19,7 @@ from comfy_api.latest import InputImpl, Types
 from torch import Tensor
 
 from ..anycharv_core.errors import UserError
+from ..anycharv_core.media.audio import cut_audio
 from ..anycharv_core.media.colour import check_transfer
 from ..anycharv_core.media.frames import Reopened
 from ..anycharv_core.media.video_read import VideoInfo, probe, read_frames
@@ -108,24 +109,25 @@ def _in_file(video: Any, source: str, first: int, saved: Path) -> OpenedVideo:
     part = range(info.frames)
     if trimmed:
         part, info = _trimmed(info, start, duration)
+    begin, end = Fraction(start), Fraction(start + duration) if duration else None
     shortened = 0 < first < len(part)
     if shortened:
-        end = info.timestamps[first] * info.time_base
-        video = video.as_trimmed(0, float(end), strict_duration=False)
+        end = begin + info.timestamps[first] * info.time_base
         part = part[:first]
         info = replace(info, frames=first, timestamps=info.timestamps[:first])
+    sound: str | None
     content: tuple[Path | int, ...]
     if not (trimmed or shortened):
         deep, plain = partial(read_frames, source, deep=True), partial(read_frames, source)
-        sound, content = source, (Path(source),)
+        sound, content = source if info.has_audio else None, (Path(source),)
     else:
-        if info.has_audio:
-            video.save_to(str(saved))
+        # ComfyUI would encode the pictures, too, only to carry the sound, and fails where they have odd sides.
+        sound = str(saved) if info.has_audio and cut_audio(source, begin, end, saved) else None
         bounds = part.start, part.stop
         deep, plain = partial(read_frames, source, *bounds, deep=True), partial(read_frames, source, *bounds)
-        sound, content = str(saved), (Path(source), *bounds)
+        content = Path(source), *bounds
     streams = interruptible(Reopened(deep)), interruptible(Reopened(plain))
-    return OpenedVideo(info, *streams, sound if info.has_audio else None, source, lambda: content)
+    return OpenedVideo(info, *streams, sound, source, lambda: content)
 
 
 def _info_of_pictures(images: Tensor, rate: Fraction) -> VideoInfo:

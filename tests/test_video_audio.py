@@ -12,6 +12,7 @@ import pytest
 from clip_files import make_clip
 from video_files import audio, pictures, rewrite, times
 
+from anycharv_core.media.audio import cut_audio
 from anycharv_core.media.video_read import probe
 
 CODECS = ("aac", "libmp3lame", "ac3", "alac", "pcm_s16le")
@@ -118,3 +119,34 @@ def test_a_clip_can_be_written_over_itself(tmp_path: Path) -> None:
     before = times(clip), audio(clip)
     rewrite(clip, clip)
     assert (times(clip), audio(clip)) == before
+
+
+def sound(path: Path) -> tuple[float, np.ndarray]:
+    """When the sound of a file begins, in seconds, and its samples, mono, in -1..1."""
+    with av.open(str(path)) as container:
+        resampler = av.AudioResampler("flt", "mono", 44100)
+        frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+        return float(frames[0].pts * frames[0].time_base), np.hstack([frame.to_ndarray()[0] for frame in frames])
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("aac", "mp4"), ("alac", "mov"), ("pcm_s16le", "mov")])
+def test_audio_is_cut_to_the_sample(tmp_path: Path, codec: str, suffix: str) -> None:
+    clip = make_clip(tmp_path / f"a.{suffix}", list(pictures(25, 48, 64)), audio_codec=codec)
+    whole = sound(clip)[1]
+    for start, end in ((Fraction(1, 4), Fraction(3, 4)), (Fraction(0), Fraction(1, 2)), (Fraction(1, 3), None)):
+        assert cut_audio(clip, start, end, tmp_path / "b.mp4")
+        begins, made = sound(tmp_path / "b.mp4")
+        expected = whole[round(44100 * start) : None if end is None else round(44100 * end)]
+        assert begins == 0 and 0 <= len(made) - len(expected) < 2048
+        # Cut out of a tone, so the first and last blocks of AAC differ.
+        middle = slice(2048, len(expected) - 2048)
+        assert np.abs(made[middle] - expected[middle]).max() < 0.02
+    assert not cut_audio(clip, Fraction(5), None, tmp_path / "b.mp4")
+
+
+def test_audio_that_starts_late_is_cut_where_it_starts(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a.ts", list(pictures(25, 48, 64)), audio_codec="aac")
+    assert cut_audio(clip, Fraction(1, 50), Fraction(3), tmp_path / "b.mp4")
+    # Of AAC the first block is silent.
+    heard = [begins + np.argmax(made > 0.2) / 44100 for begins, made in map(sound, (clip, tmp_path / "b.mp4"))]
+    assert heard[0] > 0.05 and abs(heard[0] - heard[1] - 0.02) < 0.001

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 from av.container import InputContainer, OutputContainer
 
 from ..errors import UserError
@@ -81,16 +83,69 @@ class AudioCopy:
             return next((packet for packet in self._packets if packet.size), None)
 
     def _encode_instead(self, stream: av.AudioStream) -> None:
-        aac = av.Codec("aac", "w")
-        rate = stream.rate if stream.rate in (aac.audio_rates or ()) else 48000
-        layout = "mono" if stream.channels == 1 else "stereo"
-        output = self._output.add_stream("aac", rate=rate, layout=layout, bit_rate=192_000)
-        self._encoded[stream.index] = output
+        output = self._encoded[stream.index] = _add_aac(self._output, stream)
         kind, container = stream.codec_context.name, self._output.format.name
         self.note = (
             f"The audio of {self._path} is {kind}, which {container} cannot hold, "
-            f"so it was re-encoded to AAC ({layout}, {rate} Hz)."
+            f"so it was re-encoded to AAC ({output.layout.name}, {output.rate} Hz)."
         )
+
+
+def cut_audio(path: Path | str, start: Fraction, end: Fraction | None, out: Path) -> bool:
+    """Writes the first audio stream of a video between two times in seconds, None = its end, to an mp4 of sound
+    alone that begins at `start`, as AAC.
+
+    Returns whether there was any. Raises UserError where the audio cannot be read.
+    """
+    with open_input(path, "audio") as source, ExitStack() as stack:
+        stream = next((each for each in source.streams.audio if each.codec_context is not None), None)
+        if stream is None:
+            return False
+        output = stack.enter_context(av.open(f"file:{out}", "w", format="mp4"))
+        encoder = _add_aac(output, stream)
+        rate, layout = encoder.rate, encoder.layout.name
+        first, last = round(start * rate), None if end is None else round(end * rate)
+        written = False
+        for at, samples in _samples(path, source, stream, encoder):
+            if last is not None and at >= last:
+                break
+            kept = samples[:, max(0, first - at) : None if last is None else last - at]
+            if kept.size:
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(kept), "fltp", layout)
+                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+                frame.pts = max(0, at - first)
+                output.mux(encoder.encode(frame))
+                written = True
+        if written:
+            output.mux(encoder.encode())
+    return written
+
+
+def _samples(
+    path: Path | str, source: InputContainer, stream: av.AudioStream, like: av.AudioStream
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The samples of a stream, float32 [channels, n], in the rate and channels of `like`, and how many came before
+    them since time 0."""
+    resampler = av.AudioResampler("fltp", like.layout, like.rate)
+    packets = source.demux(stream)
+    following: int | None = None
+    while True:
+        with _audio_errors(path):
+            packet = next(packets, None)
+        if packet is None:
+            return
+        # As in `AudioCopy`, a damaged packet leaves a gap.
+        frames: list[av.AudioFrame] = []
+        with suppress(av.FFmpegError):
+            frames = packet.decode()
+        for frame in itertools.chain.from_iterable(map(resampler.resample, frames)):
+            at = following or 0
+            if frame.pts is not None and frame.time_base is not None:
+                at = round(frame.pts * frame.time_base * like.rate)
+            # Encoders take no samples that go back in time.
+            at = at if following is None else max(at, following)
+            yield at, frame.to_ndarray()
+            following = at + frame.samples
 
 
 class _Sink:
@@ -135,6 +190,13 @@ def _fits(container: str, path: Path | str, index: int) -> bool:
         except (ValueError, av.FFmpegError):
             return False
     return True
+
+
+def _add_aac(output: OutputContainer, stream: av.AudioStream) -> av.AudioStream:
+    """A stream of AAC in `output` that is as near to `stream` as AAC in stereo can be."""
+    rate = stream.rate if stream.rate in (av.Codec("aac", "w").audio_rates or ()) else 48000
+    layout = "mono" if stream.channels == 1 else "stereo"
+    return output.add_stream("aac", rate=rate, layout=layout, bit_rate=192_000)
 
 
 def _add_copy(output: OutputContainer, stream: av.AudioStream) -> av.AudioStream:

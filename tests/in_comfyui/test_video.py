@@ -13,6 +13,8 @@ import torch
 from comfy_api.latest import InputImpl, Types
 from comfy_pack import core
 
+TONE = {"waveform": torch.sin(torch.arange(44100) / 20).expand(1, 2, -1), "sample_rate": 44100}
+
 
 def in_memory(rate: Any, images: torch.Tensor, audio: Any = None) -> Any:
     return InputImpl.VideoFromComponents(
@@ -44,10 +46,24 @@ def seconds_of_sound(path: str | None) -> float:
 
 @pytest.mark.parametrize(("height", "channels"), [(65, 3), (64, 4)])
 def test_sound_in_memory_is_kept_whatever_the_pictures_are(height: int, channels: int) -> None:
-    audio = {"waveform": torch.rand(1, 2, 44100), "sample_rate": 44100}
-    video = in_memory(8, torch.rand(8, height, 64, channels), audio)
+    video = in_memory(8, torch.rand(8, height, 64, channels), TONE)
     for first, seconds in ((0, 1.0), (4, 0.5)):
         with core("nodes.video").opened(video, first) as source:
             # AAC comes in blocks of 1024 samples.
             assert abs(seconds_of_sound(source.sound) - seconds) <= 1024 / 44100
             assert [frame.shape for frame in source.frames] == [(height, 64, 3)] * int(8 * seconds)
+
+
+def test_sound_of_a_trimmed_file_with_odd_sides_is_kept(tmp_path: Path) -> None:
+    with core("nodes.video").opened(in_memory(8, torch.rand(8, 65, 63, 3), TONE)) as source:
+        info, path = source.info, tmp_path / "odd.mp4"
+        writer = core("anycharv_core.media.video_write").VideoWriter
+        with writer(path, 63, 65, info.timestamps, info.time_base, audio_from=source.sound) as written:
+            for frame in source.frames:
+                written.write(frame)
+    video = InputImpl.VideoFromFile
+    trimmed = video(str(path), start_time=0.25, duration=0.5)
+    for given, first, frames in ((video(str(path)), 4, 4), (trimmed, 0, 4), (trimmed, 2, 2)):
+        with core("nodes.video").opened(given, first) as source:
+            assert abs(seconds_of_sound(source.sound) - frames / 8) <= 1024 / 44100
+            assert sum(1 for _ in source.frames) == source.info.frames == frames
