@@ -173,8 +173,9 @@ def same_length(count: int, **others: np.ndarray) -> list[np.ndarray]:
 
 def first_of(given: Any, count: int) -> Any:
     """What is given for the first `count` frames, 0 = all; what is given once is for all."""
-    several = isinstance(given, (list, Tensor)) and len(given) > 1
-    return given[:count] if several and count else given
+    # The first side of a mask without frames, [H, W], is its height.
+    several = isinstance(given, list) or (isinstance(given, Tensor) and given.ndim > 2)
+    return given[:count] if several and len(given) > 1 and count else given
 
 
 def interruptible(frames: Iterable[np.ndarray]) -> Reopened:

@@ -33,6 +33,14 @@ def test_box_mask_and_fallbacks() -> None:
     assert grown[1].sum() == 900
 
 
+def test_the_first_frames_of_a_single_mask_are_the_mask() -> None:
+    first_of = core("nodes.pictures").first_of
+    for shape, shown in (((20, 30), (20, 30)), ((1, 20, 30), (1, 20, 30)), ((12, 20, 30), (8, 20, 30))):
+        assert first_of(torch.zeros(shape), 8).shape == shown
+        assert first_of(torch.zeros(shape), 0).shape == shape
+    assert first_of(list(range(12)), 8) == list(range(8)) and first_of(["one"], 8) == ["one"]
+
+
 def test_load_images_empty_mask_stands_for_none() -> None:
     _, net, vae, clip_vision = load()
     image = torch.rand(1, 90, 50, 3, generator=torch.Generator().manual_seed(0))
