@@ -15,10 +15,12 @@ from comfy_execution.graph_utils import is_link
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.people import Begin
 from ..anycharv_core.jobs.run import versions
-from ..anycharv_core.jobs.work import work
+from ..anycharv_core.jobs.work import remove_abandoned, work
 from ..anycharv_core.preprocess.cache import content_key
 
 FOLDER = "anycharv_unfinished"
+# A run that is queued again has another seed unless it is fixed, so nothing asks for what most runs leave.
+ABANDONED = 7 * 24 * 3600  # seconds
 
 
 @contextmanager
@@ -26,7 +28,8 @@ def unfinished(
     hidden: Any, networks: Iterable[str], content: Callable[[], Iterable[object]], resume: bool, temporary: Path
 ) -> Iterator[Begin]:
     """Gives the latents of a generation, after the last step that an earlier run of the same inputs finished. They
-    lie in a folder of ComfyUI's output folder, which goes when the body succeeds.
+    lie in a folder of ComfyUI's output folder, which goes when the body succeeds, or when a later run finds it
+    `ABANDONED`.
 
     hidden: the node's id and graph; networks: its inputs that are told by what leads to them, as they are too
     large to read; content: what else the result depends on, see `content_key`. Without `resume` or a graph nothing
@@ -35,12 +38,13 @@ def unfinished(
     if not resume or hidden is None or hidden.dynprompt is None:
         yield lambda number, shape, noise, parts: Latents.begun(noise, temporary, parts)
         return
-    root = Path(folder_paths.get_output_directory()) / FOLDER
-    root.mkdir(parents=True, exist_ok=True)
     graph = [lineage(hidden.dynprompt, hidden.unique_id, name) for name in networks]
     key = content_key(versions(), graph, *content())
+    root = Path(folder_paths.get_output_directory()) / FOLDER
+    root.mkdir(parents=True, exist_ok=True)
     try:
         with work(root / key, {"inputs": key}, fresh=False) as state:
+            remove_abandoned(root, ABANDONED)
             yield state.latents
     finally:
         with suppress(OSError):

@@ -235,3 +235,21 @@ def test_files_of_others_in_the_folder_stay(files: Files, tiny_model: Path, tmp_
     place.write_text("a file")
     refused(run(*words_for(files, tiny_model, tmp_path / "a.mp4")), "a.mp4.anycharv-work")
     assert place.read_text() == "a file"
+
+
+def test_what_nobody_goes_on_with_is_removed(tmp_path: Path) -> None:
+    names = "old", "others", "recent", "running"
+    old, others, recent, running = places = [work_folder(tmp_path / name) for name in names]
+    for place in places:
+        place.mkdir()
+        (place / "state.json").write_text("{}")
+        (place / "latents-0-a").write_bytes(b"0")
+    (others / "letter.txt").write_text("mine")
+    with locked(running / "lock"):
+        for path in (*places, *(path for place in places for path in place.iterdir())):
+            if path != recent / "latents-0-a":
+                os.utime(path, (0, 0))
+        work.remove_abandoned(tmp_path, seconds=3600)
+        assert left_in(tmp_path) == {place.name for place in places if place != old}
+    assert left_in(others) == {"letter.txt"} and left_in(recent) == {"state.json", "latents-0-a"}
+    assert left_in(running) == {"state.json", "latents-0-a", "lock"}

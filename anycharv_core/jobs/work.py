@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -97,20 +98,39 @@ def work(out: Path, decides: Mapping[str, str], fresh: bool) -> Iterator[Work]:
         place.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(place, error) from error
+    with _held(place) as ours:
+        if not ours:
+            raise UserError(f"Another process is making {out}; wait for it, or choose another output.")
+        state = Work(place, dict(decides), fresh)
+        finished = False
+        try:
+            yield state
+            finished = True
+        finally:
+            state.close()
+            if finished or not state.people:
+                state.remove()
+
+
+def remove_abandoned(folder: Path, seconds: float) -> None:
+    """Removes what stopped generations left in `folder` where it was not touched for so long and nobody is at work
+    on it. Files of others stay, and what cannot be removed."""
+    for place in sorted(folder.glob(f"*{SUFFIX}")):
+        with suppress(OSError):
+            touched = max(path.stat().st_mtime for path in (place, *place.iterdir()))
+            if time.time() - touched > seconds:
+                with _held(place) as ours:
+                    if ours:
+                        Work(place, {}, fresh=True).remove()
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[bool]:
+    """Whether this process alone works in the folder `place`, which goes afterwards if nothing is left in it."""
     ours = False
     try:
         with locked(place / _LOCK) as ours:
-            if not ours:
-                raise UserError(f"Another process is making {out}; wait for it, or choose another output.")
-            state = Work(place, dict(decides), fresh)
-            finished = False
-            try:
-                yield state
-                finished = True
-            finally:
-                state.close()
-                if finished or not state.people:
-                    state.remove()
+            yield ours
     finally:
         if ours:
             with suppress(OSError):

@@ -1,0 +1,58 @@
+"""What interrupted runs leave behind: by which inputs it is known, and when it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from comfy_pack import core
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[Path]:
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    yield tmp_path / "anycharv_unfinished"
+    folder_paths.set_output_directory(before)
+
+
+def unfinished(graph: dict[str, Any], content: Any, folder: Path) -> Any:
+    hidden = SimpleNamespace(dynprompt=SimpleNamespace(get_node=graph.__getitem__), unique_id="1")
+    return core("nodes.resume").unfinished(hidden, ("model",), content, True, folder)
+
+
+GRAPH = {"1": {"class_type": "Node", "inputs": {"model": "a"}}}
+
+
+def test_an_error_before_the_run_leaves_no_folder(output: Path, tmp_path: Path) -> None:
+    def unreadable() -> Any:
+        raise ValueError("torn")
+
+    with pytest.raises(ValueError, match="torn"), unfinished(GRAPH, unreadable, tmp_path):
+        pass
+    assert not output.exists()
+
+
+def test_a_run_removes_what_was_left_a_week_ago_but_goes_on_with_its_own(output: Path, tmp_path: Path) -> None:
+    def interrupted(content: str) -> int:
+        """How many steps had been finished before."""
+        with pytest.raises(KeyboardInterrupt), unfinished(GRAPH, lambda: [content], tmp_path) as begin:
+            latents = begin(0, (1, 1, 2, 2), [torch.zeros(1, 1, 2, 2)], 1)
+            done = latents.steps
+            latents.put([0], torch.ones(1, 1, 2, 2))
+            latents.advance()
+            raise KeyboardInterrupt
+        return done
+
+    assert interrupted("own") == interrupted("other") == 0
+    for place in output.iterdir():
+        for path in (*place.iterdir(), place):
+            os.utime(path, (0, 0))
+    assert interrupted("own") == 1
+    assert len(list(output.iterdir())) == 1
