@@ -12,11 +12,13 @@ from typing import Any
 import folder_paths
 from comfy_execution.graph_utils import is_link
 
+from ..anycharv_core.checkpoints.places import EMBEDDED
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.people import Begin
 from ..anycharv_core.jobs.run import versions
 from ..anycharv_core.jobs.work import remove_abandoned, work
-from ..anycharv_core.preprocess.cache import content_key
+from ..anycharv_core.preprocess.cache import content_key, weights_key
+from .loader import BASES, MODELS
 
 FOLDER = "anycharv_unfinished"
 # A run that is queued again has another seed unless it is fixed, so nothing asks for what most runs leave.
@@ -52,7 +54,8 @@ def unfinished(
 
 
 def lineage(graph: Any, node: str, name: str) -> str:
-    """A digest of all nodes and values that lead to an input of a node, whatever the nodes' ids."""
+    """A digest of all nodes and values that lead to an input of a node, whatever the nodes' ids, and of what tells
+    the model files that they name from others."""
     known: dict[str, str] = {}
 
     def of_node(number: str) -> str:
@@ -63,9 +66,27 @@ def lineage(graph: Any, node: str, name: str) -> str:
         return known[number]
 
     def of_value(value: Any) -> Any:
-        return [of_node(value[0]), value[1]] if is_link(value) else value
+        if is_link(value):
+            return [of_node(value[0]), value[1]]
+        return [value, *map(weights_key, _models(value))] if isinstance(value, str) else value
 
     return _digest(of_value(graph.get_node(node)["inputs"].get(name)))
+
+
+def _models(name: str) -> list[Path]:
+    """The files and folders of models that loaders may mean by a name."""
+    if name in EMBEDDED:
+        return [EMBEDDED[name]] if EMBEDDED[name].is_file() else []
+    if Path(name).name in ("", ".."):  # a whole folder of models
+        return []
+    found = []
+    # Which kind of model it is only the loader knows, which may be of another pack.
+    for kind in folder_paths.folder_names_and_paths:
+        for place in (Path(root, name) for root in folder_paths.get_folder_paths(kind)):
+            with suppress(OSError):  # a text that is too long for a name
+                if place.is_file() or (kind in (MODELS, BASES) and place.is_dir()):
+                    found.append(place)
+    return found
 
 
 def _digest(value: Any) -> str:

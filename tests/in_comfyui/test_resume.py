@@ -11,7 +11,7 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from comfy_pack import core
+from comfy_pack import core, models_folder
 
 
 @pytest.fixture
@@ -56,3 +56,30 @@ def test_a_run_removes_what_was_left_a_week_ago_but_goes_on_with_its_own(output:
             os.utime(path, (0, 0))
     assert interrupted("own") == 1
     assert len(list(output.iterdir())) == 1
+
+
+def test_models_are_known_by_their_files_not_by_their_names_alone(tmp_path: Path) -> None:
+    loras, folder = tmp_path / "loras", models_folder() / "trained" / "denoising_unet"
+    folder_paths.add_model_folder_path("loras", str(loras))
+    weights = loras / "style.safetensors", folder / "model.safetensors"
+    for path in weights:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"before")
+
+    def lineage(text: str = "a man") -> str:
+        graph = {
+            "1": {"class_type": "Node", "inputs": {"model": ["2", 0]}},
+            "2": {"class_type": "LoraLoader", "inputs": {"lora_name": "style.safetensors", "model": ["3", 0]}},
+            "3": {"class_type": "AnyCharVLoader", "inputs": {"checkpoint": "trained", "text": text}},
+        }
+        known: str = core("nodes.resume").lineage(SimpleNamespace(get_node=graph.__getitem__), "1", "model")
+        return known
+
+    known = [lineage()]
+    assert known == [lineage()]
+    for path in weights:
+        path.write_bytes(b"afterwards")
+        known.append(lineage())
+    assert len({*known}) == 3 and lineage() == known[-1]
+    # Text that is no name of a file, or names a folder of all models.
+    assert len({lineage(text) for text in ("", ".", "..", "trained/..", "\0", "long" * 10_000)}) == 6
