@@ -148,6 +148,14 @@ BAD = {
     "noise": ({"noise": torch.zeros(1, 4, 2, 2)}, "noise has shape"),
     "reference": ({"reference": blank(8, 8)}, "reference must be uint8"),
     "reference mask": ({"reference_mask": blank(8, 8)}, "reference mask must be uint8"),
+    "black reference mask": (
+        {"reference": blank(8, 8, 3), "reference_mask": blank(8, 8)},
+        "reference mask is black everywhere; mark the character",
+    ),
+    "transparent reference": (
+        {"reference": blank(8, 8, 4)},
+        "reference is transparent everywhere; give a picture",
+    ),
 }
 
 

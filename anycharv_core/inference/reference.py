@@ -53,7 +53,7 @@ def refer(recipe: Recipe, reference: np.ndarray, mask: np.ndarray | None, keyed:
 def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
     """A reference uint8 [H, W, 3 or 4] and its mask [H, W] or None -> picture [H, W, 3] and alpha or None.
 
-    Raises UserError for other shapes or types.
+    Raises UserError for other shapes or types, and where nothing of the reference would be left.
     """
     reference = np.asarray(reference)
     if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] not in (3, 4):
@@ -62,10 +62,16 @@ def split_reference(reference: np.ndarray, mask: np.ndarray | None) -> tuple[np.
         )
     if mask is None and reference.shape[2] == 4:
         mask = reference[..., 3]
+        if not mask.any():
+            raise UserError("The reference is transparent everywhere; give a picture that shows the character.")
     if mask is not None and (mask.dtype != np.uint8 or mask.shape != reference.shape[:2]):
         raise UserError(
             f"The reference mask must be uint8 {list(reference.shape[:2])}, the reference's size; it is "
             f"{mask.dtype} {list(mask.shape)}."
+        )
+    if mask is not None and not mask.any():
+        raise UserError(
+            "The reference mask is black everywhere; mark the character with white, or leave the mask out."
         )
     return reference[..., :3], mask
 

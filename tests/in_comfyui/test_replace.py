@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
 from comfy_pack import core, execute, load
@@ -58,6 +59,17 @@ def test_replace_character_keeps_times_and_audio() -> None:
     changed = np.abs(frames[0] - frames[1]).mean(axis=(1, 2, 3))
     # Without a mask only the encoder touches a frame.
     assert 1.5 * changed[3] < np.delete(changed, 3).min(), changed
+
+
+def test_a_reference_of_which_nothing_is_shown_is_refused() -> None:
+    puppet = execute("AnyCharVPuppetClip", seed=5, frames=2, size=96)
+    black = torch.zeros_like(puppet[5])
+    clear = torch.cat([puppet[4], black[..., None]], dim=-1)
+    refused = core("anycharv_core.errors").UserError
+    with pytest.raises(refused, match="reference mask is black everywhere"):
+        replaced(puppet[0], puppet, puppet[2], reference_mask=black)
+    with pytest.raises(refused, match="reference is transparent everywhere"):
+        replaced(puppet[0], puppet, puppet[2], reference=clear, reference_mask=None)
 
 
 def test_frames_in_memory_and_trimmed_ones_are_not_encoded_on_the_way() -> None:
