@@ -20,8 +20,6 @@ import pytest
 import torch
 from comfyui_server import COMFYUI
 
-from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
-
 PARITY = Path(os.environ.get("ANYCHARV_PARITY") or Path(__file__).parents[2] / "shared" / "parity").absolute()
 CLIPS = PARITY.with_name("clips")
 
@@ -31,15 +29,6 @@ not_root = pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not
 patience = pytest.mark.skipif(not os.environ.get("ANYCHARV_SLOW"), reason="needs half a minute (ANYCHARV_SLOW)")
 proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: no /proc/self/status")
 sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX: no SIGKILL")
-
-
-def weights(model: str) -> pytest.MarkDecorator:
-    """Skips a test of an embedded model in a copy without its weights."""
-    lacking = not EMBEDDED[model].is_file()
-    return pytest.mark.skipif(lacking, reason=f"needs the weights of '{model}', which this copy lacks")
-
-
-(anywhere,) = map(weights, TRAINED_LATER)
 
 
 def recorded(path: Path) -> pytest.MarkDecorator:

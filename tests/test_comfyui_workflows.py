@@ -15,8 +15,6 @@ import av
 import needs
 import numpy as np
 import pytest
-import tiny_anywhere
-import torch
 from comfyui_server import (
     BYPASSED,
     COMFYUI,
@@ -34,8 +32,6 @@ from comfyui_server import (
 from embedded_graphs import on_embedded_models
 from PIL import Image
 
-from anycharv_core.checkpoints.places import EMBEDDED
-from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.media.pose_drawing import draw_poses
 from anycharv_core.media.video_read import probe, read_frames
 from anycharv_core.media.video_write import VideoWriter
@@ -50,8 +46,6 @@ NO_DOWNLOAD = {
     "animate_anyone_2": 24,
     "animate_anywhere": 24,
 }
-# The workflows whose model is not in every copy.
-LATER = {"animate_anywhere": "embedded-anywhere"}
 BARE_VIDEO = "preprocess_video"  # needs no download either, but a clip
 APPS = ["animate_anyone", "folder_of_videos", "preprocess_video", "quick_start", "replace_character"]
 # A quick start as it was saved before AnyCharV Conditioning handed its canvas to AnyCharV Composite.
@@ -225,13 +219,7 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
                 assert error["extra_info"]["received_value"] in wanted[key]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[needs.weights(LATER[name])] if name in LATER else [])
-        for name in (*NO_DOWNLOAD, EARLIER.stem)
-    ],
-)
+@pytest.mark.parametrize("name", [*NO_DOWNLOAD, EARLIER.stem])
 def test_runs_without_download(server: Server, name: str) -> None:
     earlier = name == EARLIER.stem
     workflow = json.loads(EARLIER.read_text(encoding="utf-8")) if earlier else load(name)
@@ -248,25 +236,6 @@ def check_videos(server: Server, prompt: dict[str, Any], frames: int) -> None:
         assert (info.frames, info.width, info.height) == (frames, size * beside, size)
         assert info.rate == 24
     assert len(videos) == 2
-
-
-def test_a_journey_runs_with_any_weights_of_the_layout(server: Server) -> None:
-    name = "journeys.safetensors"
-    write_single(tiny_anywhere.like_embedded(), server.base / "models" / "anycharv" / name, torch.float16)
-    prompt = to_prompt(load("animate_anywhere"), server.object_info)
-    assert one(prompt, "AnyCharVLoader")["checkpoint"] == LATER["animate_anywhere"]
-    one(prompt, "AnyCharVLoader")["checkpoint"] = name
-    one(prompt, "AnyCharVSampler")["steps"] = 2
-    check_videos(server, prompt, 24)
-
-
-@pytest.mark.parametrize(("name", "model"), LATER.items())
-def test_a_copy_without_the_weights_of_a_model_says_so(server: Server, name: str, model: str) -> None:
-    if EMBEDDED[model].is_file():
-        pytest.skip(f"needs a copy without the weights of '{model}'")
-    with pytest.raises(ExecutionFailed) as failed:
-        server.run(to_prompt(load(name), server.object_info))
-    assert f"This copy of the package lacks {EMBEDDED[model].name}" in str(failed.value)
 
 
 def test_bare_video_runs_without_download(server: Server) -> None:

@@ -76,7 +76,7 @@ def test_doctor_misses_what_should_be_shipped(
     missing = {name: tmp_path / path.name for name, path in doctor.EMBEDDED.items()}
     monkeypatch.setattr(doctor, "EMBEDDED", missing)
     assert examine([tmp_path]) == 1
-    wanted = "Reinstall this package: embedded, embedded-animate, embedded-animate2 came with it"
+    wanted = f"Reinstall this package: {', '.join(missing)} came with it"
     assert wanted in capsys.readouterr().out
 
 

@@ -1,7 +1,6 @@
 """The shipped models: what they are, and what they do with characters they have never seen."""
 
 import json
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from anycharv_core import Pipeline, UserError
+from anycharv_core import Pipeline
 from anycharv_core.bench.metrics import psnr
 from anycharv_core.bench.puppets import of_model
 from anycharv_core.bench.tasks import BOLD_SWAP, KINDS, TRAVEL, Setup, Task, tasks
 from anycharv_core.bench.travel import TRAVEL_BASELINES, paired
-from anycharv_core.checkpoints.places import EMBEDDED, TRAINED_LATER
+from anycharv_core.checkpoints.places import EMBEDDED
 from anycharv_core.jobs.demo import run
 from anycharv_core.media.imaging import resample
 from anycharv_core.media.video_read import probe, read_frames
@@ -71,7 +70,6 @@ def test_the_one_that_keeps_hold_of_things_reads_them() -> None:
     assert pipe.settings["world"] == "acts" and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
 
 
-@needs.anywhere
 def test_the_one_that_walks_through_places_needs_no_base() -> None:
     assert EMBEDDED["embedded-anywhere"].stat().st_size <= 40e6
     config, shipped = yaml.safe_load(ANYWHERE_CONFIG.read_text()), read_checkpoint("embedded-anywhere")
@@ -80,7 +78,6 @@ def test_the_one_that_walks_through_places_needs_no_base() -> None:
     assert Pipeline.from_pretrained("embedded-anywhere").system is ANYWHERE
 
 
-@needs.anywhere
 @needs.patience
 def test_the_camera_follows_the_walk() -> None:
     pipe = Pipeline.from_pretrained("embedded-anywhere")
@@ -93,29 +90,13 @@ def test_the_camera_follows_the_walk() -> None:
     assert np.mean(chosen) > 0.5  # what a model comes to that does not read the camera off the poses
 
 
-@pytest.mark.parametrize("model", TRAINED_LATER)
-def test_a_copy_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str) -> None:
-    monkeypatch.setitem(EMBEDDED, model, tmp_path / (name := EMBEDDED[model].name))
-    with pytest.raises(UserError, match=rf"^This copy of the package lacks {name}, .*'{model}'.*\.$") as refused:
-        Pipeline.from_pretrained(model)
-    (config,) = re.findall(r"training/configs/\w+\.yaml", str(refused.value))
-    assert (CONFIGS.parents[1] / config).is_file()
-
-
 @pytest.mark.parametrize(
     ("model", "sample", "side", "columns", "baselines"),
     [
         ("embedded", sample_bold_swap, 256, 5, BASELINES),
         ("embedded-animate", sample_bold_animation, 80, 4, ANIMATION_BASELINES),
         ("embedded-animate2", sample_interaction, 128, 5, INTERACTION_BASELINES),
-        pytest.param(
-            "embedded-anywhere",
-            partial(sample_travel, kind="follow"),
-            64,
-            5,
-            TRAVEL_BASELINES,
-            marks=needs.anywhere,
-        ),
+        ("embedded-anywhere", partial(sample_travel, kind="follow"), 64, 5, TRAVEL_BASELINES),
     ],
     ids=["demo", "demo-animate", "demo-animate2", "demo-anywhere"],
 )

@@ -1,4 +1,4 @@
-"""All that is done with the name embedded-anywhere, on random weights in the layout of its own."""
+"""All that is done with the name embedded-anywhere."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-import tiny_anywhere
-import torch
 
-from anycharv_core.checkpoints.places import EMBEDDED
-from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.media.video_read import probe, read_frames
@@ -19,18 +14,6 @@ from anycharv_core.puppets.travel import JOURNEYS, sample_travel
 from anycharv_core.systems.anywhere import ANYWHERE
 
 NAME, FRAMES, SIZE = "embedded-anywhere", 24, 64
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "embedded_anywhere.safetensors"
-    write_single(tiny_anywhere.like_embedded(), path, torch.float16)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def embedded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EMBEDDED, NAME, weights)
 
 
 def test_the_name_is_a_model_of_journeys_without_a_base() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from dit_nets import TINY, randomised
 from safetensors.torch import save_file
 
@@ -34,20 +33,11 @@ SETTINGS: dict[str, Any] = {
     "image_scale": 1.0,
     "noise_scheduler_kwargs": NoiseSchedule(offset=0, scaled=True).to_dict(),
 }
-EMBEDDED_CONFIG = Path(__file__).parents[1] / "training" / "configs" / "embedded_anywhere.yaml"
 
 
 def checkpoint(**configs: Any) -> Checkpoint:
     """Its weights are such that nothing it is given goes without effect."""
     return Checkpoint(CONFIGS | configs, _weights(CONFIGS | configs), dict(SETTINGS))
-
-
-def like_embedded() -> Checkpoint:
-    """What embedded_anywhere.yaml makes of its networks, without the training: one step is enough for them."""
-    config = yaml.safe_load(EMBEDDED_CONFIG.read_text(encoding="utf-8"))
-    configs = config["networks"] | {"prompt": {}}
-    settings = {"system": "anywhere", "steps": 1, "guidance_scale": 1.0}
-    return Checkpoint(configs, _weights(configs), config["settings"] | settings)
 
 
 def _weights(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, torch.Tensor]]:

@@ -16,8 +16,6 @@ EMBEDDED = {
     "embedded-animate2": _WEIGHTS / "embedded_animate2.safetensors",
     "embedded-anywhere": _WEIGHTS / "embedded_anywhere.safetensors",
 }
-# Without the weights of these a copy of this package is whole: they are trained by configs of it.
-TRAINED_LATER = ("embedded-anywhere",)
 DEFAULT_MODELS = Path("~/comfy/ComfyUI/models/anycharv")
 
 

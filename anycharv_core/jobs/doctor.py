@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import NETWORKS
 from ..checkpoints.folders import FOLDERS
-from ..checkpoints.places import DEFAULT_MODELS, EMBEDDED, TRAINED_LATER, places
+from ..checkpoints.places import DEFAULT_MODELS, EMBEDDED, places
 from ..errors import UserError
 from ..preprocess.models import pose_files, segmenter_name
 
@@ -152,9 +152,7 @@ def _weights(places: list[Path]) -> list[str]:
     print("\nWeights")
     absent = [name for name, path in EMBEDDED.items() if not path.is_file()]
     for name in EMBEDDED:
-        lacks = "not in this copy of the package" if name in TRAINED_LATER else "missing from this installation"
-        _row(name, lacks if name in absent else "shipped with this package")
-    absent = [name for name in absent if name not in TRAINED_LATER]
+        _row(name, "missing from this installation" if name in absent else "shipped with this package")
     found = []
     for place in places:
         models = find_models(place.expanduser())

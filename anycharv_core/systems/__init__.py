@@ -13,7 +13,7 @@ from ..checkpoints.check import check_checkpoint
 from ..checkpoints.checkpoint import NETWORKS, Checkpoint
 from ..checkpoints.cogvideox import join_base
 from ..checkpoints.folders import read_library_parts
-from ..checkpoints.places import EMBEDDED, TRAINED_LATER
+from ..checkpoints.places import EMBEDDED
 from ..checkpoints.single_file import read_single
 from ..errors import UserError
 from ..foreign import parse_json, read_header, read_json
@@ -117,12 +117,6 @@ def _checked(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
 
 
 def _absent(path: Path) -> UserError:
-    for name in TRAINED_LATER:
-        if path == EMBEDDED[name]:
-            return UserError(
-                f"This copy of the package lacks {path.name}, the weights of '{name}': install one that has them, "
-                f"or train the model with training/configs/{path.stem}.yaml."
-            )
     if path in EMBEDDED.values():
         return UserError(f"{path.name}, an embedded model's weights, is missing: install the package again.")
     *names, last = (f"'{name}'" for name in EMBEDDED)
