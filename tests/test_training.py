@@ -126,6 +126,22 @@ def test_half_precision(tmp_path: Path) -> None:
     assert {w.dtype for w in weights.values()} == {torch.float32}
 
 
+def test_a_finished_phase_says_how_it_goes_on(tmp_path: Path, capsys) -> None:
+    args = [str(write(tmp_path, recipe(steps=2))), "--out", str(tmp_path / "run"), "--cpu"]
+    assert main(args) == 0
+    weights = tmp_path / "run" / "compose" / "weights.safetensors"
+    log = weights.with_name("log.jsonl")
+    steps = len(log.read_text().splitlines())
+    capsys.readouterr()
+    longer = [*args, "--set", "phases.compose.steps=3"]
+    assert main(longer) == 0
+    assert f"to go on with more steps, remove {weights}." in capsys.readouterr().out
+    assert len(log.read_text().splitlines()) == steps
+    weights.unlink()
+    assert main(longer) == 0
+    assert len(log.read_text().splitlines()) > steps and weights.exists()
+
+
 def test_the_learning_rate() -> None:
     cosine = Phase(steps=100, lr=1e-2, warmup=10, schedule="cosine")
     rates = [rate(cosine, step) for step in range(100)]

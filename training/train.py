@@ -179,7 +179,9 @@ def run_phases(run: Run, only: str | None) -> None:
                 continue
             if phase.task == "pairs":
                 make_phase_pairs(run, name)
-            elif not (run.folder(name) / networks.WEIGHTS).exists():
+            elif (weights := run.folder(name) / networks.WEIGHTS).exists():
+                state.print(f"{name}: finished before; to go on with more steps, remove {weights}.")
+            else:
                 state.wait_for_everyone()
                 train_phase(run, name)
             if state.is_main_process:
