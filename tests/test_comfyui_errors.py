@@ -261,7 +261,7 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
         "whole",
         f"video has {FRAMES} frames but pose has {OTHER}",
     ),
-    "whole job, mask without frames": (lambda: replace(mask=["none", 0]), "whole", "mask has 0"),
+    "whole job, mask without frames": (lambda: replace(mask=["none", 0]), "whole", "mask has no frames"),
     "whole job, pose without frames": (lambda: replace(pose=["parts", 0]), "whole", "pose has no frames"),
     "whole job, reference without frames": (
         lambda: replace(reference=["parts", 0]),

@@ -126,7 +126,8 @@ def first_configuration() -> str:
         for key, value in weights.items()
         if not key.startswith("mid_block.motion_modules.")
     }
-    made.settings["noise_scheduler_kwargs"] = schedule.NoiseSchedule(True, False, True).to_dict()
+    first = schedule.NoiseSchedule("epsilon", zero_snr=False, leading=True)
+    made.settings["noise_scheduler_kwargs"] = first.to_dict()
     systems.write_folder(made, models_folder() / "v1")
     return "v1"
 
