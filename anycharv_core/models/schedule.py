@@ -41,10 +41,9 @@ class NoiseSchedule:
 
     prediction: v, the noise (epsilon), or the clean latents (sample), which a network can predict that is too
     narrow to tell the noise of all it sees (Li and He 2025, "Back to Basics: Let Denoising Generative Models
-    Denoise"); zero_snr: t = 999 is noise alone; leading: the timesteps are multiples of
-    1000 // steps plus `offset`, in place of trailing ones, which end at 999; scaled: CogVideoX's, of which not the
-    betas but their roots are linear. The defaults are those of AnyCharV and of Animate Anyone's second
-    configuration.
+    Denoise"); zero_snr: t = 999 is noise alone; leading: the timesteps are multiples of 1000 // steps plus
+    `offset`, in place of trailing ones, which end at 999; scaled: CogVideoX's, of which not the betas but their
+    roots are linear. The defaults are those of AnyCharV and of Animate Anyone's second configuration.
     """
 
     prediction: Prediction = V
@@ -130,8 +129,9 @@ def add_noise(
     powers = alphas_cumprod(schedule.zero_snr, schedule.scaled).to(clean.device)
     power = powers[t].reshape(-1, *[1] * (clean.ndim - 1))
     signal, sigma = power.sqrt().float(), (1 - power).sqrt().float()
-    wanted = {V: signal * noise - sigma * clean, EPSILON: noise, SAMPLE: clean}
-    return signal * clean + sigma * noise, wanted[schedule.prediction]
+    given = {EPSILON: noise, SAMPLE: clean}
+    wanted = given[schedule.prediction] if schedule.prediction in given else signal * noise - sigma * clean
+    return signal * clean + sigma * noise, wanted
 
 
 def ddim_timesteps(steps: int, schedule: NoiseSchedule = NoiseSchedule()) -> list[tuple[int, int]]:
