@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import needs
 import numpy as np
 import pytest
 import yaml
@@ -78,7 +77,6 @@ def test_the_one_that_walks_through_places_needs_no_base() -> None:
     assert Pipeline.from_pretrained("embedded-anywhere").system is ANYWHERE
 
 
-@needs.patience
 def test_the_camera_follows_the_walk() -> None:
     pipe = Pipeline.from_pretrained("embedded-anywhere")
     model = of_model(pipe, pipe.settings["steps"], pipe.settings["guidance_scale"])

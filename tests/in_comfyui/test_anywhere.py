@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,11 +35,11 @@ def models() -> Path:
         made = tiny_anywhere.checkpoint()
         bases = folder.parent / "diffusers"
         tiny_anywhere.write_base(made, bases / BASE)
+    checkpoint = core("anycharv_core.checkpoints.checkpoint").Checkpoint(made.configs, made.weights, made.settings)
     scheduler = "noise_scheduler_kwargs"
     clean = {**made.settings, scheduler: made.settings[scheduler] | {"prediction_type": "sample"}}
-    for name, settings in ((CLEAN, clean), (NAME, made.settings)):
-        checkpoint = core("anycharv_core.checkpoints.checkpoint").Checkpoint(made.configs, made.weights, settings)
-        trained = core("anycharv_core.checkpoints.cogvideox").without_base(checkpoint)
+    for name, each in ((NAME, checkpoint), (CLEAN, replace(checkpoint, settings=clean))):
+        trained = core("anycharv_core.checkpoints.cogvideox").without_base(each)
         core("anycharv_core.checkpoints.single_file").write_single(trained, folder / name)
     core("anycharv_core.systems").write_folder(checkpoint, folder / WHOLE)
     folder_paths.add_model_folder_path("diffusers", str(bases))
