@@ -18,6 +18,7 @@ from anycharv_core.systems import system_of
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 from training import ablate, ablate_animate2, objective
 from training.config_file import read_config
+from training.study import write_variant
 
 Capture = pytest.CaptureFixture[str]
 
@@ -100,8 +101,9 @@ def test_animate_anyone_2_is_ablated(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ablate_animate2.VARIANTS)
 def test_every_variant_of_animate_anyone_2_is_a_recipe(name: str, tmp_path: Path) -> None:
-    path = ablate_animate2.variant_config(name, ablate_animate2.CONFIG, tmp_path / "variant.yaml")
-    config = read_config(path, [*ablate_animate2.SHORT, *ablate_animate2.VARIANTS[name].changes])
+    variant = ablate_animate2.VARIANTS[name]
+    path = write_variant(ablate_animate2.CONFIG, tmp_path / "variant.yaml", variant.strip)
+    config = read_config(path, [*ablate_animate2.SHORT, *variant.changes])
     networks, last = config.networks or {}, config.phases["clips"]
     assert ("object_guider" in networks) == ("object_guider" in last.train)
     assert system_of(networks["denoising_unet"]) is ANIMATE_ANYONE_2

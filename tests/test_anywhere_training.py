@@ -333,7 +333,9 @@ def test_variants_share_all_but_the_last_stage_and_are_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = {name: phase | ({"steps": 1} if "steps" in phase else {}) for name, phase in WHOLE.items()}
-    whole = recipe(**short | {"joint": JOINT | {"steps": 1}})
+    last = JOINT | {"train": ["transformer", *JOINT["train"]], "steps": 1}
+    whole = recipe(**short | {ablate_anywhere.LAST: last})
+    whole["engine"]["cache"] = {"variants": 1}
     whole["settings"] |= {"steps": 1, "guidance_scale": 1.0}
     config, out = write(tmp_path / "config", whole), tmp_path / "out"
     words = ["ablate", "--paper", "anywhere", "--out", str(out), "--config", str(config), "--frames", "8"]
@@ -346,6 +348,9 @@ def test_variants_share_all_but_the_last_stage_and_are_scored(
     assert {ablate_anywhere.OURS, ablate_anywhere.BLIND, "still plate"} <= set(variants)
     assert variants["still plate"]["pan choice"]["0"] == [0.5]
     assert sorted(each.name for each in (out / "seed_0").iterdir()) == ["before", "full", "without_bml"]
+    # What one variant encoded is there for the next.
+    assert [each.parent.name for each in out.glob("seed_0/*/cache")] == ["before"]
+    assert not (out / "seed_0" / "full" / "joint").exists()
 
 
 @pytest.mark.parametrize("name", ablate_anywhere.VARIANTS)

@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from anycharv_core.bench.puppets import Method, of_model
 from anycharv_core.bench.tasks import INTERACTION, Task
-from anycharv_core.files import atomic_path
-from anycharv_core.foreign import read_yaml
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.media.frames import Reopened, Source
 from anycharv_core.puppets.interaction import Interaction
-from training.study import Study, share_phases, slug, train_phases
+from training.study import Study, share_phases, slug, train_phases, write_variant
 
 CONFIG = Path(__file__).parent / "configs" / "tiny_animate2.yaml"
 SHORT = ("phases.frames.validate.every=0", "phases.clips.validate.every=0")
@@ -85,25 +82,14 @@ def study() -> Study:
     return Study(HYPOTHESIS, *what, train_variant, method)
 
 
-def variant_config(name: str, config: Path, target: Path) -> Path:
-    """The variant's config, written to `target`."""
-    raw: Config = read_yaml(config)
-    if strip := VARIANTS[name].strip:
-        strip(raw)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as temporary:
-        temporary.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    return target
-
-
 def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, changed: Sequence[str] = ()) -> Path:
     """The model of a variant, trained where it is not there yet. Raises SystemExit where the trainer gives up."""
     place, changes = out / f"seed_{seed}", [f"seed={seed}", *SHORT, *changed]
     first = place / slug(OURS)
-    train_phases(variant_config(OURS, config, first.with_suffix(".yaml")), first, changes, SHARED)
+    train_phases(config, first, changes, SHARED)
     folder = place / slug(name)
     share_phases(first, folder, SHARED)
-    own = variant_config(name, config, folder.with_suffix(".yaml"))
+    own = write_variant(config, folder.with_suffix(".yaml"), VARIANTS[name].strip)
     train_phases(own, folder, [*changes, *VARIANTS[name].changes], OWN)
     return folder / OWN[-1] / "model.safetensors"
 

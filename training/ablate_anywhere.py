@@ -1,8 +1,10 @@
 """AnimateAnywhere's ablation (Tables II to IV), on puppets that go on journeys.
 
-Every variant is training/configs/tiny_anywhere.yaml but for what it names of the last stage; those of one seed
-share all that comes before. Which way the background goes, of twins that bench/travel.py has, needs no sharp
-pictures, and neither does where attention lies.
+Every variant is training/configs/tiny_anywhere.yaml but for what it names of the last phase; those of one seed
+share all that comes before. That phase is `whole`, which follows upon the reference: with the frozen base of the
+paper's third stage a model of this size stays blind to the camera, and blind models cannot be told apart. Which
+way the background goes, of twins that bench/travel.py has, needs no sharp pictures, and neither does where
+attention lies.
 """
 
 from __future__ import annotations
@@ -10,22 +12,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from anycharv_core.bench.attention import MASSES
 from anycharv_core.bench.puppets import Look, Method, look_of, of_model
 from anycharv_core.bench.tasks import TRAVEL
 from anycharv_core.inference.pipeline import Pipeline
-from training.config_file import read_config
-from training.study import Study, share_phases, slug, train_phases
+from training.study import Study, share_cache, share_phases, slug, train_phases, write_variant
 
 CONFIG = Path(__file__).parent / "configs" / "tiny_anywhere.yaml"
-LAST = "joint"
+SHARED, LAST = ("codec", "decoder", "base", "control", "reference"), "whole"
 SHORT = tuple(f"phases.{name}.validate.every=0" for name in ("base", "control", "reference", LAST))
 OURS, BLIND, FREE = "full", "without BML", "without epipolar loss"
 _EPIPOLAR = f"phases.{LAST}.objective.epipolar"
 VARIANTS: dict[str, tuple[str, ...]] = {
     OURS: (),
-    BLIND: (f"phases.{LAST}.train=[control, reference]",),
+    BLIND: (f"phases.{LAST}.train=[transformer, control, reference]",),
     FREE: (f"{_EPIPOLAR}.weight=0",),
     "1 - M": (f"{_EPIPOLAR}.mask=outside",),
     "percentile 50": (f"{_EPIPOLAR}.percentile=0.5",),
@@ -53,13 +55,18 @@ def study() -> Study:
 def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, changed: Sequence[str] = ()) -> Path:
     """The model of a variant, trained where it is not there yet. Raises SystemExit where the trainer gives up."""
     changes = [f"seed={seed}", *SHORT, *changed]
-    phases = list(read_config(config, changes).phases)
-    before = phases[: phases.index(LAST)]
     first, folder = (out / f"seed_{seed}" / each for each in ("before", slug(name)))
-    train_phases(config, first, changes, before)
-    share_phases(first, folder, before)
-    train_phases(config, folder, [*changes, *VARIANTS[name]], [LAST])
+    recipe = write_variant(config, out / "recipe.yaml", without_joint)
+    train_phases(recipe, first, changes, SHARED, keep_cache=True)
+    share_phases(first, folder, SHARED)
+    share_cache(first, folder)
+    train_phases(recipe, folder, [*changes, *VARIANTS[name]], [LAST])
     return folder / LAST / "model.safetensors"
+
+
+def without_joint(config: dict[str, Any]) -> None:
+    """Takes the stage out whose place `LAST` takes."""
+    del config["phases"]["joint"]
 
 
 @cache

@@ -6,10 +6,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from anycharv_core.bench.puppets import Look, Method
-from anycharv_core.files import atomic_folder
+from anycharv_core.files import atomic_folder, atomic_path
+from anycharv_core.foreign import read_yaml
 from training import train
+
+CACHE = "cache"  # as training.train names it
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,20 @@ class Study:
     frames: int = 1
 
 
-def train_phases(config: Path, folder: Path, changes: Sequence[str], phases: Sequence[str]) -> None:
+def write_variant(config: Path, target: Path, change: Callable[[dict[str, Any]], None] | None) -> Path:
+    """The config in `target`, changed as `--set` cannot."""
+    raw: dict[str, Any] = read_yaml(config)
+    if change is not None:
+        change(raw)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        temporary.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    return target
+
+
+def train_phases(
+    config: Path, folder: Path, changes: Sequence[str], phases: Sequence[str], keep_cache: bool = False
+) -> None:
     """Trains phases of a config into a folder, on the processor. Raises SystemExit where the trainer gives up."""
     arguments = [str(config), "--out", str(folder), "--cpu"]
     for change in changes:
@@ -46,8 +65,11 @@ def train_phases(config: Path, folder: Path, changes: Sequence[str], phases: Seq
         code = train.main([*arguments, "--phase", phase])
         if code:
             raise SystemExit(code)
-    # Encoded clips, gigabytes of them, that no later phase of the folder reads.
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    if not keep_cache:
+        # Encoded clips, gigabytes of them, that no later phase of the folder reads. Of a shared one only the link
+        # goes.
+        cache = folder / CACHE
+        cache.unlink() if cache.is_symlink() else shutil.rmtree(cache, ignore_errors=True)
 
 
 def share_phases(trained: Path, folder: Path, phases: Sequence[str]) -> None:
@@ -57,6 +79,14 @@ def share_phases(trained: Path, folder: Path, phases: Sequence[str]) -> None:
         if not (folder / phase).exists():
             with atomic_folder(folder / phase) as temporary:
                 shutil.copytree(trained / phase, temporary, dirs_exist_ok=True)
+
+
+def share_cache(trained: Path, folder: Path) -> None:
+    """Lets a folder read the encoded clips of another and add to them, for recipes that differ in neither data nor
+    encoders."""
+    if not (folder / CACHE).exists():
+        (trained / CACHE).mkdir(exist_ok=True)
+        (folder / CACHE).symlink_to((trained / CACHE).resolve(), target_is_directory=True)
 
 
 def slug(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,11 +33,8 @@ PROBES = {
 
 def probe(answer: Answer, seed: int, frames: int, size: int) -> dict[str, float]:
     """The scores of `PROBES` but the last for task number `seed`; NaN where it has no pixel to tell by."""
-    order, held = (
-        choice(answer(one), answer(other), one, other)
-        for one, other in (pair(seed, frames, size) for pair in (order_pair, object_pair))
-    )
-    thin, fat = outline_pair(seed, frames, size)
+    *pairs, (thin, fat) = _pairs(seed, frames, size)
+    order, held = (choice(answer(one), answer(other), one, other) for one, other in pairs)
     body = thin.truth.mask > 0
     apart = np.abs(answer(thin).astype(np.int16) - answer(fat))[body]
     return {
@@ -45,6 +43,12 @@ def probe(answer: Answer, seed: int, frames: int, size: int) -> dict[str, float]
         "leak": float(apart.mean()) if body.any() else math.nan,
         "growth": growth(answer, grown_task(seed, frames, size)),
     }
+
+
+@lru_cache(maxsize=1)
+def _pairs(seed: int, frames: int, size: int) -> tuple[tuple[Interaction, Interaction], ...]:
+    """The pairs that every method is asked in turn: to draw them takes longer than to answer."""
+    return tuple(pair(seed, frames, size) for pair in (order_pair, object_pair, outline_pair))
 
 
 def own(task: Interaction, made: np.ndarray) -> dict[str, float | str]:

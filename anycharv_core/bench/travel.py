@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -39,13 +40,18 @@ _EVERY = 4
 def paired(answer: Answer, seed: int, frames: int, size: int) -> dict[str, float]:
     """The scores of `PAIRED` for pair number `seed`; NaN where the twins' truths are equal."""
     found = {}
-    for name, twins in zip(PAIRED, (pan_twins, zoom_twins), strict=True):
-        one, two = twins(seed, frames, size)
+    for name, (one, two) in zip(PAIRED, _twins(seed, frames, size), strict=True):
         plate, other = _background(one.truth), _background(two.truth)
         # Off both characters and their shadows, which alone would tell the twins apart.
         bare = (one.truth.frames == plate).all(-1) & (two.truth.frames == other).all(-1)
         found[name] = nearer(answer(one), answer(two), plate, other, bare)
     return found
+
+
+@lru_cache(maxsize=1)
+def _twins(seed: int, frames: int, size: int) -> tuple[tuple[Travel, Travel], ...]:
+    """The pairs that every method is asked in turn: to draw them takes longer than to answer."""
+    return tuple(twins(seed, frames, size) for twins in (pan_twins, zoom_twins))
 
 
 def own(travel: Travel, made: np.ndarray) -> dict[str, float]:
