@@ -68,7 +68,7 @@ def test_every_variant_is_a_recipe(name: str) -> None:
 
 def test_the_difference_to_ours_is_over_the_same_clips() -> None:
     ours, other = ({ablate.PSNR: {0: [low, low + 1], 1: [low + 2]}} for low in (10.0, 11.5))
-    assert ablate.less(other, ours) == {"mean": 1.5, "low": 1.5, "high": 1.5, "clips": 3}
+    assert ablate.less(other, ours, ablate.PSNR) == {"mean": 1.5, "low": 1.5, "high": 1.5, "clips": 3}
 
 
 def smaller(tmp_path: Path) -> Path:

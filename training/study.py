@@ -23,10 +23,11 @@ class Study:
     """What `training.ablate` runs.
 
     hypothesis: what is expected, said before anything is trained; config, short: the recipe and what makes it
-    shorter; task, size: what is scored; metrics: of which the first is compared; variants: the paper's
-    number of each, where it has one, under the title `column`, the first being the paper's recipe; train(variant,
-    seed, out, config, changes) trains one and gives its model, method(variant, model) runs it, and look(variant,
-    model), where there is one, says where it attends; frames: of a clip, where none are asked for.
+    shorter; task, size: what is scored; metrics: what is told of each; compared: the ones that the hypothesis is
+    about; variants: the paper's number of each, where it has one, under the title `column`, the first being the
+    paper's recipe; train(variant, seed, out, config, changes) trains one and gives its model, method(variant,
+    model) runs it, and look(variant, model), where there is one, says where it attends; frames: of a clip, where
+    none are asked for.
     """
 
     hypothesis: str
@@ -35,6 +36,7 @@ class Study:
     task: str
     size: int
     metrics: tuple[str, ...]
+    compared: tuple[str, ...]
     variants: Mapping[str, float | None]
     column: str
     train: Callable[[str, int, Path, Path, Sequence[str]], Path]

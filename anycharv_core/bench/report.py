@@ -62,7 +62,8 @@ def _cell(summary: Mapping[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+    size = abs(value)
+    return f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 0.001 or not size else f"{value:.1e}"
 
 
 def make_folder(path: Path) -> None:
