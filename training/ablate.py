@@ -162,7 +162,7 @@ def table(report: dict[str, Any], study: Study) -> str:
 
 def less(metrics: dict[str, Any], ours: dict[str, Any], metric: str) -> dict[str, Any]:
     """How much more of a metric a variant has than the paper's recipe on the same clips and seeds."""
-    pairs = (zip(each, ours[metric][seed], strict=True) for seed, each in metrics[metric].items())
+    pairs = (zip(each, ours[metric][seed], strict=True) for seed, each in metrics[metric].items() if each)
     return summarise([value - own for pair in pairs for value, own in pair])
 
 

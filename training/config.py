@@ -351,7 +351,8 @@ class Engine:
 class Init:
     """The files a training starts from (training/start/); every one may be left out.
 
-    model: a folder or single file of AnyCharV or Animate Anyone, to fine-tune.
+    model: a folder or single file to fine-tune, of the system that the recipe's networks are of. AnimateAnywhere's
+    may lack the motion learner, which then starts fresh, and the base, which `base` names.
     scene: whether the denoising UNet takes scene and mask (AnyCharV) or neither (Animate Anyone); None: as the
     model or the networks say, by default true. False turns an AnyCharV model into one of Animate Anyone; true
     gives one of Animate Anyone the channels, which begin at zero, as Animate Anyone 2 needs them.

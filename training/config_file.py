@@ -133,10 +133,10 @@ _OF_UNETS = "outside", "inside", "min_snr", "mask_input", "drop_objects", "drop_
 
 def _check_kind(config: Config) -> None:
     """Raises UserError where phases ask for what a model of the config's kind does not have."""
-    if config.is_dit and (others := config.init.files().keys() - {"base", "prompt"}):
+    if config.is_dit and (others := config.init.files().keys() - {"base", "model", "prompt"}):
         raise UserError(
-            f"'init.{min(others)}' is of UNets: AnimateAnywhere starts from 'init.base' and 'init.prompt' alone; "
-            "leave it out."
+            f"'init.{min(others)}' is of UNets: AnimateAnywhere starts from 'init.base', 'init.model' and "
+            "'init.prompt' alone; leave it out."
         )
     for name, phase in config.phases.items():
         where = f"phases.{name}"

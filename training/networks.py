@@ -45,13 +45,14 @@ def build(config: Config, folders: Sequence[Path], say: Callable[[str], None]) -
     torch.manual_seed(config.seed)
     nets: Nets
     if config.is_dit:
-        nets, configs = initialise_dit(config.init, config.networks, say)
+        nets, configs = initialise_dit(config.init, config.networks, say, config.schedule)
     else:
         nets, configs = initialise(config.init, config.networks, say, schedule=config.schedule)
     for folder in folders:
         weights = read_weights(folder)
         load_into(nets, weights, folder / WEIGHTS)
-        if isinstance(nets, DiTNetworks) and any(name.startswith("transformer.") for name in weights):
+        trains_base = any(name.startswith("transformer.") for name in weights)
+        if isinstance(nets, DiTNetworks) and trains_base and config.init.model is None:
             # What begins as copies of the base does so when that is trained.
             for branch in (nets.control, nets.reference):
                 copy_trunk(nets.transformer, branch)

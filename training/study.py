@@ -48,17 +48,15 @@ class Study:
 def write_variant(config: Path, target: Path, change: Callable[[dict[str, Any]], None] | None) -> Path:
     """The config in `target`, changed as `--set` cannot."""
     raw: dict[str, Any] = read_yaml(config)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if change is not None:
         change(raw)
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         temporary.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     return target
 
 
-def train_phases(
-    config: Path, folder: Path, changes: Sequence[str], phases: Sequence[str], keep_cache: bool = False
-) -> None:
+def train_phases(config: Path, folder: Path, changes: Sequence[str], phases: Sequence[str]) -> None:
     """Trains phases of a config into a folder, on the processor. Raises SystemExit where the trainer gives up."""
     arguments = [str(config), "--out", str(folder), "--cpu"]
     for change in changes:
@@ -67,11 +65,9 @@ def train_phases(
         code = train.main([*arguments, "--phase", phase])
         if code:
             raise SystemExit(code)
-    if not keep_cache:
-        # Encoded clips, gigabytes of them, that no later phase of the folder reads. Of a shared one only the link
-        # goes.
-        cache = folder / CACHE
-        cache.unlink() if cache.is_symlink() else shutil.rmtree(cache, ignore_errors=True)
+    # Encoded clips, gigabytes of them, that no later phase of the folder reads. Of a shared cache the link goes.
+    cache = folder / CACHE
+    cache.unlink() if cache.is_symlink() else shutil.rmtree(cache, ignore_errors=True)
 
 
 def share_phases(trained: Path, folder: Path, phases: Sequence[str]) -> None:
@@ -83,12 +79,13 @@ def share_phases(trained: Path, folder: Path, phases: Sequence[str]) -> None:
                 shutil.copytree(trained / phase, temporary, dirs_exist_ok=True)
 
 
-def share_cache(trained: Path, folder: Path) -> None:
-    """Lets a folder read the encoded clips of another and add to them, for recipes that differ in neither data nor
+def share_cache(place: Path, folder: Path) -> None:
+    """Lets a folder read the encoded clips of `place` and add to them, for recipes that differ in neither data nor
     encoders."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (place / CACHE).mkdir(exist_ok=True)
     if not (folder / CACHE).exists():
-        (trained / CACHE).mkdir(exist_ok=True)
-        (folder / CACHE).symlink_to((trained / CACHE).resolve(), target_is_directory=True)
+        (folder / CACHE).symlink_to((place / CACHE).resolve(), target_is_directory=True)
 
 
 def slug(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Where a training of AnimateAnywhere starts: CogVideoX as it is published, or networks of one's own."""
+"""Where a training of AnimateAnywhere starts: CogVideoX as it is published, a model, or networks of one's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from anycharv_core.checkpoints.checkpoint import Weights
 from anycharv_core.checkpoints.cogvideox import read_transformer
 from anycharv_core.checkpoints.dit_networks import DiTNetworks, untrained_dit
 from anycharv_core.checkpoints.folders import read_library_part
@@ -15,7 +16,10 @@ from anycharv_core.checkpoints.networks import check_keys
 from anycharv_core.checkpoints.state_dicts import read_weights
 from anycharv_core.errors import UserError
 from anycharv_core.models.dit_branches import copy_trunk
+from anycharv_core.models.schedule import NoiseSchedule
+from anycharv_core.systems import read_checkpoint
 from training.config import Init
+from training.start.initialise import check_schedule
 
 # What the paper says of its own parts, or what stands in docs for it.
 PARTS: dict[str, dict[str, Any]] = {"control": {"blocks": 18}, "reference": {"blocks": 18}, "bml": {"rank": 128}}
@@ -28,37 +32,55 @@ def dit_configs(files: Init, networks: Mapping[str, Mapping[str, Any]] | None) -
 
 
 def initialise_dit(
-    files: Init, networks: Mapping[str, Mapping[str, Any]] | None, say: Callable[[str], None] = print
+    files: Init,
+    networks: Mapping[str, Mapping[str, Any]] | None,
+    say: Callable[[str], None] = print,
+    schedule: NoiseSchedule = NoiseSchedule(),
 ) -> tuple[DiTNetworks, dict[str, dict[str, Any]]]:
     """The networks of a recipe, float32, frozen, and the config of every part, as a checkpoint stores it.
 
-    ControlNet and ReferenceNet begin as copies of the base. Raises UserError naming the file where one is not
-    what it should be.
+    schedule: what the recipe trains with, which must be that of `files.model`. ControlNet and ReferenceNet begin
+    as copies of the base where no model brings them. Raises UserError naming the file where one is not what it
+    should be.
     """
     configs = dit_configs(files, networks)
-    weights = None
-    if files.base is not None:
+    given: dict[str, Weights] = {}
+    if files.model is not None:
+        given = _of_model(files, configs, schedule)
+    elif files.base is not None:
         base = Path(files.base)
-        config, weights = read_transformer(base)
+        config, given["transformer"] = read_transformer(base)
         configs["transformer"] = config or configs.get("transformer", {})
-        configs["vae"], vae = read_library_part("vae", base / "vae")
+        configs["vae"], given["vae"] = read_library_part("vae", base / "vae")
     for part in ("transformer", "control", "reference", "vae"):
         if part not in configs:
             raise UserError(f"'networks.{part}' is missing: give its config, or name CogVideoX as 'init.base'.")
     nets = untrained_dit(configs)
-    if weights is not None:
-        check_keys("transformer", nets.transformer, weights)
-        nets.transformer.load_state_dict(weights)
-        check_keys("vae", nets.vae, vae)
-        nets.vae.load_state_dict(vae)
-        for branch in (nets.control, nets.reference):
-            copy_trunk(nets.transformer, branch)
-        say(f"transformer: {len(weights)} tensors from {files.base}; control and reference begin as its copies")
+    for part, weights in given.items():
+        module = getattr(nets, part)
+        check_keys(part, module, weights)
+        module.load_state_dict(weights)
+        say(f"{part}: {len(weights)} tensors from {files.model or files.base}")
+    for part in ("control", "reference"):
+        if part not in given:
+            copy_trunk(nets.transformer, getattr(nets, part))
     if files.prompt is not None:
         _read_prompt(nets, Path(files.prompt))
     for module in nets.modules.values():
         module.requires_grad_(False)
     return nets, configs
+
+
+def _of_model(files: Init, configs: dict[str, dict[str, Any]], schedule: NoiseSchedule) -> dict[str, Weights]:
+    """The parts of `files.model`, on its base where that is apart; its configs win where the recipe has none."""
+    assert files.model is not None
+    model = read_checkpoint(files.model, None if files.base is None else Path(files.base))
+    if not model.is_dit:
+        raise UserError(f"{files.model} has no transformer: give a model of AnimateAnywhere as 'init.model'.")
+    check_schedule(files.model, model, schedule)
+    for part, config in model.configs.items():
+        configs.setdefault(part, dict(config))
+    return model.weights
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anycharv_core.checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS, Weights
+from anycharv_core.checkpoints.checkpoint import HUB_PARTS, LIBRARY_PARTS, Checkpoint, Weights
 from anycharv_core.checkpoints.folders import read_library_part
 from anycharv_core.checkpoints.networks import Networks, check_keys, check_pairing, untrained
 from anycharv_core.checkpoints.recognise import motion_weights
@@ -104,6 +104,16 @@ def _added(module: nn.Module, init: Init) -> set[str]:
     return {key for key in names if ADDED.search(key)}
 
 
+def check_schedule(path: str, checkpoint: Checkpoint, schedule: NoiseSchedule) -> None:
+    """Raises UserError where the model at `path` was made with another noise schedule than a recipe's."""
+    own = schedule_of(checkpoint.settings)
+    if own != schedule:
+        raise UserError(
+            f"{path} was made with another noise schedule than the recipe's: write {SCHEDULER}: "
+            f"{own.to_dict()} under the recipe's settings."
+        )
+
+
 def _files_of_model(
     init: Init, configs: dict[str, dict[str, Any]], schedule: NoiseSchedule
 ) -> dict[str, tuple[str, Weights]]:
@@ -111,12 +121,7 @@ def _files_of_model(
     if init.model is None:
         return {}
     checkpoint = read_unet_checkpoint(init.model)
-    own = schedule_of(checkpoint.settings)
-    if own != schedule:
-        raise UserError(
-            f"{init.model} was made with another noise schedule than the recipe's: write {SCHEDULER}: "
-            f"{own.to_dict()} under the recipe's settings."
-        )
+    check_schedule(init.model, checkpoint, schedule)
     config, weights = checkpoint.configs["denoising_unet"], checkpoint.weights["denoising_unet"]
     if init.scene not in (None, system_of(config).reads_scene):
         latent = config["out_channels"]
