@@ -25,6 +25,8 @@ from tiny_training import write
 from tiny_vgg import write_vgg
 from training_runs import log, own_precision
 
+from anycharv_core.checkpoints.checkpoint import Checkpoint
+from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.errors import UserError
 from anycharv_core.media.cameras import Cameras
 from anycharv_core.media.video_write import VideoWriter, write_masks
@@ -277,7 +279,9 @@ def test_the_decoder_runs_for_late_steps_alone(
         ("networks", {"control": {"blocks": "x"}}, "networks.control"),
         ("networks", {"reference": {}}, "networks.reference"),
         ("networks", {"bml": {"rank": 0}}, "networks.bml"),
-        ("init", {"model": "embedded"}, "'init.model' is of UNets"),
+        ("init", {"unet": "sd15"}, "'init.unet' is of UNets"),
+        ("init", {"model": "embedded"}, "embedded has no transformer"),
+        ("init", {"model": "embedded-anywhere"}, "embedded-anywhere was made with another noise schedule"),
         ("data", {"size": [32, 36]}, "multiples of 8"),
     ),
 )
@@ -310,6 +314,25 @@ def test_a_trained_transformer_is_in_the_model_though_there_is_a_base(tmp_path: 
     assert read_checkpoint(folder / "first" / "model.safetensors").weights["transformer"]
 
 
+def test_a_model_is_fine_tuned_and_what_it_lacks_begins_anew(tmp_path: Path) -> None:
+    model = tiny_anywhere.checkpoint()
+    for parts in (model.configs, model.weights):
+        del parts["bml"]
+    write_single(model, tmp_path / "model.safetensors")
+    phase = {"train": ["transformer", "bml"], "steps": 1}
+    given = recipe(first=phase, second=phase) | {"init": {"model": str(tmp_path / "model.safetensors")}}
+    config, folder = write(tmp_path, given), tmp_path / "run"
+    nets, _ = networks.build(read_config(config), [], lambda line: None)
+    for part, weights in model.weights.items():
+        assert all(torch.equal(value, weights[key]) for key, value in getattr(nets, part).state_dict().items())
+    assert nets.bml is not None
+    assert main([str(config), "--out", str(folder), "--cpu"]) == 0
+    last = read_checkpoint(folder / "second" / "model.safetensors").weights
+    key = "transformer_blocks.1.attn1.to_q.weight"
+    assert torch.equal(last["control"][key], model.weights["control"][key])
+    assert not torch.equal(last["transformer"][key], model.weights["transformer"][key])
+
+
 def test_all_stages_run_in_turn_and_the_base_is_copied(tmp_path: Path) -> None:
     config = write(tmp_path / "config", recipe(**WHOLE))
     assert main([str(config), "--out", str(tmp_path / "run"), "--cpu"]) == 0
@@ -329,17 +352,19 @@ def test_all_stages_run_in_turn_and_the_base_is_copied(tmp_path: Path) -> None:
     assert "transformer" in configs
 
 
-def test_variants_share_all_but_the_last_stage_and_are_scored(
+def test_variants_go_on_from_one_model_without_its_motion_learner_and_are_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = {name: phase | ({"steps": 1} if "steps" in phase else {}) for name, phase in WHOLE.items()}
-    last = JOINT | {"train": ["transformer", *JOINT["train"]], "steps": 1}
-    whole = recipe(**short | {ablate_anywhere.LAST: last})
-    whole["engine"]["cache"] = {"variants": 1}
+    model = tiny_anywhere.checkpoint()
+    write_single(model, tmp_path / "model.safetensors")
+    last = JOINT | {"train": ["transformer", *JOINT["train"]], "cache": {"variants": 1}}
+    whole = recipe(**{"base": WHOLE["base"], ablate_anywhere.LAST: last})
+    whole["init"] = {"model": str(tmp_path / "model.safetensors")}
     whole["settings"] |= {"steps": 1, "guidance_scale": 1.0}
     config, out = write(tmp_path / "config", whole), tmp_path / "out"
     words = ["ablate", "--paper", "anywhere", "--out", str(out), "--config", str(config), "--frames", "8"]
     words += ["--seeds", "0", "--clips", "1", "--only", ablate_anywhere.OURS, ablate_anywhere.BLIND]
+    words += [f"--set=phases.{ablate_anywhere.LAST}.{change}" for change in ("steps=1", "data.clips=2")]
     monkeypatch.setattr(sys, "argv", words)
     assert ablate.main() == 0
     said = capsys.readouterr().out
@@ -347,10 +372,17 @@ def test_variants_share_all_but_the_last_stage_and_are_scored(
     variants = json.loads((out / "ablation.json").read_text())["variants"]
     assert {ablate_anywhere.OURS, ablate_anywhere.BLIND, "still plate"} <= set(variants)
     assert variants["still plate"]["pan choice"]["0"] == [0.5]
-    assert sorted(each.name for each in (out / "seed_0").iterdir()) == ["before", "full", "without_bml"]
-    # What one variant encoded is there for the next.
-    assert [each.parent.name for each in out.glob("seed_0/*/cache")] == ["before"]
-    assert not (out / "seed_0" / "full" / "joint").exists()
+    # What one variant encoded was there for the next.
+    assert len(list((out / "cache").iterdir())) == 1 and not list(out.glob("seed_0/*/cache"))
+    full, blind = (
+        read_checkpoint(out / "seed_0" / name / "whole" / "model.safetensors") for name in ("full", "without_bml")
+    )
+    assert learned(full) and not learned(blind) and learned(model)
+
+
+def learned(model: Checkpoint) -> bool:
+    """Whether its motion learner adds anything."""
+    return any(value.any() for key, value in model.weights["bml"].items() if key.endswith("up.weight"))
 
 
 @pytest.mark.parametrize("name", ablate_anywhere.VARIANTS)
