@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from ..device import free_memory
 from ..errors import UserError
 from ..media.imaging import to_levels, to_unit
 from ..models.dit import grid_of
-from ..models.dit_layers import rope_of
+from ..models.dit_layers import Grid, rope_of
 from ..models.guidance import guide, is_guided
+from ..models.layers import KeyValue
 from ..models.schedule import schedule_of
 from ..systems import System
 from ..systems.anywhere import ANYWHERE
@@ -32,6 +34,10 @@ from .sampling import Sampling, sample_as
 from .shortcuts import check_cache
 
 ROOM = 1.15  # of what the weights take, beside them for what is computed
+# Values per token and channel that a step has alive at least: 13.1 in float32 and 16.5 in bfloat16 at full size.
+ALIVE = 13
+REMEDY = "give a smaller --size or fewer --frames, or --dtype bf16."
+_RUNGS = Rung.TURNS, Rung.LAYERS
 
 
 class AnywhereBackend:
@@ -56,8 +62,9 @@ class AnywhereBackend:
         self._vae = networks.vae
         self.multiple = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.latent_channels: int = networks.transformer.cfg.out_channels
-        self.ladder = Ladder.of(self.device, self._vae)
-        if networks.transformer.proj_out.weight.device != self.device:
+        self.ladder = Ladder.of(self.device, self._vae, f"The memory is not enough for this clip: {REMEDY}")
+        self._streamed: tuple[nn.Module, ...] = ()  # those whose layers are on the device in turn
+        if networks.transformer.proj_out.weight.device.type != self.device.type:
             self.ladder.take(Rung.TURNS)
 
     @classmethod
@@ -115,7 +122,7 @@ class AnywhereBackend:
                 given = (each.to(self.device, self.dtype) for each in (latents, latents * self._scale))
                 return self.networks.reference(*given, self.networks.prompt())
 
-        return self.ladder.run(run, Rung.TURNS)
+        return self.ladder.run(run, *_RUNGS)
 
     def denoise(
         self,
@@ -133,20 +140,20 @@ class AnywhereBackend:
         check_cache(self.system.title, how.shortcuts)
         nets = self.networks
         guided = is_guided(how.guidance_scale)
+        self._make_room(latents.shape, tokens)
         pose, place = (
             each[None].to(self.device, self.dtype)
             for each in clip_conditions(self.encode_clip, video, len(latents), self._scale)
         )
         turn = partial(self._take_turns, *self._denoising)
-        turn()
         with torch.inference_mode():
-            text = nets.prompt()
-            bank = nets.transformer.project_bank(tokens, nets.bml) if tokens else None
-            _, _, height, width = latents.shape
-            patch = self.system.patch
-            rope = rope_of(
-                nets.transformer.cfg, (len(latents) // patch, height // patch, width // patch), self.device
-            )
+
+            def project() -> tuple[Tensor, list[KeyValue] | None]:
+                turn()
+                return nets.prompt(), nets.transformer.project_bank(tokens, nets.bml) if tokens else None
+
+            text, bank = self.ladder.run(project, *_RUNGS)
+            rope = rope_of(nets.transformer.cfg, self._grid(latents.shape), self.device)
 
             def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
                 noisy, at = x[None].to(self.dtype), torch.full((1,), t, device=self.device)
@@ -166,9 +173,9 @@ class AnywhereBackend:
                         rope=rope,
                     )
 
-                made = self.ladder.run(partial(run, True), Rung.TURNS)
+                made = self.ladder.run(partial(run, True), *_RUNGS)
                 if guided and how.shortcuts.guides(t):
-                    without = self.ladder.run(partial(run, False), Rung.TURNS)
+                    without = self.ladder.run(partial(run, False), *_RUNGS)
                     made = guide(torch.cat([without, made]).float(), how.guidance_scale)
                 return made[0]
 
@@ -237,8 +244,58 @@ class AnywhereBackend:
 
         return self.ladder.run(run, Rung.TILES, Rung.TURNS)
 
+    def _grid(self, shape: Sequence[int]) -> Grid:
+        """Of the tokens of latents [T, c, h, w]."""
+        count, _, height, width = (side // self.system.patch for side in shape)
+        return count, height, width
+
+    def _make_room(self, shape: Sequence[int], tokens: Sequence[Tensor]) -> None:
+        """Takes the steps down without which a call on latents of a shape would surely not fit.
+
+        Raises UserError where even that is not enough: for what it computes, wherever the networks are.
+        """
+        nets, (slots, rows, columns) = self.networks, self._grid(shape)
+        seen = len(nets.prompt.embeds) + slots * rows * columns
+        values = (ALIVE * seen + 2 * len(tokens) * rows * columns) * nets.transformer.cfg.dim
+        computed, room = values * self.dtype.itemsize, free_memory(self.device)
+        if self.device.type != "cpu":
+            if computed > room:
+                self.ladder.take(Rung.TURNS)
+            room += sum(_bytes(net, self.device) for net in nets.modules.values())
+            if computed + sum(map(_bytes, self._denoising)) > room:
+                self.ladder.take(Rung.LAYERS)
+        if computed > room:
+            raise UserError(
+                f"A step of this clip computes {computed / 1e9:.1f} GB at once, and {room / 1e9:.1f} GB of memory "
+                f"are free for it: {REMEDY}"
+            )
+
     def _take_turns(self, *running: nn.Module) -> None:
-        self.ladder.take_turns(self.networks.modules.values(), running, self.device)
+        if Rung.LAYERS in self.ladder.taken and self.device.type != "cpu" and not self._streamed:
+            self._stream()
+        placed = [net for net in self.networks.modules.values() if net not in self._streamed]
+        self.ladder.take_turns(placed, [net for net in running if net in placed], self.device)
+
+    def _stream(self) -> None:
+        """Has the layers of the large networks come to the device each for its own call."""
+        if find_spec("accelerate") is None:
+            raise UserError(
+                f"The networks that a step needs do not fit into the memory of {self.device}: install accelerate "
+                "(pip install accelerate), with which their layers take turns, or use a device that has more."
+            )
+        from diffusers.hooks import apply_group_offloading
+
+        nets = self.networks
+        self._streamed = nets.transformer, nets.control, nets.reference
+        with torch.inference_mode(False):
+            for net in self._streamed:
+                # Block by block it would miss what is asked of parts of a block, such as keys for the bank.
+                apply_group_offloading(net, self.device, torch.device("cpu"), offload_type="leaf_level")
+
+
+def _bytes(net: nn.Module, device: torch.device | None = None) -> int:
+    """Of its weights, None = wherever they are."""
+    return sum(p.nbytes for p in net.parameters() if device is None or p.device.type == device.type)
 
 
 def picture_scale(settings: Mapping[str, Any], scaling_factor: float) -> float:

@@ -27,23 +27,26 @@ class Rung(Enum):
     ONE_FRAME = "frames go through the VAE one at a time"
     TILES = "large frames go through the VAE in tiles"
     TURNS = "networks wait in main memory for their turn"
+    LAYERS = "the layers of networks that do not fit together wait in main memory for their turn, which takes time"
 
 
 class Ladder:
     """The steps down that one backend has taken.
 
-    taken: those that it begins with, or that would change nothing for it.
+    taken: those that it begins with, or that would change nothing for it; advice: what is said where they are not
+    enough.
     """
 
-    def __init__(self, taken: Iterable[Rung] = ()):
+    def __init__(self, taken: Iterable[Rung] = (), advice: str = FULL_MEMORY):
         self.taken = set(taken)
+        self.advice = advice
 
     @classmethod
-    def of(cls, device: torch.device, vae: Any) -> Ladder:
+    def of(cls, device: torch.device, vae: Any, advice: str = FULL_MEMORY) -> Ladder:
         """For networks on a device, and a VAE that may know no tiles."""
-        ladder = cls()
+        ladder = cls(advice=advice)
         if device.type == "cpu":
-            ladder.taken.add(Rung.TURNS)  # there is no other memory to wait in
+            ladder.taken |= {Rung.TURNS, Rung.LAYERS}  # there is no other memory to wait in
         if not hasattr(vae, "enable_tiling"):
             ladder.taken.add(Rung.TILES)
         return ladder
@@ -80,7 +83,7 @@ class Ladder:
                     raise
                 rung = next((rung for rung in rungs if rung not in self.taken), None)
                 if rung is None:
-                    raise UserError(FULL_MEMORY) from error
+                    raise UserError(self.advice) from error
             # Out here, where the exception no longer holds the tensors of the attempt.
             self.take(rung)
 
