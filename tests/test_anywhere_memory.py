@@ -185,3 +185,53 @@ def test_layers_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anywhere, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install accelerate"):
         backend._take_turns(backend.networks.transformer)
+
+
+NAMES = [r"transformer_blocks\.\d+\.attn1"]
+
+
+def test_taylorseer_attaches(backend: AnywhereBackend) -> None:
+    from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
+
+    given = {"steps": 6, "guidance_scale": 2.5}
+    wanted = made(backend, **given)
+
+    def cached(interval: int) -> AnywhereBackend:
+        own = backend_on("cpu")
+        config = TaylorSeerCacheConfig(
+            cache_interval=interval,
+            disable_cache_before_step=1,
+            taylor_factors_dtype=torch.float32,
+            cache_identifiers=NAMES,
+        )
+        own.attach_cache(apply_taylorseer_cache, config)
+        return own
+
+    assert torch.equal(made(cached(1), **given), wanted)
+    backend = cached(2)
+    calls = []
+    attention = backend.networks.transformer.blocks()[1].attn1
+    attention.to_q.register_forward_hook(lambda *_: calls.append(1))
+    short = made(backend, **given)
+    assert len(calls) == 6, "of two predictions in each of six steps"
+    assert 0 < (short - wanted).abs().max() / wanted.abs().max() < 0.1
+    assert torch.equal(made(backend, **given), short), "a clip finds nothing of the one before"
+
+
+def test_other_caches_of_diffusers_do_not_attach(backend: AnywhereBackend) -> None:
+    from diffusers import hooks
+
+    wanted = made(backend)
+    for apply, config in (
+        (hooks.apply_first_block_cache, hooks.FirstBlockCacheConfig()),
+        (hooks.apply_mag_cache, hooks.MagCacheConfig(calibrate=True)),
+    ):
+        with pytest.raises(ValueError, match="not registered"):
+            backend.attach_cache(apply, config)
+    config = hooks.PyramidAttentionBroadcastConfig(2, current_timestep_callback=lambda: 500)
+    backend.attach_cache(hooks.apply_pyramid_attention_broadcast, config)
+    assert torch.equal(made(backend), wanted), "it finds no attention that it knows"
+    config = hooks.FasterCacheConfig(current_timestep_callback=lambda: 500)
+    backend.attach_cache(hooks.apply_faster_cache, config)
+    with pytest.raises(ValueError, match="unpack"):
+        made(backend, guidance_scale=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -64,6 +65,7 @@ class AnywhereBackend:
         self.latent_channels: int = networks.transformer.cfg.out_channels
         self.ladder = Ladder.of(self.device, self._vae, f"The memory is not enough for this clip: {REMEDY}")
         self._streamed: tuple[nn.Module, ...] = ()  # those whose layers are on the device in turn
+        self._cached = False
         if networks.transformer.proj_out.weight.device.type != self.device.type:
             self.ladder.take(Rung.TURNS)
 
@@ -124,6 +126,30 @@ class AnywhereBackend:
 
         return self.ladder.run(run, *_RUNGS)
 
+    def attach_cache(self, apply: Callable[[nn.Module, Any], None], config: Any) -> None:
+        """Gives the transformer one of diffusers' caches: `apply` is `apply_taylorseer_cache`, config its own.
+
+        Each clip begins with an empty one, and predictions with and without conditions keep theirs apart.
+        """
+        apply(self.networks.transformer, config)
+        self._cached = True
+
+    def _empty_cache(self) -> None:
+        if self._cached:
+            from diffusers.hooks import HookRegistry
+
+            HookRegistry.check_if_exists_or_initialize(self.networks.transformer).reset_stateful_hooks()
+
+    def _cache_context(self, name: str) -> AbstractContextManager[None]:
+        """Where the transformer is called for predictions of that name."""
+        if not self._cached:
+            return nullcontext()
+        from diffusers import CacheMixin
+
+        # It asks nothing of a network but to be a module.
+        context: AbstractContextManager[None] = CacheMixin.cache_context(self.networks.transformer, name)
+        return context
+
     def denoise(
         self,
         video: EncodedVideo,
@@ -145,6 +171,7 @@ class AnywhereBackend:
             each[None].to(self.device, self.dtype)
             for each in clip_conditions(self.encode_clip, video, len(latents), self._scale)
         )
+        self._empty_cache()
         turn = partial(self._take_turns, *self._denoising)
         with torch.inference_mode():
 
@@ -163,15 +190,16 @@ class AnywhereBackend:
                     control: Iterator[Tensor] = iter(())
                     if conditional:
                         control = nets.control.features(torch.cat([noisy, pose], 2), at, text, rope)
-                    return nets.transformer(
-                        torch.cat([noisy, place if conditional else torch.zeros_like(place)], 2),
-                        at,
-                        text,
-                        control=control,
-                        bank=bank if conditional else None,
-                        learner=nets.bml,
-                        rope=rope,
-                    )
+                    with self._cache_context("conditional" if conditional else "unconditional"):
+                        return nets.transformer(
+                            torch.cat([noisy, place if conditional else torch.zeros_like(place)], 2),
+                            at,
+                            text,
+                            control=control,
+                            bank=bank if conditional else None,
+                            learner=nets.bml,
+                            rope=rope,
+                        )
 
                 made = self.ladder.run(partial(run, True), *_RUNGS)
                 if guided and how.shortcuts.guides(t):
