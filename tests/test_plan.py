@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tiny_training import PHASE, recipe, write
 
 from anycharv_core.checkpoints.networks import untrained
+from training import plan
 from training.config_file import read_config
 from training.plan import known_configs, missing_files
 from training.train import main
@@ -97,3 +99,25 @@ def test_a_distillation_counts_its_teacher(tmp_path: Path, capsys) -> None:
     assert starting(few, "few: distil, 6 steps of 2 clips of 2 frames")
     assert starting(few, "  trains ") == starting(more, "  trains ")
     assert "GiB" in starting(few, "  memory")
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        ("animate_anyone_2", {"joint": 2_153_749_390}),
+        # The ReferenceNet has 122,735,872 parameters more, behind the last place where it is read.
+        ("animate_anywhere", {"control": 2_565_218_816, "reference": 2_272_558_336, "joint": 4_969_897_728}),
+    ],
+)
+def test_recipes_of_papers_without_code_train_what_was_reckoned(
+    name: str, trained: dict[str, int], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where none of their files are
+    monkeypatch.setattr(plan, "_memory", lambda *_: "not reckoned, which takes long")
+    assert main([str(CONFIGS / f"{name}.yaml"), "--out", "run", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {}
+    for heading, line in pairwise(lines):
+        if line.startswith("  trains "):
+            found[heading.partition(":")[0]] = int(line.split()[1].replace(",", ""))
+    assert found == trained
