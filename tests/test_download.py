@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_anywhere
 from filelock import FileLock
 from hub_server import COMMIT, Hub, serve
 from waiting import PATIENCE, until
 
 from anycharv_core import UserError, cli
 from anycharv_core.checkpoints import download, places
+from anycharv_core.checkpoints.cogvideox import join_base, without_base
 from anycharv_core.checkpoints.download import SOURCES, Item, by_hand, choose, fetch, plan
 from anycharv_core.checkpoints.places import models_folder
 from anycharv_core.jobs.doctor import NETWORKS, find_models
@@ -87,6 +89,25 @@ def test_everything_goes_where_the_rest_of_the_pack_looks_for_it(hub: Hub, tmp_p
     assert find_models(tmp_path / "anycharv") == [model]
     assert set(read_checkpoint(str(model)).weights) == {*NETWORKS, "vae", "image_encoder"}
     assert not any("README" in name for name in below(tmp_path))
+
+
+def test_the_base_of_animateanywhere_is_fetched_by_name_without_its_text_encoder(hub: Hub, tmp_path: Path) -> None:
+    model, made = tiny_anywhere.checkpoint(), tmp_path / "made"
+    tiny_anywhere.write_base(model, made)
+    (made / "scheduler").mkdir()
+    (made / "scheduler" / "scheduler_config.json").write_text("{}")
+    wanted = below(made)
+    own = {file: (made / file).read_bytes() for file in wanted}
+    hub.repos[download.COGVIDEOX] = own | {"text_encoder/model.safetensors": b"large", "README.md": b"not wanted"}
+    get(hub, tmp_path, "cogvideox")
+    base = tmp_path / "diffusers" / "CogVideoX1.5-5B-I2V"
+    assert below(base) == wanted
+    assert not hub.transfers("text_encoder/model.safetensors")
+    checkpoint = without_base(model)
+    join_base(checkpoint, base, "model")
+    assert {*checkpoint.weights} == {*model.weights}
+    get(hub, tmp_path / "other", "all")
+    assert not (tmp_path / "other" / "diffusers").exists()
 
 
 def test_a_model_folder_counts_as_one_only_when_it_is_whole(hub: Hub, tmp_path: Path) -> None:
