@@ -186,6 +186,33 @@ def test_clips_without_cameras_have_no_epipolar_loss(batch: dict[str, torch.Tens
     torch.testing.assert_close(*values)
 
 
+@pytest.mark.parametrize("mask", ["adaptive", "outside"])
+def test_the_loss_of_some_queries_is_on_average_that_of_all(
+    mask: str, batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I10, for parts of unequal size too, of each of which the loss is scaled to all background tokens."""
+    module = trainee(objective={"epipolar": EPIPOLAR | {"mask": mask, "percentile": 0.5}})
+    assert isinstance(module.cfg, Objective)
+    cfg, own = module.cfg.epipolar, {name: value[:1] for name, value in batch.items()}
+    encoded = own | module.encode(own)
+    noisy = torch.randn(encoded["latents"].shape, generator=torch.Generator().manual_seed(0))
+    t, every = torch.tensor([500]), torch.arange(int(encoded["free"].sum()))
+
+    def loss(places: torch.Tensor) -> torch.Tensor:
+        monkeypatch.setattr(anywhere, "_some", lambda count, wanted, generator: places)
+        with torch.no_grad():
+            made = anywhere.predict(module._model(), encoded, noisy, t, 0, blocks=(0, 3))
+            return anywhere.epipolar_loss(module._model(), made, encoded, t, 0, cfg, _generators(1), SIZE)
+
+    whole = loss(every)
+    assert whole.shape == (1,) and whole > 0
+    parts = every[:5], every[5::2], every[6::2]
+    shares = torch.tensor([len(part) / len(every) for part in parts])
+    losses = torch.cat([loss(part) for part in parts])
+    assert (losses - whole).abs().max() > 1e-2 * whole
+    torch.testing.assert_close((shares * losses).sum(0, keepdim=True), whole)
+
+
 def test_cameras_follow_videos_through_shards_strides_and_mirrors(tmp_path: Path) -> None:
     size, frames = 96, 20
     truth = sample_travel(1, frames, size, kind="follow").truth

@@ -169,6 +169,8 @@ def test_zoom_twins_are_equally_large_and_only_one_camera_moves() -> None:
     np.testing.assert_array_equal(dolly.reference, approach.reference)
     a, b = dolly.truth.cameras, approach.truth.cameras
     assert a is not None and b is not None
+    for name in ("K", "R", "T"):
+        np.testing.assert_array_equal(getattr(a, name)[0], getattr(b, name)[0])
     assert not np.ptp(b.T, axis=0).any() and a.T[-1, 2] < a.T[0, 2]
     assert (plates(approach.truth) == approach.background).all()
     assert (plates(dolly.truth)[-1] != dolly.background).any()

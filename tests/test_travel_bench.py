@@ -35,10 +35,15 @@ def test_who_does_not_read_the_camera_off_the_poses_is_right_half_the_time() -> 
         bare = (travel.truth.frames == travel.truth.background).all(-1, keepdims=True)
         return np.where(bare, travel.background, travel.truth.frames)
 
+    def passing(travel: Travel) -> np.ndarray:
+        """A plate that slides by, however the person moves."""
+        return np.stack([np.roll(travel.background, 2 * frame, axis=1) for frame in range(FRAMES)])
+
     for seed in range(3):
-        assert paired(lambda task: noise, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 0.5)
-        assert paired(still_plate, seed, FRAMES, SIZE)["pan choice"] == 0.5
         assert paired(lambda task: shadows(task), seed, FRAMES, SIZE)["pan choice"] == 0.5
+    for seed in range(6):
+        for blind in (lambda task: noise, still_plate, passing):
+            assert paired(blind, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 0.5), (seed, blind)
 
 
 def test_the_truth_and_the_true_cameras_are_always_right() -> None:
