@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -72,6 +75,71 @@ def test_a_frame_s_depth_has_its_size_and_depends_on_it(estimator: Path) -> None
     frames = rng.integers(0, 256, (2, 40, 60, 3), np.uint8)
     found = [DepthEstimator(estimator).nearness(frame) for frame in frames]
     assert found[0].shape == (40, 60) and found[0].dtype == np.float32 and not np.array_equal(*found)
+
+
+def glpn(folder: Path, bias: float) -> Path:
+    """A model that tells metres: the whole frame is `10 * sigmoid(bias)` away."""
+    from transformers import GLPNConfig, GLPNForDepthEstimation, GLPNImageProcessor
+
+    config = GLPNConfig(
+        num_encoder_blocks=4,
+        depths=[1] * 4,
+        hidden_sizes=[4] * 4,
+        num_attention_heads=[1] * 4,
+        mlp_ratios=[1] * 4,
+        decoder_hidden_size=4,
+    )
+    model = GLPNForDepthEstimation(config)
+    with torch.no_grad():
+        model.head.head[-1].weight.zero_()
+        model.head.head[-1].bias.fill_(bias)
+    model.save_pretrained(folder)
+    GLPNImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def test_who_is_fewer_metres_away_is_nearer(tmp_path: Path) -> None:
+    frame = np.zeros((32, 64, 3), np.uint8)
+    near, far = (
+        DepthEstimator(glpn(tmp_path / name, bias)).nearness(frame) for name, bias in (("near", -1), ("far", 1))
+    )
+    np.testing.assert_allclose(near, (1 + np.exp(1)) / 10, rtol=1e-4)
+    np.testing.assert_allclose(far, (1 + np.exp(-1)) / 10, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "metres"),
+    [
+        ({"model_type": "depth_anything", "depth_estimation_type": "relative"}, False),
+        ({"model_type": "depth_anything", "depth_estimation_type": "metric"}, True),
+        ({"model_type": "prompt_depth_anything", "depth_estimation_type": "metric"}, True),
+        ({"model_type": "dpt"}, False),
+        ({"model_type": "depth_pro"}, False),
+        ({"model_type": "glpn"}, True),
+        ({"model_type": "tipsv2_dpt"}, True),
+        ({"model_type": "zoedepth"}, True),
+    ],
+    ids=lambda each: "-".join(each.values()) if isinstance(each, dict) else "",
+)
+def test_near_is_large_whatever_a_kind_of_model_tells(config: dict[str, str], metres: bool) -> None:
+    """What transformers' own `predicted_depth` is, by the sources of each kind."""
+    told = SimpleNamespace(predicted_depth=torch.tensor([[[1.0, 2.0], [1.0, 2.0]]]))
+    model = Mock(return_value=told, config=SimpleNamespace(**config))
+    estimator = DepthEstimator("")
+    estimator._loaded = model, Mock(return_value={"pixel_values": torch.zeros(1, 3, 2, 2)})
+    left, right = estimator.nearness(np.zeros((2, 2, 3), np.uint8))[0]
+    assert (left > right) == metres
+
+
+def test_depth_lies_on_the_frame_whatever_a_processor_would_pad(estimator: Path, tmp_path: Path) -> None:
+    from transformers import DPTImageProcessor
+
+    shutil.copytree(estimator, tmp_path / "padding")
+    padding = DPTImageProcessor.from_pretrained(estimator, do_pad=True, size_divisor=112)
+    padding.save_pretrained(tmp_path / "padding")
+    frame = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    shown = [DepthEstimator(folder).nearness(frame) for folder in (estimator, tmp_path / "padding")]
+    assert np.array_equal(*shown)
 
 
 def test_what_is_no_depth_model_is_said(tmp_path: Path, segmenter: Path) -> None:

@@ -17,7 +17,8 @@ from ..errors import UserError
 from ..media.frames import FrameStore
 from .sam2 import CONFIG_ERRORS, quiet_transformers
 
-_METRES = ("zoedepth", "depth_pro")  # kinds of model that tell how far things are and not how near
+# Kinds of model that tell how far things are and not how near. DepthPro's own output is the inverse of its metres.
+_METRES = ("glpn", "tipsv2_dpt", "zoedepth")
 _TAILS = (0.01, 0.99)  # of a frame's person: what lies beyond is taken for an error of the estimation
 
 
@@ -36,6 +37,9 @@ class DepthEstimator:
 
     def nearness(self, frame: np.ndarray) -> np.ndarray:
         """A frame uint8 [H, W, 3] -> float32 [H, W], nearer being larger, on a scale of the model's own.
+
+        Metres are turned round: those of GLPN, TIPSv2, ZoeDepth, and of models whose config says
+        `depth_estimation_type: metric`. A DPT that was trained on metres says so nowhere, and its far is near.
 
         Raises UserError where the model cannot be loaded or is of another kind.
         """
@@ -67,6 +71,7 @@ class DepthEstimator:
                 ) from error
         if report["missing_keys"]:
             raise UserError(f"{self.model} lacks weights of a depth estimation model; fetch it again.")
+        processor.do_pad = False  # what ZoeDepth's adds around a frame would shift the depth against it
         return model.to(pick_device(self.device)).train(False), processor
 
 
