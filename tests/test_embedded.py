@@ -11,15 +11,22 @@ import yaml
 from PIL import Image
 
 from anycharv_core import Pipeline
+from anycharv_core.bench.interaction import choice
 from anycharv_core.bench.metrics import psnr
 from anycharv_core.bench.puppets import of_model
-from anycharv_core.bench.tasks import BOLD_SWAP, KINDS, TRAVEL, Setup, Task, tasks
+from anycharv_core.bench.tasks import BOLD_SWAP, INTERACTION, KINDS, TRAVEL, Setup, Task, tasks
 from anycharv_core.bench.travel import TRAVEL_BASELINES, paired
 from anycharv_core.checkpoints.places import EMBEDDED
-from anycharv_core.jobs.demo import run
+from anycharv_core.jobs.demo import TOUCHING, _examples, run
 from anycharv_core.media.imaging import resample
 from anycharv_core.media.video_read import probe, read_frames
-from anycharv_core.puppets.interaction import INTERACTION_BASELINES, sample_interaction
+from anycharv_core.puppets.interaction import (
+    INTERACTION_BASELINES,
+    Interaction,
+    object_pair,
+    order_pair,
+    sample_interaction,
+)
 from anycharv_core.puppets.task import ANIMATION_BASELINES, BASELINES, sample_bold_animation, sample_bold_swap
 from anycharv_core.puppets.travel import Travel, sample_travel
 from anycharv_core.systems import read_checkpoint
@@ -69,6 +76,25 @@ def test_the_one_that_keeps_hold_of_things_reads_them() -> None:
     assert pipe.settings["world"] == "acts" and {"size", "steps", "guidance_scale"} <= set(pipe.settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "pair", "seeds"),
+    [("depth", order_pair, range(4)), ("objects", object_pair, range(3))],
+    ids=["depth", "objects"],
+)
+def test_it_chooses_by_what_it_is_shown_and_blindly_without(name: str, pair: Callable, seeds: range) -> None:
+    pipe = Pipeline.from_pretrained("embedded-animate2")
+    model = of_model(pipe, pipe.settings["steps"], pipe.settings["guidance_scale"])
+    pairs = [pair(seed, 1, 128) for seed in seeds]
+
+    def chosen() -> list[float]:
+        answers = [[model(Task(0, task, KINDS[INTERACTION])) for task in tasks] for tasks in pairs]
+        return [choice(*made, *tasks) for made, tasks in zip(answers, pairs, strict=True)]
+
+    assert np.mean(chosen()) > 0.7
+    pipe.backend.extras -= {name}
+    assert chosen() == [0.5] * len(pairs)
+
+
 def test_the_one_that_walks_through_places_needs_no_base() -> None:
     assert EMBEDDED["embedded-anywhere"].stat().st_size <= 40e6
     config, shipped = yaml.safe_load(ANYWHERE_CONFIG.read_text()), read_checkpoint("embedded-anywhere")
@@ -88,12 +114,23 @@ def test_the_camera_follows_the_walk() -> None:
     assert np.mean(chosen) > 0.5  # what a model comes to that does not read the camera off the poses
 
 
+def _first_interaction(number: int, frames: int, size: int) -> Interaction:
+    return sample_interaction(TOUCHING[number], frames, size)
+
+
+def test_the_demo_shows_a_limb_in_front_and_behind() -> None:
+    *touching, one, other, _ = (task.given for task in _examples(Setup.of(INTERACTION, 5, 2, 48)))
+    assert len(touching) == 2 and touching[0].objects.any()
+    assert np.array_equal(one.pose, other.pose) and np.array_equal(one.mask, other.mask)
+    assert not np.array_equal(one.depth, other.depth) and not np.array_equal(one.truth.frames, other.truth.frames)
+
+
 @pytest.mark.parametrize(
     ("model", "sample", "side", "columns", "baselines"),
     [
         ("embedded", sample_bold_swap, 256, 5, BASELINES),
         ("embedded-animate", sample_bold_animation, 80, 4, ANIMATION_BASELINES),
-        ("embedded-animate2", sample_interaction, 128, 5, INTERACTION_BASELINES),
+        ("embedded-animate2", _first_interaction, 128, 5, INTERACTION_BASELINES),
         ("embedded-anywhere", partial(sample_travel, kind="follow"), 64, 5, TRAVEL_BASELINES),
     ],
     ids=["demo", "demo-animate", "demo-animate2", "demo-anywhere"],

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import cycle
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..bench.metrics import psnr
 from ..bench.puppets import of_model, tasks_of
 from ..bench.report import make_folder
-from ..bench.tasks import TRAVEL, Setup, Task, tasks
+from ..bench.tasks import INTERACTION, TRAVEL, Setup, Task, tasks
 from ..files import atomic_path
 from ..inference.pipeline import Pipeline
 from ..media.camera import window_around
@@ -23,11 +23,13 @@ from ..media.imaging import resample
 from ..media.masks import mask_box
 from ..media.sheet import sheet
 from ..media.video_write import VideoWriter
+from ..puppets.interaction import Interaction, order_pair, sample_interaction
 from ..puppets.travel import JOURNEYS, Travel
 
 FRAMES = 24
 RATE = Fraction(12)
 MOMENTS = ("first", "middle", "last")  # of a journey, that its sheet shows
+TOUCHING, TWINS = (10, 1), 4  # interactions with a ball that stands out and a wall; one where depth shows most
 SHOWN = 256  # pixels a side of a picture in the video and on the sheet
 
 Part = tuple[float, float, float, float]
@@ -80,12 +82,28 @@ def run(
 
 
 def _examples(setup: Setup) -> Iterator[Task]:
-    """The tasks of the bench; of journeys one of each kind in turn, as most of its first have a camera at rest."""
-    if setup.task != TRAVEL:
+    """The tasks of the bench; but of journeys one of each kind in turn, as most of its first have a camera at
+    rest, and of interactions first those that show what the model reads."""
+    if setup.task == TRAVEL:
+        for number, kind in zip(range(setup.clips), cycle(JOURNEYS)):
+            yield Task(number, setup.kind.sample(number, setup.frames, setup.size, kind=kind), setup.kind)
+    elif setup.task == INTERACTION:
+        for number, given in enumerate(islice(_interactions(setup), setup.clips)):
+            yield Task(number, given, setup.kind)
+    else:
         yield from tasks(setup, flow=False)
-        return
-    for number, kind in zip(range(setup.clips), cycle(JOURNEYS)):
-        yield Task(number, setup.kind.sample(number, setup.frames, setup.size, kind=kind), setup.kind)
+
+
+def _interactions(setup: Setup) -> Iterator[Interaction]:
+    """Things that are touched, and two tasks of one pose, an arm in front in the one and behind in the other; then
+    those of the bench."""
+    frames, size = setup.frames, setup.size
+    for number in TOUCHING:
+        yield sample_interaction(number, frames, size)
+    yield from order_pair(TWINS, frames, size)
+    for number in count():
+        if number not in TOUCHING:
+            yield sample_interaction(number, frames, size)
 
 
 def _side_by_side(task: Task, made: np.ndarray, moment: int, part: Part | None = None) -> list[np.ndarray]:
