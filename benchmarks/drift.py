@@ -1,11 +1,15 @@
 """Whether a character is at the end of a long video still who it was at the start, beside a chain of windows.
 
-    python -m benchmarks.drift [--frames 24 240 2400] [--clips 2] [--size 256] [--out results.json]
+    python -m benchmarks.drift [--model NAME] [--frames 24 240 2400] [--clips 2] [--size 256] [--out results.json]
 
-Puppets move forwards and backwards through a shot until the video is long enough, so that its last tenth shows the
-same poses as its first (but in one of a single window). The scores are those of `bench/drift.py`: 0 for the truth.
-"chained" is what long videos are often made of: windows that don't overlap, each shown the character of the last
-frame that the one before it made, cut out by the true mask, in place of the reference.
+Puppets move forwards and backwards through a shot until the video is long enough, so that the last tenth of 240
+frames shows the same poses as the first. The scores are those of `bench/drift.py`: 0 for the truth.
+
+Of "embedded" the puppets are bold swaps. "chained" is what long videos are often made of: windows that don't
+overlap, each shown the character of the last frame that the one before it made, cut out by the true mask, in place
+of the reference. Of "embedded-animate2" they are interactions, and its two ways to make long videos are compared:
+windows that begin with the last frame of the one before ("chained", its recipe "default"), and windows that are
+averaged ("overlapping").
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +29,11 @@ from anycharv_core import Pipeline
 from anycharv_core.bench.drift import Drift, DriftScore
 from anycharv_core.bench.report import markdown, summarise
 from anycharv_core.media.camera import window_around
+from anycharv_core.media.canvas import PERSON
 from anycharv_core.media.imaging import resample
 from anycharv_core.media.masks import mask_box
 from anycharv_core.models.windows import WINDOW
+from anycharv_core.puppets.interaction import Interaction, sample_interaction
 from anycharv_core.puppets.task import Swap, sample_bold_swap
 
 SHOT = 121  # frames that are rendered; there and back again are 240
@@ -39,9 +47,9 @@ def there_and_back(frames: int) -> list[int]:
     return [period[index % len(period)] for index in range(frames)]
 
 
-def in_one(pipe: Pipeline, swap: Swap, shown: list[int]) -> Iterator[np.ndarray]:
-    """All of it at once, as `Pipeline` makes it."""
-    return _made(pipe, swap.reference, swap, shown)
+def in_one(pipe: Pipeline, swap: Swap, shown: list[int], recipe: str = "default") -> Iterator[np.ndarray]:
+    """All of it at once, as `Pipeline` makes it by a recipe."""
+    return _made(pipe, swap.reference, swap, shown, recipe)
 
 
 def chained(pipe: Pipeline, swap: Swap, shown: list[int]) -> Iterator[np.ndarray]:
@@ -55,16 +63,24 @@ def chained(pipe: Pipeline, swap: Swap, shown: list[int]) -> Iterator[np.ndarray
         reference = _cut_out(frame, swap.truth.mask[window[-1]], reference.shape[0])
 
 
-def _made(pipe: Pipeline, reference: np.ndarray, swap: Swap, shown: list[int]) -> Iterator[np.ndarray]:
+def _made(
+    pipe: Pipeline, reference: np.ndarray, swap: Swap, shown: list[int], recipe: str = "default"
+) -> Iterator[np.ndarray]:
     steps, guidance = pipe.system.sampling(pipe.settings)
+    masks = swap.mask if isinstance(swap, Interaction) else swap.box
+    streams = {name: getattr(swap, name) for name in pipe.backend.extras} if isinstance(swap, Interaction) else {}
     return iter(
         pipe(
             reference,
             (swap.driving.frames[index] for index in shown),
-            (swap.box[index] for index in shown),
+            (masks[index] for index in shown),
             swap.poses().take(shown),
             steps=steps,
             guidance_scale=guidance,
+            size=tuple(pipe.settings["size"]),
+            canvas=PERSON,
+            recipe=recipe,
+            **{name: map(frames.__getitem__, shown) for name, frames in streams.items()},
         ).frames
     )
 
@@ -75,7 +91,21 @@ def _cut_out(frame: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
     return np.dstack([resample(picture, part, (side, side)) for picture in (frame, mask)])
 
 
-METHODS: dict[str, Method] = {"as shipped": in_one, "chained": chained}
+@dataclass(frozen=True)
+class World:
+    """sample(number, frames, size): what a model is shown there; methods: the ways to make a long video of it."""
+
+    sample: Callable[[int, int, int], Swap]
+    size: int
+    methods: Mapping[str, Method]
+
+
+WORLDS = {
+    "embedded": World(sample_bold_swap, 256, {"as shipped": in_one, "chained": chained}),
+    "embedded-animate2": World(
+        sample_interaction, 128, {"chained": in_one, "overlapping": partial(in_one, recipe="overlapping")}
+    ),
+}
 
 
 def measure(pipe: Pipeline, swap: Swap, frames: int, method: Method) -> Drift:
@@ -88,17 +118,18 @@ def measure(pipe: Pipeline, swap: Swap, frames: int, method: Method) -> Drift:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=WORLDS, default="embedded")
     parser.add_argument("--frames", type=int, nargs="+", default=[24, 240, 2400])
     parser.add_argument("--clips", type=int, default=2)
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, help="of the world that the model was made for by default")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    pipe = Pipeline.from_pretrained("embedded")
-    found: dict[str, list[Drift]] = {f"{name}, {frames}": [] for name in METHODS for frames in args.frames}
+    pipe, world = Pipeline.from_pretrained(args.model), WORLDS[args.model]
+    found: dict[str, list[Drift]] = {f"{name}, {frames}": [] for name in world.methods for frames in args.frames}
     for number in range(args.clips):
-        swap = sample_bold_swap(number, SHOT, args.size)
+        swap = world.sample(number, SHOT, args.size or world.size)
         for frames in args.frames:
-            for name, method in METHODS.items():
+            for name, method in world.methods.items():
                 found[f"{name}, {frames}"].append(measure(pipe, swap, frames, method))
                 print(number, frames, name, found[f"{name}, {frames}"][-1], file=sys.stderr, flush=True)
     summaries: dict[str, dict[str, Any]] = {
