@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,11 +32,12 @@ from ..anycharv_core.models import ObjectGuiderConfig, PoseGuiderConfig, UNetCon
 from ..anycharv_core.models.config import DiTConfig
 from ..anycharv_core.models.dit_branches import Prompt
 from ..anycharv_core.models.schedule import schedule_of
+from ..anycharv_core.preprocess.cache import weights_key
 from ..anycharv_core.systems import read_checkpoint
 from ..anycharv_core.systems.anywhere import ANYWHERE
 from .anywhere import AnywhereConfig, AnywhereModel, NativeDiT, NativeReferenceDiT
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, NativeUNet, sample_as_run
-from .saved import INSIDE, MAIN, read_saved
+from .saved import INSIDE, MAIN, origin_of, read_saved
 from .types import CATEGORY, ReferenceNetType
 from .vae import ClipVAE, ModuleVAE
 
@@ -161,6 +163,11 @@ class AnyCharVLoader(io.ComfyNode):
         return checkpoint in checkpoint_names() or missing_checkpoint(checkpoint)
 
     @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None, dtype: str | None, base: str | None = NO_BASE) -> str:
+        """None stands for what is wired in. Were this to raise, ComfyUI would load again in every run."""
+        return files_key(checkpoint, base)
+
+    @classmethod
     def execute(cls, checkpoint: str, dtype: str, base: str = NO_BASE) -> io.NodeOutput:
         model, reference_net, vae, clip_vision = load_checkpoint(checkpoint, dtype, base)
         if model.model.system.clips:
@@ -204,6 +211,34 @@ def _vae_of_models() -> Any:
 def _encoder_of_models() -> Any:
     path = folder_paths.get_full_path("clip_vision", ENCODER_FILE)
     return path and comfy.clip_vision.load(path)
+
+
+def files_key(name: Any, base: Any) -> str:
+    """Places, names, sizes and times of the files that AnyCharVLoader may take weights from.
+
+    name, base: the Loader's `checkpoint` and `base`; "" where the name is wired in, so that it is not known before
+    the run. What is wrong with them is left to loading: this raises nothing.
+    """
+    keys = []
+    for path in files_of(name, base) if isinstance(name, str) else []:
+        with suppress(OSError):  # it has gone meanwhile
+            keys.append((str(path), weights_key(path)))
+    return str(keys) if keys else ""
+
+
+def files_of(name: str, base: Any) -> list[Path]:
+    """The files and folders that weights of the checkpoint `name` may come from: its own, those of the checkpoint
+    that Save Model had it from, its base, and what stands in for a VAE and an image encoder."""
+    found = []
+    with suppress(UserError, OSError):
+        found.append(Path(checkpoint_path(name)))
+        origin = origin_of(found[0])
+        if origin is not None:
+            found.append(Path(checkpoint_path(origin)))
+    found = [EMBEDDED.get(str(path), path) for path in found]
+    found += [path for key, path in _bases().items() if key == base]
+    others = folder_paths.get_full_path("vae", VAE_FILE), folder_paths.get_full_path("clip_vision", ENCODER_FILE)
+    return found + [Path(path) for path in others if path]
 
 
 def load_checkpoint(name: str, dtype: str, base: str = NO_BASE) -> tuple[Any, Any, Any, Any]:

@@ -18,7 +18,7 @@ from ..anycharv_core.inference.people import Begin
 from ..anycharv_core.jobs.run import versions
 from ..anycharv_core.jobs.work import remove_abandoned, work
 from ..anycharv_core.preprocess.cache import content_key, weights_key
-from .loader import BASES, MODELS
+from .loader import BASES, MODELS, AnyCharVLoader, files_key
 
 FOLDER = "anycharv_unfinished"
 # A run that is queued again has another seed unless it is fixed, so nothing asks for what most runs leave.
@@ -62,7 +62,10 @@ def lineage(graph: Any, node: str, name: str) -> str:
         if number not in known:
             entry = graph.get_node(number)
             inputs = {each: of_value(value) for each, value in entry["inputs"].items()}
-            known[number] = _digest([entry["class_type"], inputs])
+            files = ""
+            if entry["class_type"] == AnyCharVLoader.__name__:  # it also takes files that no input names
+                files = files_key(entry["inputs"].get("checkpoint"), entry["inputs"].get("base"))
+            known[number] = _digest([entry["class_type"], inputs, files])
         return known[number]
 
     def of_value(value: Any) -> Any:

@@ -12,6 +12,9 @@ import folder_paths
 import pytest
 import torch
 from comfy_pack import core, models_folder
+from safetensors.torch import save_file
+
+import nodes
 
 
 @pytest.fixture
@@ -83,3 +86,42 @@ def test_models_are_known_by_their_files_not_by_their_names_alone(tmp_path: Path
     assert len({*known}) == 3 and lineage() == known[-1]
     # Text that is no name of a file, or names a folder of all models.
     assert len({lineage(text) for text in ("", ".", "..", "trained/..", "\0", "long" * 10_000)}) == 6
+
+
+def test_models_are_known_by_the_files_that_no_input_names(tmp_path: Path) -> None:
+    """Those that stand in for a VAE and an encoder, and the origin of a file of Save Model."""
+    loader, folder = core("nodes.loader"), models_folder()
+    save_file(core("nodes.saved").named("origin.safetensors"), folder / "of_save_model.safetensors")
+    for kind in ("vae", "clip_vision"):
+        folder_paths.add_model_folder_path(kind, str(tmp_path), is_default=True)
+    others = [folder / "origin.safetensors", tmp_path / loader.VAE_FILE, tmp_path / loader.ENCODER_FILE]
+    inputs = {"checkpoint": "of_save_model.safetensors", "dtype": "auto"}
+    graph = {
+        "1": {"class_type": "Node", "inputs": {"model": ["2", 0]}},
+        "2": {"class_type": "AnyCharVLoader", "inputs": inputs},
+    }
+
+    def known() -> tuple[str, str]:
+        """The run's key, and what ComfyUI asks before it loads."""
+        key = core("nodes.resume").lineage(SimpleNamespace(get_node=graph.__getitem__), "1", "model")
+        return key, nodes.NODE_CLASS_MAPPINGS["AnyCharVLoader"].fingerprint_inputs(**inputs)
+
+    seen = [known()]
+    for content in (b"before", b"afterwards"):
+        for path in others:
+            path.write_bytes(content)
+            seen.append(known())
+            assert seen[-1] == known()
+    keys, fingerprints = zip(*seen, strict=True)
+    assert len({*keys}) == len({*fingerprints}) == len(seen) == 7
+
+
+def test_what_cannot_be_known_is_no_error_before_loading(tmp_path: Path) -> None:
+    ask = nodes.NODE_CLASS_MAPPINGS["AnyCharVLoader"].fingerprint_inputs
+    assert ask(checkpoint=None, dtype="auto", base=None) == ""
+    torn = models_folder() / "torn.safetensors"
+    for content in (b"", b"torn"):
+        torn.write_bytes(content)
+        assert ask(checkpoint=torn.name, dtype="auto")
+    for name in ("missing.safetensors", "..", "\0"):
+        assert isinstance(ask(checkpoint=name, dtype="auto", base="missing"), str)
