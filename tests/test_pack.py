@@ -381,8 +381,11 @@ def test_registry_metadata() -> None:
     assert all(url.startswith(repository) for url in metadata["urls"].values())
     # By these the registry says where the pack runs.
     assert "Operating System :: OS Independent" in metadata["classifiers"]
-    # comfy-cli drops a bound that has not three numbers.
-    assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
+    # comfy-cli drops a bound that has not three numbers, and other names for the page of issues.
+    readme = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
+    (tested,) = re.findall(r"tested with ComfyUI (\d+\.\d+)", readme)
+    assert comfy["requires-comfyui"] == f">={tested}.0"
+    assert metadata["urls"]["Issues"] == f"{repository}/issues"
     # The registry runs no code to find a dynamic version: it reads this file.
     assert metadata["dynamic"] == ["version"]
     source = (REPO / comfy["version"]["path"]).read_text(encoding="utf-8")
