@@ -12,11 +12,11 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from comfy_pack import PACK, animated, animation, conditioned, execute, load, sampled
+from comfy_pack import PACK, animated, animation, conditioned, execute, ksampled, load, sampled
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-STEPS = 4
+STEPS, CFG = 4, 2.0
 SHRINK = {
     "block_number": 2,
     "start_percent": 0.0,
@@ -25,7 +25,8 @@ SHRINK = {
     "downscale_method": "bicubic",
     "upscale_method": "bicubic",
 }
-EASY = {"start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+ALWAYS = {"start_percent": 0.0, "end_percent": 1.0}
+EASY = ALWAYS | {"verbose": False}
 # Module and node, settings that change the result, and those that leave it as it is.
 TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "freelunch.FreeU": ({"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}, {"b1": 1, "b2": 1, "s1": 1, "s2": 1}),
@@ -65,13 +66,31 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"scale_low": 1.0, "scale_high": 1.0, "freq_cutoff": 4},
     ),
     "lumina2.RenormCFG": ({"cfg_trunc": 0.0, "renorm_cfg": 0.0}, {"cfg_trunc": 1e9, "renorm_cfg": 0.0}),
+    "model_advanced.RescaleCFG": ({"multiplier": 0.7}, {"multiplier": 0.0}),
+    "cfg.CFGNorm": ({"strength": 1.0}, {"strength": 0.0, "pre_cfg": True}),
+    "custom_sampler.CFGOverride": (ALWAYS | {"cfg": 4.0}, ALWAYS | {"cfg": CFG}),
+    "video_model.VideoLinearCFGGuidance": ({"min_cfg": 1.0}, {"min_cfg": CFG}),
+    "video_model.VideoTriangleCFGGuidance": ({"min_cfg": 1.0}, {"min_cfg": CFG}),
+}
+# Of these there is nothing to set.
+WITHOUT_SETTINGS = ("cfg.CFGZeroStar", "mahiro.Mahiro", "tcfg.TCFG")
+# What the model was trained to predict, and schedules of others.
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "model_advanced.ModelSamplingDiscrete": {"sampling": "v_prediction", "zsnr": True},
+    "model_advanced.ModelSamplingContinuousEDM": {
+        "sampling": "v_prediction",
+        "sigma_max": 120.0,
+        "sigma_min": 0.002,
+    },
+    "model_advanced.ModelSamplingContinuousV": {"sampling": "v_prediction", "sigma_max": 500.0, "sigma_min": 0.03},
 }
 
 
 def test_help_lists_every_tool() -> None:
     for page in (PACK / "web/docs/AnyCharVLoader.md", PACK / "web/docs/AnyCharVLoader/zh.md"):
         named = " ".join(line.split("|")[1] for line in page.read_text("utf-8").splitlines() if line[:1] == "|")
-        for tool in (*TOOLS, "ModelAttentionBackend", "TorchCompileModel", "SkipLayerGuidanceDiT", "LazyCache"):
+        others = ("ModelAttentionBackend", "TorchCompileModel", "SkipLayerGuidanceDiT", "LazyCache")
+        for tool in (*TOOLS, *WITHOUT_SETTINGS, *SAMPLINGS, "apg.APG", *others):
             assert tool.rpartition(".")[2].removesuffix("Node") in named, tool
 
 
@@ -102,6 +121,32 @@ def test_tool_does_what_it_is_set_to(tool: str) -> None:
     assert off.max() > 1e-3 and off.mean() < 0.5 * untouched().std()
     same = sampled(patched(model, tool, neutral), made, steps=STEPS)
     assert torch.allclose(same, untouched(), atol=1e-4)
+
+
+@pytest.mark.parametrize("tool", WITHOUT_SETTINGS)
+def test_tool_without_settings_changes_the_guidance(tool: str) -> None:
+    model, made = model_and_video()
+    off = (sampled(patched(model, tool, {}), made, steps=STEPS) - untouched()).abs()
+    assert off.max() > 1e-3 and off.mean() < 0.5 * untouched().std()
+
+
+def test_projected_guidance_comes_on_top_of_the_usual_one() -> None:
+    model, made = model_and_video()
+    neutral = {"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0}
+    stronger = sampled(model, made, STEPS, CFG + 1)
+    assert torch.allclose(sampled(patched(model, "apg.APG", neutral), made, STEPS, CFG), stronger, atol=1e-4)
+    settings = {"eta": 0.0, "norm_threshold": 1.0, "momentum": 0.0}
+    off = (sampled(patched(model, "apg.APG", settings), made, STEPS, CFG) - stronger).abs()
+    assert off.max() > 1e-3 and off.mean() < 0.5 * untouched().std()
+
+
+@pytest.mark.parametrize("tool", SAMPLINGS)
+def test_schedules_of_comfyui(tool: str) -> None:
+    model, made = model_and_video()
+    scheduled = patched(model, tool, SAMPLINGS[tool])
+    result = ksampled(scheduled, made, STEPS)
+    alike = torch.allclose(result, ksampled(model, made, STEPS), atol=1e-4)
+    assert result.isfinite().all() and alike == (tool == "model_advanced.ModelSamplingDiscrete")
 
 
 def test_attention_backend_is_the_chosen_one() -> None:

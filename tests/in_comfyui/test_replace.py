@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import comfy.utils
 import numpy as np
 import pytest
 import torch
@@ -96,3 +97,60 @@ def test_frames_in_memory_and_trimmed_ones_are_not_encoded_on_the_way() -> None:
         weights = np.array([0.2126, 0.7152, 0.0722])
         assert np.abs(made[1:] @ weights - shown[1:] @ weights).mean() < 3
         assert colour.Colours(1, False, 1, 1) == info.colours
+
+
+def test_two_characters_take_the_places_of_two_people(tmp_path: Path) -> None:
+    video, jobs = core("anycharv_core.media.video_write"), core("anycharv_core.jobs.prepared")
+    pose, person = core("anycharv_core.media.pose"), core("anycharv_core.preprocess.person")
+    frames, size = 4, 96
+    puppets = [execute("AnyCharVPuppetClip", seed=seed, frames=frames, size=size) for seed in (5, 6)]
+    people, masks = [], []
+    for place, puppet in enumerate(puppets):
+        mask = torch.zeros(frames, size, 2 * size)
+        mask[:, :, place * size : (place + 1) * size] = puppet[2]
+        masks.append(mask > 0.5)
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        for name in (person.MASKS, person.BOXES):
+            video.write_masks(folder / name, (mask * 255).byte().numpy())
+        found = [np.add(each, [place * size, 0, 0]) for each in pose.parse_poses(puppet[3]).people]
+        people.append(jobs.PreparedPerson(place + 1, pose.Poses(2 * size, size, found), folder))
+    scene = torch.cat([puppet[1] for puppet in puppets], dim=2)
+    clip = InputImpl.VideoFromComponents(Types.VideoComponents(images=scene, audio=None, frame_rate=Fraction(25)))
+    given = {"prepared": people, "pose": None, "crf": 0, "characters": {"character0": puppets[0][4]}}
+    made = replaced(clip, puppets[1], None, **given)
+    shown = torch.from_numpy(np.stack(list(video.read_frames(made)))).float() / 255
+    # At CRF 0 only chroma of half the resolution stands between the two where nothing was pasted.
+    changed = ((shown - scene) @ torch.tensor([0.2126, 0.7152, 0.0722])).abs()
+    near = torch.nn.functional.max_pool2d((masks[0] | masks[1]).float(), 33, stride=1, padding=16) > 0
+    around = changed[~near]
+    assert len(around) > 1000 and around.mean() < 0.01
+    assert [float(changed[mask].mean()) > 10 * float(around.mean()) for mask in masks] == [True, True]
+
+
+def test_a_run_shows_who_is_replaced_then_latents_then_finished_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, size, steps = 9, 96, 2
+    seen: list[tuple[int, Any]] = []
+
+    def report(value: int, total: int, preview: Any, **_: Any) -> None:
+        if preview is not None:
+            seen.append((total, np.asarray(preview[1]).astype(int)))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", report)
+    puppet = execute("AnyCharVPuppetClip", seed=5, frames=frames, size=size)
+    path = replaced(puppet[0], puppet, puppet[2], steps=steps)
+    assert [total for total, _ in seen] == [frames, frames, steps, steps, frames, frames]
+    pictures = [shown for _, shown in seen]
+    preview, scene = core("nodes.preview"), (puppet[1] * 255).numpy()
+    for shown, index in zip(pictures[:2], (0, 8), strict=True):
+        x0, y0, x1, y1 = core("anycharv_core.media.masks").mask_box((puppet[2][index] * 255).byte().numpy())
+        inside = np.zeros((size, size), bool)
+        inside[y0:y1, x0:x1] = True
+        expected = np.where(inside[..., None], (scene[index] + preview._TINT) / 2, scene[index])
+        lines = np.abs(shown - expected).max(axis=-1) > 30
+        assert 0.02 < lines[inside].mean() < 0.5 and lines[~inside].mean() < 0.02
+    for shown in pictures[2:4]:
+        assert shown.shape[0] == shown.shape[1] < size and shown.std() > 0
+    finished = list(core("anycharv_core.media.video_read").read_frames(path))
+    for shown, index in zip(pictures[4:], (0, 8), strict=True):
+        assert np.abs(shown - finished[index]).mean() < 8

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import comfy.model_sampling
+import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
@@ -24,6 +28,13 @@ from comfy_pack import (
     load,
     sampled,
 )
+
+import nodes
+
+WAYS = [
+    *((sampler, "simple") for sampler in comfy.samplers.SAMPLER_NAMES),
+    *(("euler", scheduler) for scheduler in comfy.samplers.SCHEDULER_NAMES),
+]
 
 
 def test_schedule_is_zero_terminal_snr_on_linear_betas() -> None:
@@ -57,6 +68,22 @@ def test_core_samplers_drive_it() -> None:
     (sampler,) = KSamplerSelect.execute("euler").args
     latent = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, made["latent"]).args[0]
     assert torch.allclose(latent["samples"], plain, atol=1e-4)
+
+
+@cache
+def model_and_frame() -> tuple[Any, dict[str, Any]]:
+    parts = load()
+    return parts[0], conditioned(*parts, frames=1)
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), WAYS)
+def test_every_sampler_and_scheduler_of_comfyui_gives_latents(sampler: str, scheduler: str) -> None:
+    model, made = model_and_frame()
+    (latent,) = nodes.KSampler().sample(
+        model, 42, 3, 2.0, sampler, scheduler, made["positive"], made["negative"], made["latent"]
+    )
+    result = latent["samples"]
+    assert result.shape == made["latent"]["samples"].shape and result.isfinite().all() and result.std() > 0
 
 
 def test_animate_core_samplers_drive_it() -> None:
