@@ -29,8 +29,8 @@ from .segment import MODELS as SEGMENTERS
 from .segment import AnyCharVSegment
 from .windows import AnyCharVLongVideo
 
-# ComfyUI shows where an exception's class comes from, which is a path here, in front of the sentence.
-UserError.__module__ = "builtins"
+# In front of the sentence ComfyUI shows the exception's class, and where that comes from, which is a path here.
+UserError.__module__, UserError.__qualname__ = "builtins", "AnyCharV"
 
 
 class AnyCharVExtension(ComfyExtension):

@@ -152,6 +152,13 @@ class AnyCharVConditioning(io.ComfyNode):
         path = CanvasPath(plan.canvas)
         if pipe.can_follow(chosen, canvas) and frames is not None and mask_source is not None:
             path = pipe.follow(plan, canvas, context, list(map(mask_box, mask_source)), partial(find_cuts, frames))
+        if path.windows is None and pose_source.size != plan.drawing:
+            logging.info(
+                "AnyCharV: pose is %dx%d, where the model knows skeletons drawn at %dx%d: it is scaled, and its "
+                "lines with it.",
+                *pose_source.size,
+                *plan.drawing,
+            )
         drawn = Source("pose", PictureSkeletons(pose_source).drawn(plan.drawn_at(path), path), 3)
         made = pipe.prepare(
             plan, reference.picture, scene_source, mask_source, drawn, reference.mask, path, held, far, place

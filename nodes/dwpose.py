@@ -20,7 +20,7 @@ from ..anycharv_core.preprocess.find import BATCH, Poser, find_people
 from ..anycharv_core.preprocess.models import DETECTOR, EMBEDDED, WHOLE_BODY, pose_files
 from ..anycharv_core.preprocess.smoothing import smooth_poses
 from .pictures import frame_progress, image_tensor, interruptible, rgb_frames
-from .types import CATEGORY, PoseKeypoint
+from .types import CATEGORY, PoseKeypoint, fetching
 
 MODELS = "detection"
 PAIR = "dwpose"
@@ -54,8 +54,8 @@ def missing_pose_model(model: str) -> str | None:
     if model == EMBEDDED or model in pose_folders():
         return None
     return (
-        f"models/{MODELS} holds no DWPose files for '{model}': run 'anycharv download pose' and press R, or "
-        f"choose '{EMBEDDED}', which knows puppets only."
+        f"models/{MODELS} holds no DWPose files for '{model}': {fetching('pose')} and press R, or choose "
+        f"'{EMBEDDED}', which knows puppets only."
     )
 
 

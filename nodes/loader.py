@@ -38,7 +38,7 @@ from ..anycharv_core.systems.anywhere import ANYWHERE
 from .anywhere import AnywhereConfig, AnywhereModel, NativeDiT, NativeReferenceDiT
 from .model import RUN, AnyCharVConfig, AnyCharVModel, NativeReferenceNet, NativeUNet, sample_as_run
 from .saved import INSIDE, MAIN, origin_of, read_saved
-from .types import CATEGORY, ReferenceNetType
+from .types import CATEGORY, ReferenceNetType, fetching
 from .vae import ClipVAE, ModuleVAE
 
 MODELS, BASES = "anycharv", "diffusers"
@@ -92,8 +92,8 @@ def checkpoint_path(name: str) -> str:
 def missing_checkpoint(name: str) -> str:
     """What to do where no checkpoint is called `name`."""
     return (
-        f"models/{MODELS} holds no checkpoint '{name}': run 'anycharv download anycharv' for the official one, or "
-        "put yours there, press R and choose it."
+        f"models/{MODELS} holds no checkpoint '{name}': {fetching('anycharv')} for the official one, or put yours "
+        "there, press R and choose it."
     )
 
 
@@ -181,7 +181,8 @@ class AnyCharVLoader(io.ComfyNode):
                     "folder of a copy of CogVideoX1.5-5B-I2V, with vae in it."
                 ),
                 ExecutionBlocker(
-                    f"{title} has no image encoder: leave clip_vision of AnyCharV Reference Encode unwired."
+                    f"{title} has no image encoder: leave clip_vision of AnyCharV Reference Encode unwired. "
+                    "AnyCharV Replace Character and AnyCharV Animate Character take no such MODEL."
                 ),
             )
         return io.NodeOutput(

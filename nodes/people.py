@@ -90,6 +90,7 @@ class AnyCharVFindPeople(io.ComfyNode):
                 "多人",
             ],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the video."),
                 PoseKeypoint.Input(

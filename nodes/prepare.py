@@ -110,6 +110,7 @@ class AnyCharVPrepareVideo(io.ComfyNode):
                 "遮罩预览",
             ],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Video.Input("video", tooltip="The driving video; frames are read as they are needed."),
                 who_input(optional=False),

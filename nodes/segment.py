@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..anycharv_core.errors import UserError
 from ..anycharv_core.preprocess.models import EMBEDDED, segmenter_name
 from ..anycharv_core.preprocess.sam2 import load_model
-from ..anycharv_core.preprocess.segment import Segmenter
+from ..anycharv_core.preprocess.segment import LONGEST_GAP, Segmenter
 from ..anycharv_core.preprocess.shots import find_cuts
 from .pictures import frame_boxes, frame_progress, rgb_frames
-from .types import CATEGORY
+from .types import CATEGORY, fetching
 
 MODELS = "sam2"
 RELEASED = "sam2-hiera-large"  # as 'anycharv download sam2' names it
@@ -44,8 +44,8 @@ def missing_segmenter(model: str) -> str | None:
     if model == EMBEDDED or model in segmenter_folders():
         return None
     return (
-        f"models/{MODELS} holds no SAM 2 video model '{model}': run 'anycharv download sam2' and press R, or "
-        f"choose '{EMBEDDED}', which knows puppets only."
+        f"models/{MODELS} holds no SAM 2 video model '{model}': {fetching('sam2')} and press R, or choose "
+        f"'{EMBEDDED}', which knows puppets only."
     )
 
 
@@ -89,7 +89,8 @@ class AnyCharVSegment(io.ComfyNode):
                     "boxes",
                     [io.BoundingBox, io.BoundingBoxes],
                     tooltip="From AnyCharV Find People: for every frame the boxes of the chosen people, matched "
-                    "by their labels; or one box or none for every frame.",
+                    "by their labels; or one box or none for every frame. What is in a single box, of the first "
+                    "frame, is followed to the first cut.",
                 ),
                 io.Combo.Input(
                     "model",
@@ -111,12 +112,13 @@ class AnyCharVSegment(io.ComfyNode):
         folder = segmenter_folder(model)
         frames = rgb_frames(images, "images")
         people = boxes_by_person(boxes, len(images))
+        gap = len(images) if isinstance(boxes, dict) else LONGEST_GAP
         cuts = find_cuts(frames)
         segmenter = open_segmenter(folder)
         masks = torch.zeros(images.shape[:3])
         progress = frame_progress(len(images) * len(people))
         for number, person in enumerate(people):
-            for index, mask in enumerate(segmenter.masks(frames, person, cuts)):
+            for index, mask in enumerate(segmenter.masks(frames, person, cuts, gap)):
                 masks[index][torch.from_numpy(mask) > 0] = 1
                 progress(number * len(images) + index + 1)
         return io.NodeOutput(masks)
@@ -150,13 +152,13 @@ class ComfySegmenter(Segmenter):
 def boxes_by_person(boxes: Any, count: int) -> list[list[tuple[float, float, float, float] | None]]:
     """For every person one box (x0, y0, x1, y1), or None, for each of `count` frames.
 
-    boxes: for every frame a box, a list of boxes or an empty one. Boxes with one label are one person's; where
-    labels are lacking or a frame has one twice, as those of detectors that label everybody "person", the first
-    box of every frame is the first person's, and so on.
+    boxes: for every frame a box, a list of boxes or an empty one; or one box, which is the first frame's. Boxes
+    with one label are one person's; where labels are lacking or a frame has one twice, as those of detectors that
+    label everybody "person", the first box of every frame is the first person's, and so on.
 
     Raises UserError for anything else, for another number of frames, and where there is no box at all.
     """
-    given = [boxes] if isinstance(boxes, dict) else boxes
+    given = [boxes, *[[]] * (count - 1)] if isinstance(boxes, dict) else boxes
     if not isinstance(given, list) or len(given) != count:
         found = f"boxes has {len(given)}" if isinstance(given, list) else f"boxes is {type(given).__name__}"
         raise UserError(

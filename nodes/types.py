@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..anycharv_core.media.camera import CONTEXT
@@ -18,6 +21,11 @@ CanvasType = io.Custom("ANYCHARV_CANVAS")
 PreparedType = io.Custom("ANYCHARV_PREPARED")  # a list of `PreparedPerson`
 
 NETWORKS = ("model", "reference_net", "vae", "clip_vision")
+
+
+def fetching(name: str) -> str:
+    """How `anycharv download NAME` is run where ComfyUI has the pack without the command."""
+    return f"run '{sys.executable} -m anycharv_core download {name}' in {Path(__file__).parents[1]}"
 
 
 def network_inputs(model: str) -> list[io.Input]:

@@ -281,12 +281,12 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "whole job, no pose model": (
         lambda: replace("pose", pose_model="dwpose-of-another"),
         "whole",
-        "no DWPose files for 'dwpose-of-another': run 'anycharv download pose'",
+        "-m anycharv_core download pose' in ",
     ),
     "whole job, no segmenter": (
         lambda: replace("mask", segmenter="absent"),
         "whole",
-        "no SAM 2 video model 'absent': run 'anycharv download sam2'",
+        "-m anycharv_core download sam2' in ",
     ),
     "whole job, nobody to be seen": (
         lambda: plus(
@@ -351,7 +351,7 @@ def test_mistake_is_one_sentence_on_its_node(server: Server, name: str) -> None:
     data, message = failed.value.data, failed.value.data["exception_message"].strip()
     assert failed.value.kind == "execution_error" and data["node_id"] == node, message
     assert words in message and message.endswith(".")
-    assert data["exception_type"] == "UserError"  # which the page shows in front of the sentence
+    assert data["exception_type"] == "AnyCharV"  # which the page shows in front of the sentence
     assert "\n" not in message and "Traceback" not in message and 'File "' not in message
     assert len(message) < 400
     server.check_alive()
@@ -365,6 +365,17 @@ def test_checkpoint_without_vae_says_what_to_add(server: Server) -> None:
     data = next(event["data"] for event in events if event["type"] == "execution_error")
     assert data["node_id"] == "3"
     assert "'bare' has no VAE: add Load VAE with sd-vae-ft-mse" in data["exception_message"]
+
+
+def test_whole_job_without_an_image_encoder_says_that_it_takes_no_such_model(server: Server) -> None:
+    events = server.events()
+    next(events)
+    server.queue(replace() | {"1": small(n1={"checkpoint": "embedded-anywhere"})["1"]})
+    data = next(event["data"] for event in events if event["type"] == "execution_error")
+    assert data["node_id"] == "whole"
+    assert (
+        "AnyCharV Replace Character and AnyCharV Animate Character take no such MODEL" in data["exception_message"]
+    )
 
 
 def test_missing_pose_is_refused(server: Server) -> None:
@@ -381,7 +392,7 @@ def test_checkpoint_that_is_not_there_is_refused_with_how_to_get_it(server: Serv
     with pytest.raises(PromptRefused) as refused:
         server.queue(small(n1={"checkpoint": "AnyCharV"}))
     (error,) = refused.value.nodes["1"]["errors"]
-    assert "models/anycharv holds no checkpoint 'AnyCharV': run 'anycharv download anycharv'" in error["details"]
+    assert "-m anycharv_core download anycharv' in " in error["details"]
 
 
 def test_image_for_mask_is_refused(server: Server) -> None:

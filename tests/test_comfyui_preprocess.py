@@ -267,14 +267,6 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
         "find",
         "Nobody is in the box",
     ),
-    "one box for a clip": (
-        lambda: plus(
-            graph("one", segment={"boxes": ["box", 0]}),
-            box=("PrimitiveBoundingBox", {"x": 1, "y": 1, "width": 9, "height": 9}),
-        ),
-        "segment",
-        f"images has {FRAMES} frames but boxes has 1",
-    ),
     "boxes of another clip": (
         lambda: plus(
             graph("one", segment={"images": ["first", 0]}),
@@ -330,7 +322,8 @@ def test_mistake_is_one_sentence_on_its_node(server: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "remedy"), [("pose", "anycharv download pose"), ("segment", "anycharv download sam2")]
+    ("node", "remedy"),
+    [("pose", "-m anycharv_core download pose' in "), ("segment", "-m anycharv_core download sam2' in ")],
 )
 def test_missing_model_says_how_to_get_it(server: Server, node: str, remedy: str) -> None:
     try:

@@ -213,7 +213,7 @@ def test_only_models_are_missing(server: Server, name: str) -> None:
     for key, found in refused.value.nodes.items():
         for error in found["errors"]:
             if key in by_command:
-                assert "run 'anycharv download" in error["details"], error
+                assert " -m anycharv_core download " in error["details"], error
             else:
                 assert error["type"] == "value_not_in_list", error
                 assert error["extra_info"]["received_value"] in wanted[key]

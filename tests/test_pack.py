@@ -257,6 +257,18 @@ def test_every_node_is_found_in_english_and_chinese(schemas: dict[str, Any]) -> 
         assert any(re.search("[\u4e00-\u9fff]", alias) for alias in schema.search_aliases), node
 
 
+def test_what_nodes_show_stays_when_only_another_branch_runs(schemas: dict[str, Any]) -> None:
+    marks = {
+        flag: {node for node, schema in schemas.items() if getattr(schema, flag, False)}
+        for flag in ("is_output_node", "has_intermediate_output")
+    }
+    assert (
+        marks["is_output_node"]
+        == marks["has_intermediate_output"]
+        == {"AnyCharVFindPeople", "AnyCharVPrepareVideo"}
+    )
+
+
 def test_there_is_no_english_copy_of_the_schemas() -> None:
     assert not (REPO / "locales/en").exists(), "ComfyUI shows the schemas' own text where there is no locale"
 

@@ -82,6 +82,23 @@ def test_masks_of_another_size_are_scaled(caplog: pytest.LogCaptureFixture) -> N
         execute("AnyCharVComposite", **settings, mask=torch.ones(1, 32, 64))
 
 
+def test_skeletons_of_another_size_are_said_to_be_scaled(caplog: pytest.LogCaptureFixture) -> None:
+    parts = load()
+    for side, told in ((288, False), (128, True)):
+        with caplog.at_level(logging.INFO):
+            conditioned(*parts, frames=2, pose=torch.zeros(2, side, side, 3))
+        assert told == ("pose is 128x128, where the model knows skeletons drawn at 288x288" in caplog.text)
+
+
+def test_what_is_in_a_single_box_is_followed() -> None:
+    _, scene, mask, *_ = execute("AnyCharVPuppetClip", seed=3, frames=20, size=96)
+    rows, columns = (mask[0].any(dim=dim).nonzero() for dim in (1, 0))
+    box = {"x": int(columns.min()), "y": int(rows.min()), "width": len(columns), "height": len(rows)}
+    (found,) = execute("AnyCharVSegment", images=scene, boxes=box, model="embedded")
+    both, either = ((found * mask).sum((1, 2)), (found + mask).clamp(max=1).sum((1, 2)))
+    assert (both / either).min() > 0.6
+
+
 def test_without_opencv_nodes_load_and_say_how_to_install_it() -> None:
     script = """
 import sys
