@@ -1,19 +1,19 @@
 // Drives ComfyUI's page in Chromium for test_comfyui_browser.py, which judges what this prints.
 //
-//   node browser.mjs PORT WORKFLOWS SCREENSHOTS WIRED [RUN HELP]
+//   node browser.mjs PORT WORKFLOWS SCREENSHOTS [RUN HELP]
 //
-// drops the workflow WIRED of the folder WORKFLOWS on the canvas and runs it, and with RUN and HELP also RUN, which it
-// runs, and HELP, whose nodes' help it opens. Then it opens the template browser, in which neither HELP nor WIRED is,
-// drops the other workflows, opens as apps those of the folder WORKFLOWS/apps and runs them on the video and the picture
-// that lie there, searches for blueprints and turns the page to Chinese. It prints one JSON object. CHROMIUM names the
-// browser; playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
+// drops the workflows of the folder WORKFLOWS/wired on the canvas and runs them, and with RUN and HELP also RUN, which it
+// runs, and HELP, whose nodes' help it opens. Then it opens the template browser, in which HELP is not, drops the other
+// workflows, opens as apps those of the folder WORKFLOWS/apps and runs them on the video and the picture that lie there,
+// searches for blueprints and turns the page to Chinese. It prints one JSON object. CHROMIUM names the browser;
+// playwright-core is looked for beside PLAYWRIGHT_CORE/node_modules, or as node finds it from here.
 
-import { readFileSync, readdirSync } from 'node:fs'
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { basename, extname, join, resolve } from 'node:path'
 
 const PACK = 'ComfyUI-AnyCharV'
-const [port, folder, screenshots, wiredName, run, helped] = process.argv.slice(2)
+const [port, folder, screenshots, run, helped] = process.argv.slice(2)
 const { chromium } = createRequire(join(resolve(process.env.PLAYWRIGHT_CORE ?? '.'), 'any.js'))('playwright-core')
 const blueprints = ['Replace Character (AnyCharV)', 'Animate Character (AnyCharV)', 'Prepare Video (AnyCharV)']
 const origin = `http://127.0.0.1:${port}`
@@ -137,37 +137,55 @@ async function open(workflow) {
   return seen
 }
 
-// How a run ends that a button starts.
-async function outcomeOf(button) {
-  await page.evaluate(() => {
-    window.outcome = null
+// Of runs, how the last one ended, how often it showed something, and the canvas while it did.
+function watch() {
+  return page.evaluate(() => {
+    const { api } = window.app
     for (const kind of ['execution_success', 'execution_error', 'execution_interrupted']) {
-      window.app.api.addEventListener(kind, ({ detail }) => (window.outcome = { kind, detail }))
+      api.addEventListener(kind, ({ detail }) => (window.outcome = { kind, detail }))
     }
+    api.addEventListener('b_preview', async () => {
+      window.previews++
+      // Drawn once the picture is decoded.
+      for (let frames = 3; frames; frames--) await new Promise(requestAnimationFrame)
+      window.canvases.push(document.querySelector('#graph-canvas').toDataURL('image/jpeg'))
+    })
   })
-  await button.click()
-  return settled(() => page.evaluate(() => window.outcome), (value) => value, 300)
 }
 
-async function queue() {
+// How a run ends that a button starts, and how often it showed something meanwhile.
+async function outcomeOf(button) {
+  await page.evaluate(() => Object.assign(window, { outcome: null, previews: 0, canvases: [] }))
+  await button.click()
+  const outcome = await settled(() => page.evaluate(() => window.outcome), (value) => value, 300)
+  return outcome && { ...outcome, previews: await page.evaluate(() => window.previews) }
+}
+
+async function queue(name) {
   const outcome = await outcomeOf(page.getByTestId('queue-button'))
-  if (outcome?.kind !== 'execution_success') return { outcome, videos: [] }
+  const canvases = await page.evaluate(() => window.canvases)
+  for (const [index, url] of canvases.entries()) {
+    writeFileSync(join(screenshots, `${name}_preview_${index}.jpg`), Buffer.from(url.split(',')[1], 'base64'))
+  }
+  if (outcome?.kind !== 'execution_success') return { outcome, results: [] }
   // Only what is in view is drawn, and with it its video loaded.
   await command('Comfy.Canvas.FitView')
   // The page gives a video 16 s to load, which a busy machine may exceed: it tries again when told to forget it.
   const previews = () =>
     page.evaluate(() =>
       window.app.graph.nodes
-        .filter((node) => node.type === 'SaveVideo')
+        .filter((node) => ['SaveVideo', 'SaveImage'].includes(node.type))
         .map((node) => {
           const video = node.widgets.map((widget) => widget.element?.querySelector?.('video')).find((one) => one)
-          if (!video && !node.isLoading) node.images = null
+          const image = node.imgs?.[0]
+          if (!video && !image && !node.isLoading) node.images = null
           window.app.canvas.setDirty(true, true)
-          return { id: Number(node.id), src: video?.src, width: video?.videoWidth, seconds: video?.duration }
+          const width = video?.videoWidth ?? image?.naturalWidth
+          return { id: Number(node.id), src: (video ?? image)?.src, width, seconds: video?.duration }
         })
     )
-  const videos = await settled(previews, (all) => all.every((video) => video.width), 180)
-  return { outcome, videos }
+  const results = await settled(previews, (all) => all.every((result) => result.width), 180)
+  return { outcome, results }
 }
 
 async function portrait(name) {
@@ -218,7 +236,7 @@ async function templates() {
         }
       })
     )
-  const shipped = workflows.filter(({ name }) => name !== helped && name !== wiredName)
+  const shipped = workflows.filter(({ name }) => name !== helped)
   const names = shipped.map((workflow) => workflow.name).join()
   const shown = (all) => all.map((card) => card.name).sort().join() === names && all.every((card) => card.size?.[0])
   const found = await settled(cards, shown, 60)
@@ -314,13 +332,13 @@ async function chinese() {
   })
 }
 
-const seen = { workflows: {}, help: {}, apps: {}, searched: {} }
+const seen = { wired: {}, workflows: {}, help: {}, apps: {}, searched: {} }
 const named = (name) => workflows.find((workflow) => workflow.name === name)
 
 async function visitAll() {
-  const [first, second, wired] = [run, helped, wiredName].map(named)
+  const [first, second] = [run, helped].map(named)
   seen.workflows[run] = await open(first)
-  seen.run = await queue()
+  seen.run = await queue('run')
   await portrait('run')
   seen.run.errors = taken()
   seen.workflows[helped] = await open(second)
@@ -331,7 +349,7 @@ async function visitAll() {
   seen.help_errors = taken()
   seen.templates = await templates()
   seen.templates_errors = taken()
-  for (const workflow of workflows.filter((one) => ![first, second, wired].includes(one))) {
+  for (const workflow of workflows.filter((one) => ![first, second].includes(one))) {
     seen.workflows[workflow.name] = await open(workflow)
   }
   for (const words of [...blueprints, 'character swap', '视频换人']) seen.searched[words] = await searched(words)
@@ -342,13 +360,16 @@ async function visitAll() {
 try {
   await page.goto(origin)
   await page.waitForFunction(() => window.app?.graph)
+  await watch()
   // The template browser opens by itself at the first start, some time after the canvas.
   await settled(dialogs, (all) => all.length > 0, 10)
   await closeDialogs()
   seen.start = { errors: taken() }
-  await open(named(wiredName))
-  seen.wired = await queue()
-  await portrait(wiredName)
+  for (const workflow of read(join(folder, 'wired'))) {
+    await open(workflow)
+    seen.wired[workflow.name] = await queue(workflow.name)
+    await portrait(workflow.name)
+  }
   taken()
   if (run) await visitAll()
 } catch (error) {

@@ -38,14 +38,17 @@ def lacking() -> str | None:
 
 
 def visit(server: Server, workflows: Path, screenshots: Path, *names: str) -> dict[str, Any]:
-    """What the page showed: of the blueprint that two wires lead to, and of `workflows` where names of some are
+    """What the page showed: of the blueprints with wires in them, and of `workflows` where names of some are
     given, as browser.mjs has them. Screenshots go to a folder."""
     screenshots.mkdir(parents=True, exist_ok=True)
-    (workflows / f"{two_wires.NAME}.json").write_text(json.dumps(two_wires.two_wires()), encoding="utf-8")
+    (workflows / "wired").mkdir()
+    for name in two_wires.BLUEPRINTS if names else two_wires.BLUEPRINTS[:1]:
+        text = json.dumps(two_wires.wired(name))
+        (workflows / "wired" / f"{name}.json").write_text(text, encoding="utf-8")
     two_wires.write_inputs(server.base / "input")
     script, folders = str(REPO / "tests/browser.mjs"), (str(workflows), str(screenshots))
     done = subprocess.run(
-        ["node", script, str(server.port), *folders, two_wires.NAME, *names],
+        ["node", script, str(server.port), *folders, *names],
         env=os.environ | {"CHROMIUM": str(CHROMIUM)},
         capture_output=True,
         text=True,

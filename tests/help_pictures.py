@@ -154,7 +154,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as workflows, tempfile.TemporaryDirectory() as screenshots:
             visit(server, Path(workflows), Path(screenshots))
-            shutil.copy(Path(screenshots) / f"{two_wires.NAME}.png", REPO / "docs" / "comfyui.png")
+            shutil.copy(Path(screenshots) / f"{two_wires.BLUEPRINTS[0]}.png", REPO / "docs" / "comfyui.png")
         outputs = server.run(prompt(), seconds=1200)
         saved = {name: server.files(outputs, f"save {name}") for name in SOURCES}
         FOLDER.mkdir(exist_ok=True)

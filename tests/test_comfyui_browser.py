@@ -112,18 +112,29 @@ def test_start_shows_no_error_of_ours(page: dict[str, Any]) -> None:
 def test_run_button_gives_videos(page: dict[str, Any]) -> None:
     assert page["run"]["outcome"]["kind"] == "execution_success", page["run"]["outcome"]
     saving = [node["id"] for node in load(RUN)["nodes"] if node["type"] == "SaveVideo"]
-    assert sorted(video["id"] for video in page["run"]["videos"]) == sorted(saving)
-    for video in page["run"]["videos"]:
+    assert sorted(video["id"] for video in page["run"]["results"]) == sorted(saving)
+    for video in page["run"]["results"]:
         assert "type=output" in video["src"]
         assert video["width"] >= 64
         assert video["seconds"] > 0
     assert ours(page["run"]["errors"]) == []
 
 
-def test_a_blueprint_with_a_video_and_a_picture_gives_a_video(page: dict[str, Any]) -> None:
-    assert page["wired"]["outcome"]["kind"] == "execution_success", page["wired"]["outcome"]
-    (video,) = page["wired"]["videos"]
-    assert video["width"] == 256 and video["seconds"] == pytest.approx(1, abs=0.1)
+@pytest.mark.parametrize("name", two_wires.BLUEPRINTS)
+def test_a_blueprint_with_wires_shows_what_comes_out_of_it(page: dict[str, Any], name: str) -> None:
+    seen = page["wired"][name]
+    assert seen["outcome"]["kind"] == "execution_success", seen["outcome"]
+    (result,) = seen["results"]
+    assert "type=output" in result["src"] and result["width"] > 0
+    if name != "Prepare Video":
+        assert result["seconds"] == pytest.approx(1, abs=0.1)
+        # Who is in the video, where sampling is going, and finished frames.
+        assert seen["outcome"]["previews"] >= 3
+
+
+def test_a_replaced_video_keeps_its_size(page: dict[str, Any]) -> None:
+    (video,) = page["wired"]["Replace Character"]["results"]
+    assert video["width"] == 256
 
 
 def test_help_panel_shows_our_pages(page: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A video and a picture wired into a blueprint, and its video saved: the least that an artist has to do."""
+"""A video and a picture wired into a blueprint, and its result saved: the least that an artist has to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from anycharv_core.media.video_write import VideoWriter
 from anycharv_core.puppets.task import sample_bold_swap
 
-NAME = "two_wires"
+BLUEPRINTS = ("Replace Character", "Animate Character", "Prepare Video")
 VIDEO, PICTURE = "person.mp4", "character.png"
 
 
@@ -27,24 +27,30 @@ def write_inputs(folder: Path, seed: int = 1, frames: int = 24, size: int = 256)
     Image.fromarray(colours * (alpha > 0)).save(folder / PICTURE)
 
 
-def two_wires() -> dict[str, Any]:
-    """The workflow of Replace Character's blueprint, as the page saves it."""
-    path = REPO / "subgraphs" / "Replace Character (AnyCharV).json"
-    blueprint = json.loads(path.read_text(encoding="utf-8"))
-    (host,) = blueprint["nodes"]
+def wired(blueprint: str) -> dict[str, Any]:
+    """The workflow of a blueprint as the page saves it, with its video or picture saved."""
+    path = REPO / "subgraphs" / f"{blueprint} (AnyCharV).json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    (host,) = whole["nodes"]
     host |= {"pos": [470, 0], "id": 3}
-    for link, entry in enumerate(host["inputs"][:2], 1):
-        entry["link"] = link
-    host["outputs"][0]["links"] = [3]
-    saved = {"name": "video", "type": "VIDEO", "link": 3}
-    nodes = [
-        node(1, "LoadVideo", [0, 0], [380, 460], [VIDEO, "image"], outputs=[("VIDEO", "VIDEO", [1])]),
-        node(2, "LoadImage", [0, 540], [380, 460], [PICTURE, "image"], outputs=[("IMAGE", "IMAGE", [2])]),
-        host,
-        node(4, "SaveVideo", [900, 0], [460, 560], ["AnyCharV/two_wires", "auto", "auto"], [saved]),
-    ]
-    links = [[1, 1, 0, 3, 0, "VIDEO"], [2, 2, 0, 3, 1, "IMAGE"], [3, 3, 0, 4, 0, "VIDEO"]]
-    return blueprint | {"nodes": nodes, "links": links, "last_node_id": 4, "last_link_id": 3, "groups": []}
+    nodes, links = [host], []
+    loaders = {"VIDEO": (1, "LoadVideo", [0, 0], VIDEO), "IMAGE": (2, "LoadImage", [0, 540], PICTURE)}
+    savers = {"VIDEO": ("SaveVideo", "video", ["auto", "auto"]), "IMAGE": ("SaveImage", "images", [])}
+    for slot, entry in enumerate(host["inputs"]):
+        if entry["type"] in loaders:
+            key, kind, pos, file = loaders[entry["type"]]
+            entry["link"] = len(links) + 1
+            outputs = [(entry["type"], entry["type"], [entry["link"]])]
+            nodes.append(node(key, kind, pos, [380, 460], [file, "image"], outputs=outputs))
+            links.append([entry["link"], key, 0, 3, slot, entry["type"]])
+    for slot, made in enumerate(host["outputs"]):
+        if made["type"] in savers:
+            kind, name, values = savers[made["type"]]
+            made["links"] = [len(links) + 1]
+            entry = {"name": name, "type": made["type"], "link": len(links) + 1}
+            nodes.append(node(4, kind, [900, 0], [460, 560], ["AnyCharV/two_wires", *values], [entry]))
+            links.append([len(links) + 1, 3, slot, 4, 0, made["type"]])
+    return whole | {"nodes": nodes, "links": links, "last_node_id": 4, "last_link_id": len(links), "groups": []}
 
 
 def node(
