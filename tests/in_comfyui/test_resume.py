@@ -88,12 +88,15 @@ def test_models_are_known_by_their_files_not_by_their_names_alone(tmp_path: Path
     assert len({lineage(text) for text in ("", ".", "..", "trained/..", "\0", "long" * 10_000)}) == 6
 
 
-def test_models_are_known_by_the_files_that_no_input_names(tmp_path: Path) -> None:
+def test_models_are_known_by_the_files_that_no_input_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those that stand in for a VAE and an encoder, and the origin of a file of Save Model."""
     loader, folder = core("nodes.loader"), models_folder()
     save_file(core("nodes.saved").named("origin.safetensors"), folder / "of_save_model.safetensors")
     for kind in ("vae", "clip_vision"):
-        folder_paths.add_model_folder_path(kind, str(tmp_path), is_default=True)
+        _, endings = folder_paths.folder_names_and_paths[kind]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path)], endings))
     others = [folder / "origin.safetensors", tmp_path / loader.VAE_FILE, tmp_path / loader.ENCODER_FILE]
     inputs = {"checkpoint": "of_save_model.safetensors", "dtype": "auto"}
     graph = {
@@ -116,7 +119,7 @@ def test_models_are_known_by_the_files_that_no_input_names(tmp_path: Path) -> No
     assert len({*keys}) == len({*fingerprints}) == len(seen) == 7
 
 
-def test_what_cannot_be_known_is_no_error_before_loading(tmp_path: Path) -> None:
+def test_what_cannot_be_known_is_no_error_before_loading() -> None:
     ask = nodes.NODE_CLASS_MAPPINGS["AnyCharVLoader"].fingerprint_inputs
     assert ask(checkpoint=None, dtype="auto", base=None) == ""
     torn = models_folder() / "torn.safetensors"
