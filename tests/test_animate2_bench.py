@@ -9,7 +9,7 @@ import pytest
 import tiny_animate2
 
 from anycharv_core.bench.exchange import export
-from anycharv_core.bench.interaction import PROBES, choice, growth, joint_error, probe
+from anycharv_core.bench.interaction import PROBES, asked, choice, growth, joint_error, probe
 from anycharv_core.bench.puppets import measure, of_model, references, tasks_of
 from anycharv_core.bench.tasks import INTERACTION, KINDS, Setup, Task
 from anycharv_core.inference.pipeline import Pipeline
@@ -74,13 +74,13 @@ def test_pairs_differ_in_one_thing_alone(seed: int) -> None:
 def test_who_sees_nothing_of_it_is_right_half_the_time() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (FRAMES, SIZE, SIZE, 3), np.uint8)
     for seed in SEEDS:
-        scores = probe(lambda task: noise, seed, FRAMES, SIZE)
+        scores = probe(lambda task: noise, asked(seed, FRAMES, SIZE))
         assert scores["order choice"] in (0.5,) or np.isnan(scores["order choice"])
         assert scores["object choice"] == 0.5 and scores["leak"] == 0
 
 
 def test_the_truth_is_always_right() -> None:
-    scores = probe(lambda task: task.truth.frames, 0, FRAMES, SIZE)
+    scores = probe(lambda task: task.truth.frames, asked(0, FRAMES, SIZE))
     assert scores == {"order choice": 1, "object choice": 1, "leak": 0, "growth": 1}
     assert set(PROBES) == {*scores, "joint error"}
     one, two = object_pair(0, FRAMES, SIZE)

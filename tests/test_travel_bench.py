@@ -15,7 +15,7 @@ from anycharv_core.bench.exchange import export, of_folder, read_setup
 from anycharv_core.bench.metrics import psnr
 from anycharv_core.bench.puppets import TRUTH, look_of, measure, of_model, references, tasks_of
 from anycharv_core.bench.tasks import KINDS, TRAVEL, Setup, Task
-from anycharv_core.bench.travel import OWN, PAIRED, own, paired, still_plate, warped_plate
+from anycharv_core.bench.travel import OWN, PAIRED, own, paired, still_plate, twins, warped_plate
 from anycharv_core.checkpoints.cogvideox import without_base
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
@@ -40,16 +40,18 @@ def test_who_does_not_read_the_camera_off_the_poses_is_right_half_the_time() -> 
         return np.stack([np.roll(travel.background, 2 * frame, axis=1) for frame in range(FRAMES)])
 
     for seed in range(3):
-        assert paired(lambda task: shadows(task), seed, FRAMES, SIZE)["pan choice"] == 0.5
+        assert paired(lambda task: shadows(task), twins(seed, FRAMES, SIZE))["pan choice"] == 0.5
     for seed in range(6):
+        pairs = twins(seed, FRAMES, SIZE)
         for blind in (lambda task: noise, still_plate, passing):
-            assert paired(blind, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 0.5), (seed, blind)
+            assert paired(blind, pairs) == dict.fromkeys(PAIRED, 0.5), (seed, blind)
 
 
 def test_the_truth_and_the_true_cameras_are_always_right() -> None:
     for seed in range(3):
-        assert paired(lambda task: task.truth.frames, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 1.0)
-        assert paired(warped_plate, seed, FRAMES, SIZE) == dict.fromkeys(PAIRED, 1.0)
+        pairs = twins(seed, FRAMES, SIZE)
+        assert paired(lambda task: task.truth.frames, pairs) == dict.fromkeys(PAIRED, 1.0)
+        assert paired(warped_plate, pairs) == dict.fromkeys(PAIRED, 1.0)
 
 
 @pytest.mark.parametrize("kind", ("follow", "truck"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,24 +31,33 @@ PROBES = {
 }
 
 
-def probe(answer: Answer, seed: int, frames: int, size: int) -> dict[str, float]:
-    """The scores of `PROBES` but the last for task number `seed`; NaN where it has no pixel to tell by."""
-    *pairs, (thin, fat) = _pairs(seed, frames, size)
-    order, held = (choice(answer(one), answer(other), one, other) for one, other in pairs)
+class Asked(NamedTuple):
+    """What is asked for the scores of one task: pairs that differ in one thing, and a task for `growth`."""
+
+    order: tuple[Interaction, Interaction]
+    held: tuple[Interaction, Interaction]
+    outline: tuple[Interaction, Interaction]
+    grown: Interaction
+
+
+def asked(seed: int, frames: int, size: int) -> Asked:
+    """Of task number `seed`."""
+    order, held, outline = (pair(seed, frames, size) for pair in (order_pair, object_pair, outline_pair))
+    return Asked(order, held, outline, grown_task(seed, frames, size))
+
+
+def probe(answer: Answer, about: Asked) -> dict[str, float]:
+    """The scores of `PROBES` but the last; NaN where a task has no pixel to tell by."""
+    order, held = (choice(answer(one), answer(other), one, other) for one, other in (about.order, about.held))
+    thin, fat = about.outline
     body = thin.truth.mask > 0
     apart = np.abs(answer(thin).astype(np.int16) - answer(fat))[body]
     return {
         "order choice": order,
         "object choice": held,
         "leak": float(apart.mean()) if body.any() else math.nan,
-        "growth": growth(answer, grown_task(seed, frames, size)),
+        "growth": growth(answer, about.grown),
     }
-
-
-@lru_cache(maxsize=1)
-def _pairs(seed: int, frames: int, size: int) -> tuple[tuple[Interaction, Interaction], ...]:
-    """The pairs that every method is asked in turn: to draw them takes longer than to answer."""
-    return tuple(pair(seed, frames, size) for pair in (order_pair, object_pair, outline_pair))
 
 
 def own(task: Interaction, made: np.ndarray) -> dict[str, float | str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -253,12 +253,14 @@ def measure(
     rows: list[list[np.ndarray]] = []
     for task in tasks(setup):
         pictures = {}
+        # Drawn once for all methods: it takes longer than to answer.
+        pairs = task.kind.pairs(task.number, setup.frames, setup.size)
         for place, (name, method) in enumerate(methods.items()):
             started = time.perf_counter()
             made = method(task)
             seconds[name] += time.perf_counter() - started
             pictures[name] = made[setup.frames // 2]
-            scores = {**score(task, made, lpips), **_probed(task, made, method, setup, name in elsewhere)}
+            scores = {**score(task, made, lpips), **_probed(task, made, method, pairs, name in elsewhere)}
             scores |= _looked(task, (looks or {}).get(name))
             for metric, value in scores.items():
                 if isinstance(value, str):
@@ -288,15 +290,14 @@ def measure(
 
 
 def _probed(
-    task: Task, made: np.ndarray, method: Method, setup: Setup, elsewhere: bool
+    task: Task, made: np.ndarray, method: Method, pairs: Sequence[Any], elsewhere: bool
 ) -> Mapping[str, float | str]:
     """The scores of `Kind.probes`."""
     kind, own = task.kind, dict(task.kind.own(task.given, made))
     if elsewhere:
         why = "it needs answers to pairs of tasks, which are not exported"
         return {name: why for name in kind.probes if name not in own} | own
-    answers = kind.paired(lambda given: method(replace(task, given=given)), task.number, setup.frames, setup.size)
-    return {**own, **answers}
+    return {**own, **kind.paired(lambda given: method(replace(task, given=given)), pairs)}
 
 
 def _looked(task: Task, look: Look | None) -> Mapping[str, float | str]:

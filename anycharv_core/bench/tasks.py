@@ -13,8 +13,9 @@ the character through that place.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,8 +50,8 @@ class Kind:
     system pastes, None where nothing is pasted; shown: the frames that a system is given besides the reference,
     uint8 [F, H, W, 3], of which the first tell a task from every other; canvas: through which one a model of ours
     sees them (`Pipeline.__call__`); size: pixels a side where none is asked for; probes: further scores, in words:
-    own(task, made) gives those of one answer, and paired(answer, number, frames, size) those of answers to pairs
-    of tasks; looks: scores, in words, of where a model attends.
+    own(task, made) gives those of one answer, and paired(answer, pairs) those of answers to pairs of tasks, which
+    are pairs(number, frames, size); looks: scores, in words, of where a model attends.
     """
 
     sample: Callable[..., Swap | Animation | Travel]
@@ -64,7 +65,8 @@ class Kind:
     named: bool = False
     probes: Mapping[str, str] = field(default_factory=dict)
     own: Callable[..., Mapping[str, float | str]] = lambda task, made: {}
-    paired: Callable[..., Mapping[str, float]] = lambda answer, number, frames, size: {}
+    pairs: Callable[[int, int, int], Sequence[Any]] = lambda number, frames, size: ()
+    paired: Callable[..., Mapping[str, float]] = lambda answer, pairs: {}
     looks: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -139,6 +141,7 @@ KINDS = {
         size=128,
         probes=interaction.PROBES,
         own=interaction.own,
+        pairs=interaction.asked,
         paired=interaction.probe,
     ),
     ANIMATION: _ANIMATIONS,
@@ -160,6 +163,7 @@ KINDS = {
         },
         probes=travel.PAIRED | travel.OWN,
         own=travel.own,
+        pairs=travel.twins,
         paired=travel.paired,
         looks=attention.MASSES,
     ),

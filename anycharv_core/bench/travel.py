@@ -7,8 +7,7 @@ them is right exactly half the time. That needs no sharp pictures; how far the b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,21 +36,20 @@ BLOCK = 8  # pixels a side
 _EVERY = 4
 
 
-def paired(answer: Answer, seed: int, frames: int, size: int) -> dict[str, float]:
-    """The scores of `PAIRED` for pair number `seed`; NaN where the twins' truths are equal."""
+def twins(seed: int, frames: int, size: int) -> tuple[tuple[Travel, Travel], ...]:
+    """The pair number `seed` of every score of `PAIRED`."""
+    return tuple(draw(seed, frames, size) for draw in (pan_twins, zoom_twins))
+
+
+def paired(answer: Answer, pairs: Sequence[tuple[Travel, Travel]]) -> dict[str, float]:
+    """The scores of `PAIRED` for what `twins` gives; NaN where the twins' truths are equal."""
     found = {}
-    for name, (one, two) in zip(PAIRED, _twins(seed, frames, size), strict=True):
+    for name, (one, two) in zip(PAIRED, pairs, strict=True):
         plate, other = _background(one.truth), _background(two.truth)
         # Off both characters and their shadows, which alone would tell the twins apart.
         bare = (one.truth.frames == plate).all(-1) & (two.truth.frames == other).all(-1)
         found[name] = nearer(answer(one), answer(two), plate, other, bare)
     return found
-
-
-@lru_cache(maxsize=1)
-def _twins(seed: int, frames: int, size: int) -> tuple[tuple[Travel, Travel], ...]:
-    """The pairs that every method is asked in turn: to draw them takes longer than to answer."""
-    return tuple(twins(seed, frames, size) for twins in (pan_twins, zoom_twins))
 
 
 def own(travel: Travel, made: np.ndarray) -> dict[str, float]:
