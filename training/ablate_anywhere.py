@@ -19,6 +19,7 @@ from anycharv_core.bench.tasks import TRAVEL
 from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.inference.pipeline import Pipeline
 from anycharv_core.systems import read_checkpoint
+from training.config_file import read_config
 from training.study import Study, share_cache, slug, train_phases, write_variant
 
 CONFIG = Path(__file__).parent / "configs" / "tiny_anywhere.yaml"
@@ -58,19 +59,19 @@ def study() -> Study:
 
 def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, changed: Sequence[str] = ()) -> Path:
     """The model of a variant, trained where it is not there yet. Raises SystemExit where the trainer gives up."""
-    start = out / "start.safetensors"
-
-    def last_alone(raw: dict[str, Any]) -> None:
-        init = raw.setdefault("init", {})
-        write_without_learner(init.get("model", "embedded-anywhere"), start)
-        init["model"] = str(start)
-        raw["phases"] = {LAST: raw["phases"][LAST]}
-
-    recipe = write_variant(config, out / "recipe.yaml", last_alone)
+    changes = [f"seed={seed}", *SHORT, *changed]
+    recipe, start = write_variant(config, out / "recipe.yaml", last_alone), out / "start.safetensors"
+    if not start.exists():
+        write_without_learner(read_config(config, changes).init.model or "embedded-anywhere", start)
     folder = out / f"seed_{seed}" / slug(name)
     share_cache(out, folder)
-    train_phases(recipe, folder, [f"seed={seed}", *SHORT, *changed, *VARIANTS[name]], [LAST])
+    train_phases(recipe, folder, [*changes, *VARIANTS[name], f"init.model={start}"], [LAST])
     return folder / LAST / "model.safetensors"
+
+
+def last_alone(config: dict[str, Any]) -> None:
+    """Takes the phases out that made what every variant goes on from."""
+    config["phases"] = {LAST: config["phases"][LAST]}
 
 
 def write_without_learner(model: str, target: Path) -> None:

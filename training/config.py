@@ -24,6 +24,7 @@ BACKGROUND = "background"  # the condition that AnimateAnywhere's clips have
 JOURNEYS = "travel", "wander"  # puppet worlds with cameras
 ANYWHERE = "anywhere"  # the name of AnimateAnywhere in a model's settings
 DIFFUSION = "diffusion", "distil"  # tasks that train the networks by what they predict
+CACHE = "cache"  # the folder of encoded clips in a run's, beside those of the phases
 Part = Literal[
     "denoising_unet",
     "reference_unet",

@@ -16,7 +16,7 @@ from anycharv_core.models.config import DiTConfig
 from anycharv_core.models.fields import Fields
 from anycharv_core.models.schedule import TRAIN_STEPS
 from anycharv_core.models.slots import FRAMES
-from training.config import BACKGROUND, DIFFUSION, JOURNEYS, Config, Data, Engine, Objective, Part, Phase
+from training.config import BACKGROUND, CACHE, DIFFUSION, JOURNEYS, Config, Data, Engine, Objective, Part, Phase
 from training.sections import build, mapping, merged, path, shown, unknown
 
 
@@ -95,9 +95,9 @@ def _check(config: Config) -> None:
     before: dict[str, Phase] = {}
     for name, phase in config.phases.items():
         where = f"phases.{name}"
-        if not re.fullmatch(r"\w[\w-]{0,63}", name) or name == "cache":
+        if not re.fullmatch(r"\w[\w-]{0,63}", name) or name == CACHE:
             raise UserError(
-                f"The phase {shown(name)} names a folder: use letters, digits, - and _, and not 'cache'."
+                f"The phase {shown(name)} names a folder: use letters, digits, - and _, and not '{CACHE}'."
             )
         _check_phase(phase, where)
         for section, key in ((phase.data, "data"), (phase.validate.data, "validate.data")):

@@ -14,8 +14,7 @@ from anycharv_core.bench.puppets import Look, Method
 from anycharv_core.files import atomic_folder, atomic_path
 from anycharv_core.foreign import read_yaml
 from training import train
-
-CACHE = "cache"  # as training.train names it
+from training.config import CACHE
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Study:
 def write_variant(config: Path, target: Path, change: Callable[[dict[str, Any]], None] | None) -> Path:
     """The config in `target`, changed as `--set` cannot."""
     raw: dict[str, Any] = read_yaml(config)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if change is not None:
         change(raw)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         temporary.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     return target

@@ -31,7 +31,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from training import commands, networks, plan
 from training.codec import DecoderTrainee, check_codec, fit_codec
-from training.config import Config, Phase, data_facts
+from training.config import CACHE, Config, Phase, data_facts
 from training.config_file import read_config
 from training.data.cache import EncodedClips, ResidentClips, cache_name, fill, identity
 from training.data.samples import Samples, batches
@@ -139,7 +139,7 @@ def _cached(run: Run, accelerator: Accelerator, trainee: Trainee, data: Samples,
     content = identity(plan.placed(phase.data, run.out))
     facts = data_facts(phase.data), content, phase.frames, config.engine.precision, *trainee.encoding
     name = cache_name(trainee.encoders, *facts)
-    clips = EncodedClips(data, run.out / "cache" / name, variants)
+    clips = EncodedClips(data, run.out / CACHE / name, variants)
     buckets = getattr(data, "buckets", [0] * len(clips))
     micro = phase.batch // phase.accumulate
     stream = batches(config.seed, buckets, micro, 0, phase.steps * phase.accumulate)
