@@ -68,7 +68,7 @@ def _made(
 ) -> Iterator[np.ndarray]:
     steps, guidance = pipe.system.sampling(pipe.settings)
     masks = swap.mask if isinstance(swap, Interaction) else swap.box
-    streams = {name: getattr(swap, name) for name in pipe.backend.extras} if isinstance(swap, Interaction) else {}
+    streams = {name: getattr(swap, name) for name in pipe.backend.extras}
     return iter(
         pipe(
             reference,

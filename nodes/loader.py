@@ -204,13 +204,18 @@ class AnyCharVLoader(io.ComfyNode):
         )
 
 
+def _stand_ins() -> tuple[str | None, str | None]:
+    """The VAE and the image encoder for checkpoints without their own, where they are there."""
+    return folder_paths.get_full_path("vae", VAE_FILE), folder_paths.get_full_path("clip_vision", ENCODER_FILE)
+
+
 def _vae_of_models() -> Any:
-    path = folder_paths.get_full_path("vae", VAE_FILE)
+    path, _ = _stand_ins()
     return path and comfy.sd.VAE(sd=comfy.utils.load_torch_file(path))
 
 
 def _encoder_of_models() -> Any:
-    path = folder_paths.get_full_path("clip_vision", ENCODER_FILE)
+    _, path = _stand_ins()
     return path and comfy.clip_vision.load(path)
 
 
@@ -238,8 +243,7 @@ def files_of(name: str, base: Any) -> list[Path]:
             found.append(Path(checkpoint_path(origin)))
     found = [EMBEDDED.get(str(path), path) for path in found]
     found += [path for key, path in _bases().items() if key == base]
-    others = folder_paths.get_full_path("vae", VAE_FILE), folder_paths.get_full_path("clip_vision", ENCODER_FILE)
-    return found + [Path(path) for path in others if path]
+    return found + [Path(path) for path in _stand_ins() if path]
 
 
 def load_checkpoint(name: str, dtype: str, base: str = NO_BASE) -> tuple[Any, Any, Any, Any]:

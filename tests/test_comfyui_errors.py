@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_server import (
+    PYTHON,
     ExecutionFailed,
     PromptRefused,
     Server,
@@ -281,12 +282,12 @@ CASES: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "whole job, no pose model": (
         lambda: replace("pose", pose_model="dwpose-of-another"),
         "whole",
-        "-m anycharv_core download pose' in ",
+        f"no DWPose files for 'dwpose-of-another': run '{PYTHON} -m anycharv_core download pose' in ",
     ),
     "whole job, no segmenter": (
         lambda: replace("mask", segmenter="absent"),
         "whole",
-        "-m anycharv_core download sam2' in ",
+        f"no SAM 2 video model 'absent': run '{PYTHON} -m anycharv_core download sam2' in ",
     ),
     "whole job, nobody to be seen": (
         lambda: plus(
@@ -392,7 +393,8 @@ def test_checkpoint_that_is_not_there_is_refused_with_how_to_get_it(server: Serv
     with pytest.raises(PromptRefused) as refused:
         server.queue(small(n1={"checkpoint": "AnyCharV"}))
     (error,) = refused.value.nodes["1"]["errors"]
-    assert "-m anycharv_core download anycharv' in " in error["details"]
+    command = f"'{PYTHON} -m anycharv_core download anycharv'"
+    assert f"models/anycharv holds no checkpoint 'AnyCharV': run {command} in " in error["details"]
 
 
 def test_image_for_mask_is_refused(server: Server) -> None:
