@@ -377,7 +377,7 @@ def _make(job: Any, make: Callable[[Any, Any], dict[str, Any]]) -> int:
     except KeyboardInterrupt:
         if not work_folder(job.out).exists():
             raise
-        return _say("stopped; run the same command again to go on after the last finished step.", 130)
+        return _say("stopped; run the same command again to go on.", 130)
     if report["audio"] not in ("copied", "none", "none in the source"):
         print(report["audio"])
     return _list(filter(None, (job.out, job.report, job.sheet)))

@@ -166,8 +166,8 @@ class AnyCharVAnimateCharacter(io.ComfyNode):
             phases = Phases()
             with unfinished(cls.hidden, NETWORKS, content, resume, folder) as begin, writer:
                 latents = begin(0, made.shape, pipe.noise(made, seed), NONE.parts)
-                pipe.sample(made, latents, steps, cfg, phases)
-                write_shown(writer, pipe.decode(made, latents, whole, phases), info.frames)
+                sampled = pipe.sample(made, latents, steps, cfg, phases)
+                write_shown(writer, pipe.decode(made, latents, whole, phases, sampled=sampled), info.frames)
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 

@@ -19,7 +19,7 @@ from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.pipeline import Pipeline
 from ..anycharv_core.inference.plan import Prepared
-from ..anycharv_core.inference.sampling import Sampling
+from ..anycharv_core.inference.sampling import Sampled, Sampling
 from ..anycharv_core.inference.shortcuts import NONE
 from ..anycharv_core.media.canvas import nearest_multiple
 from ..anycharv_core.media.imaging import Size, clip_square, to_levels
@@ -89,7 +89,7 @@ class ComfyBackend:
         image_embed: Tensor,
         latents: Latents,
         how: Sampling,
-    ) -> None:
+    ) -> Sampled:
         handler = self.model.model_options.get(HANDLER)
         if isinstance(handler, OwnWindows):
             how = replace(how, windows=handler.make(len(latents)))
@@ -101,10 +101,11 @@ class ComfyBackend:
             conditions = conditionings(self.system, video, range(len(noise)), *rest)
             sampled = run_sampler(self.model, *conditions, noise, how.steps, how.guidance_scale, None)
             latents.fill([self.model.model.process_latent_in(sampled)])
-            return
+            return iter(())
         first, *_ = how.windows.indices
         conditions = conditionings(self.system, video, first, latents.shape, tokens, image_embed)
         sample_windows(self.model, *conditions, partial(scene_rows, video), latents, how)
+        return iter(())  # ComfyUI's sampling is one call
 
 
 def check_vae(model: Any, vae: Any) -> tuple[int, int]:

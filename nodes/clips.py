@@ -17,7 +17,7 @@ from ..anycharv_core.inference.anywhere import clip_conditions, picture_scale
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
 from ..anycharv_core.inference.plan import Prepared
-from ..anycharv_core.inference.sampling import Sampling
+from ..anycharv_core.inference.sampling import Sampled, Sampling
 from ..anycharv_core.inference.shortcuts import NONE
 from ..anycharv_core.media.imaging import to_levels
 from ..anycharv_core.models.slots import FRAMES
@@ -74,13 +74,14 @@ class ClipBackend:
         image_embed: Tensor,
         latents: Latents,
         how: Sampling,
-    ) -> None:
+    ) -> Sampled:
         if how.shortcuts != NONE:
             raise UserError(f"Fast modes of the core don't go with ComfyUI's {self.system.title}: leave them out.")
         noise = latents.whole().movedim(0, 1)[None]
         conditions = self._conditionings(video, tokens, tuple(noise.shape))
         sampled = run_sampler(self.model, *conditions, noise, how.steps, how.guidance_scale, None)
         latents.fill([self.model.model.process_latent_in(sampled)[0].movedim(0, 1)])
+        return iter(())
 
     def conditioned(
         self, made: Prepared, tokens: Sequence[Tensor]

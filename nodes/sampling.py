@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..anycharv_core.inference.encode import EncodedVideo
 from ..anycharv_core.inference.latents import Latents
-from ..anycharv_core.inference.sampling import Sampling, sample_as
+from ..anycharv_core.inference.sampling import Sampling, sample_as, to_the_end
 from ..anycharv_core.inference.shortcuts import DeepCache
 from ..anycharv_core.models.guidance import is_guided
 from ..anycharv_core.models.schedule import EPSILON, SAMPLE, NoiseSchedule, ddim_step, ddim_timesteps
@@ -159,8 +159,9 @@ def sample_windows(
     latents: Latents,
     how: Sampling,
 ) -> None:
-    """Takes latents from the step that they are at to those of the finished video, as `sample_video` does: ComfyUI
-    sees one window after the other, so that no more than a window is in memory.
+    """Takes latents from the round they are at to those of the finished video, as `sample_video` does.
+
+    ComfyUI sees one window after the other, so that no more than a window is in memory.
 
     positive, negative: the CONDITIONING of the first window, whose frames the others' take the place of; rows:
     what `scene_rows` gives of frames.
@@ -201,7 +202,7 @@ def sample_windows(
             if how.progress is not None:
                 how.progress(done, total)
 
-        sample_as(replace(how, progress=report), predict, latents, schedule, device)
+        to_the_end(sample_as(replace(how, progress=report), predict, latents, schedule, device))
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)

@@ -133,6 +133,5 @@ def resume_input() -> io.Boolean.Input:
         default=True,
         optional=True,
         advanced=True,
-        tooltip="Go on after the last finished step where a run of the same inputs was interrupted; off starts "
-        "over and keeps nothing.",
+        tooltip="Go on where a run of the same inputs was interrupted; off starts over and keeps nothing.",
     )

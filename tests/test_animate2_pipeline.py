@@ -21,7 +21,7 @@ from anycharv_core.checkpoints.single_file import write_single
 from anycharv_core.cli import main
 from anycharv_core.inference.latents import Latents
 from anycharv_core.inference.pipeline import Pipeline
-from anycharv_core.inference.sampling import sample, sample_chained
+from anycharv_core.inference.sampling import sample, sample_chained, to_the_end
 from anycharv_core.inference.shortcuts import FAST, NONE, Shortcuts
 from anycharv_core.media.canvas import Canvas
 from anycharv_core.media.depth import DepthRange, along_skeleton, place_depth, structured_depth
@@ -175,7 +175,7 @@ def chained(
 ) -> Tensor:
     latents = Latents.begun([noise[:frames]], parts=way.parts)
     plan = windows or chained_windows(frames, 16, 1)
-    sample_chained(denoise, latents, steps, plan, SCHEDULE, torch.device("cpu"), shortcuts=way)
+    to_the_end(sample_chained(denoise, latents, steps, plan, SCHEDULE, torch.device("cpu"), shortcuts=way))
     return latents.whole()
 
 
@@ -233,9 +233,9 @@ def test_a_stopped_chain_goes_on_after_its_last_window(way: Shortcuts) -> None:
 
     plan, cpu = chained_windows(40, 16, 1), torch.device("cpu")
     with pytest.raises(KeyboardInterrupt):
-        sample_chained(stop, latents, 3, plan, SCHEDULE, cpu, shortcuts=way)
-    assert latents.steps == 1
-    sample_chained(denoise, latents, 3, plan, SCHEDULE, cpu, shortcuts=way)
+        to_the_end(sample_chained(stop, latents, 3, plan, SCHEDULE, cpu, shortcuts=way))
+    assert latents.rounds == 1
+    to_the_end(sample_chained(denoise, latents, 3, plan, SCHEDULE, cpu, shortcuts=way))
     assert torch.equal(latents.whole(), whole)
 
 

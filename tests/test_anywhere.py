@@ -28,7 +28,7 @@ from anycharv_core.inference.encode import EncodedVideo
 from anycharv_core.inference.latents import Latents
 from anycharv_core.inference.phases import Phases
 from anycharv_core.inference.pipeline import Pipeline
-from anycharv_core.inference.sampling import Sampling
+from anycharv_core.inference.sampling import Sampling, to_the_end
 from anycharv_core.inference.shortcuts import FAST, Shortcuts
 from anycharv_core.jobs.animate import AnimateJob, animate
 from anycharv_core.jobs.background import read_background
@@ -126,7 +126,7 @@ def test_it_samples_as_diffusers_does(frames: int) -> None:
     video = EncodedVideo(path, None, None, poses, (True,) * frames, background=picture)
     latents = Latents.begun([noise])
     how = Sampling(3, 1.0, linear_windows(count, size=count))
-    backend.denoise(video, [], torch.zeros(1, 0), latents, how)
+    to_the_end(backend.denoise(video, [], torch.zeros(1, 0), latents, how))
     made = backend.decode(latents.take(range(pad, count)), deep=True) / 65535
     assert made.shape == (frames, *sides, 3)
     assert np.abs(made - wanted).max() <= 1e-4
@@ -284,7 +284,7 @@ def test_a_stopped_clip_goes_on_to_the_same_frames(files: dict[str, Path], tmp_p
     job = AnimateJob(**given, out=tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         animate(job, stop)
-    assert animate(job)["resumed_steps"]
+    assert animate(job)["resumed_rounds"]
     assert frames(tmp_path / "stopped") == frames(tmp_path / "at once")
 
 

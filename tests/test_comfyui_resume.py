@@ -59,8 +59,8 @@ def test_interrupted_run_goes_on() -> None:
     steps = interrupted(server)
     left = server.base / "output" / "anycharv_unfinished"
     assert list(left.glob("*/state.json"))
-    before = server.log().count("Going on after step")
+    before = server.log().count("Going on after round")
     resumed = frames(server, server.run(prompt(steps=steps)))
-    assert server.log().count("Going on after step") == before + 1
+    assert server.log().count("Going on after round") == before + 1
     assert not left.exists()
     assert np.array_equal(resumed, frames(server, server.run(prompt(steps=steps, resume=False))))

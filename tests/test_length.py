@@ -21,7 +21,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.inference import features
 from anycharv_core.inference.features import FrameFeatures
 from anycharv_core.inference.latents import Latents
-from anycharv_core.inference.sampling import sample, sample_video
+from anycharv_core.inference.sampling import sample, sample_video, to_the_end
 from anycharv_core.jobs.inputs import Replacement
 from anycharv_core.jobs.replace import ReplaceJob, generate
 from anycharv_core.media import frames
@@ -193,10 +193,10 @@ def test_sampling_goes_on_from_the_step_it_is_at() -> None:
     latents = Latents.begun([noise])
     run = predicted, latents, 3, windows, NoiseSchedule(), noise.device, stop
     with pytest.raises(KeyboardInterrupt):
-        sample_video(*run)
-    assert latents.steps == 1
-    sample_video(*run)
-    assert latents.steps == 3 and torch.equal(latents.whole(), whole_steps(noise, 3, windows))
+        to_the_end(sample_video(*run))
+    assert latents.rounds == 4
+    to_the_end(sample_video(*run))
+    assert torch.equal(latents.whole(), whole_steps(noise, 3, windows))
     total = 3 * len(windows.indices)
     assert calls[-1] == (total, total) and len(calls) == total + 2
 

@@ -187,6 +187,23 @@ class Frames:
             yield frame
 
 
+def test_few_large_frames_wait_to_be_encoded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though of a small canvas many go through the VAE at a time."""
+    frames = np.random.default_rng(0).integers(256, size=(FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    scene, mask, waiting = Frames(frames), np.full((FRAMES, HEIGHT, WIDTH), 255, np.uint8), []
+    pipe = Pipeline.from_pretrained(tiny_model)
+    encode = pipe.backend.encode
+
+    def counted(pictures: np.ndarray) -> torch.Tensor:
+        waiting.append(scene.read - sum(waiting))
+        return encode(pictures)
+
+    monkeypatch.setattr(pipe.backend, "encode", counted)
+    monkeypatch.setattr("anycharv_core.inference.encode.HELD_PIXELS", 7 * WIDTH * HEIGHT)
+    pipe(frames[0], scene, mask, frames, steps=1, canvas="frame")
+    assert waiting[:5] == [7, 7, 7, 7, 2]
+
+
 def test_frames_decoded_together_are_finished_one_by_one(tiny_model: Path) -> None:
     """Of pictures as small as a canvas many are decoded at once, while the frames may be large."""
     frames = np.random.default_rng(0).integers(256, size=(FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)

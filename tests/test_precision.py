@@ -134,4 +134,4 @@ def test_a_stopped_run_goes_on_in_the_format_that_was_chosen(
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     refused(run(*command(files, tiny_model, tmp_path / "a.mp4", dtype=None)), "unfinished video of another dtype;")
     assert run(*command(files, tiny_model, tmp_path / "a.mp4", dtype="bf16"))[0] == 0
-    assert json.loads((tmp_path / "a.report.json").read_text())["resumed_steps"] == 1
+    assert json.loads((tmp_path / "a.report.json").read_text())["resumed_rounds"] == 1

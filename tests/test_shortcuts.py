@@ -17,7 +17,7 @@ from anycharv_core.inference import shortcuts as module
 from anycharv_core.inference.latents import Latents
 from anycharv_core.inference.phases import Phases
 from anycharv_core.inference.plan import Prepared
-from anycharv_core.inference.sampling import sample_video
+from anycharv_core.inference.sampling import Sampled, sample_video, to_the_end
 from anycharv_core.inference.shortcuts import FAST, NONE, DeepCache, Shortcuts
 from anycharv_core.jobs.sampling import SamplingOptions
 from anycharv_core.jobs.work import work
@@ -146,7 +146,7 @@ def test_it_takes_fewer_steps_than_ddim_where_the_answer_is_known() -> None:
         way = Shortcuts(solver=solver)
         latents = Latents.begun([x], parts=way.parts)
         windows = linear_windows(len(x), len(x))
-        sample_video(best, latents, steps, windows, NoiseSchedule(), x.device, shortcuts=way)
+        to_the_end(sample_video(best, latents, steps, windows, NoiseSchedule(), x.device, shortcuts=way))
         return latents.whole()
 
     truth = run(100, DPM)
@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(pipe: Pipeline, way: Shortcuts,
 
             made = prepared(pipe)
             latents = state.latents(0, made.shape, pipe.noise(made, 1), way.parts)
-            pipe.sample(made, latents, 8, 3.0, Phases(), progress, way)
+            to_the_end(pipe.sample(made, latents, 8, 3.0, Phases(), progress, way))
             return latents.whole()
 
     expected = run(0)
@@ -211,24 +211,24 @@ def test_finished_latents_are_taken_up_where_windows_reached_frames_with_nobody(
     given["mask"][4:] = 0
     made, everything, denoise = prepared(pipe, given), linear_windows(48), pipe.backend.denoise
 
-    def with_own_windows(*inputs: Any) -> None:
+    def with_own_windows(*inputs: Any) -> Sampled:
         *rest, how = inputs
-        denoise(*rest, replace(how, windows=everything))
+        return denoise(*rest, replace(how, windows=everything))
 
     monkeypatch.setattr(pipe.backend, "denoise", with_own_windows)
 
-    def run(steps: int) -> None:
+    def run(rounds: int) -> None:
         with work(tmp_path / "out.mp4", {}, fresh=False) as state:
             latents = state.latents(0, made.shape, pipe.noise(made, 1))
-            assert latents.steps == steps
-            pipe.sample(made, latents, 2, 3.0, Phases())
+            assert latents.rounds == rounds
+            to_the_end(pipe.sample(made, latents, 2, 3.0, Phases()))
             found.append(latents.whole())
             raise KeyboardInterrupt
 
     found: list[torch.Tensor] = []
-    for steps in (0, 2):
+    for rounds in (0, 5):
         with pytest.raises(KeyboardInterrupt):
-            run(steps)
+            run(rounds)
     assert torch.equal(*found) and "torn" not in caplog.text
     scene = made.video.scene
     assert scene is not None and np.array_equal(found[1][-1], scene[47])

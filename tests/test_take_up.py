@@ -24,9 +24,9 @@ from anycharv_core.jobs.work import work_folder
 from anycharv_core.media.frames import FrameStore
 
 STEPS = 4
-# Files are flushed twice a step, the latents and the state, which is a file and then a name in the folder; and the
-# video in the end.
-KILLS = range(1, 14) if os.environ.get("ANYCHARV_SLOW") else (2, 9, 13)
+# Files are flushed three times a step: the latents, and the state, which is a file and then a name in the folder;
+# before the first time the noise, and in the end the video.
+KILLS = range(1, 15) if os.environ.get("ANYCHARV_SLOW") else (3, 10, 14)
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["anycharv_core.jobs.replace", "diffusers", "transformers"])
 
@@ -86,12 +86,12 @@ def test_killed_anywhere_it_ends_bit_equal(
     words = words_for(files, tiny_model, out)
     kill(words, flush_number)
     state = work_folder(out) / "state.json"
-    done = json.loads(state.read_text())["people"]["0"]["steps"] if state.is_file() else 0
-    assert done == flush_number // 3 and left_in(tmp_path) == {"a.mp4.anycharv-work"}
+    done = json.loads(state.read_text())["people"]["0"]["rounds"] if state.is_file() else 0
+    assert done == (flush_number - 1) // 3 and left_in(tmp_path) == {"a.mp4.anycharv-work"}
     code, said = run(*words)
-    assert code == 0 and ("Going on after step" in said) == (done > 0) and said.count("\n") <= 1
+    assert code == 0 and ("Going on after round" in said) == (done > 0) and said.count("\n") <= 1
     assert out.read_bytes() == whole.read_bytes()
-    assert json.loads((tmp_path / "a.report.json").read_text())["resumed_steps"] == done
+    assert json.loads((tmp_path / "a.report.json").read_text())["resumed_rounds"] == done
     assert left_in(tmp_path) == {"a.mp4", "a.report.json"}
 
 
@@ -106,7 +106,7 @@ def stopped(files: Files, tiny_model: Path, tmp_path: Path, run: Run, monkeypatc
 
     def full(path: Path) -> None:
         flushes.append(path)
-        if len(flushes) == 5:
+        if len(flushes) == 6:
             raise write_error(path, OSError(errno.ENOSPC, "No space left on device"))
         flush(path)
 
@@ -120,7 +120,7 @@ def test_after_a_full_disk_it_goes_on(
     stopped: Path, files: Files, tiny_model: Path, whole: Path, run: Run
 ) -> None:
     code, said = run(*words_for(files, tiny_model, stopped, sheet=stopped.with_name("sheet.png"), crf=17))
-    assert (code, said) == (0, "Going on after step 2, which an earlier run had finished.\n")
+    assert (code, said) == (0, "Going on after round 2 of sampling, which an earlier run had finished.\n")
     assert stopped.read_bytes() == whole.read_bytes()
 
 
@@ -137,7 +137,7 @@ def test_other_inputs_are_refused_and_can_start_over(
     assert (tmp_path / "a.mp4.anycharv-work" / "state.json").is_file()
     # By content: a copy is the same video.
     code, said = run(*words_for(files, tiny_model, stopped, video=video))
-    assert code == 0 and "after step 2" in said and stopped.read_bytes() == whole.read_bytes()
+    assert code == 0 and "after round 2" in said and stopped.read_bytes() == whole.read_bytes()
 
 
 def test_fresh_starts_over(stopped: Path, files: Files, tiny_model: Path, whole: Path, run: Run) -> None:
@@ -151,7 +151,8 @@ def test_what_is_torn_is_made_again_with_a_word(
     torn: str, stopped: Path, files: Files, tiny_model: Path, whole: Path, run: Run
 ) -> None:
     state = work_folder(stopped) / "state.json"
-    latents = state.with_name(json.loads(state.read_text())["people"]["0"]["file"])
+    place = json.loads(state.read_text())["people"]["0"]["places"][0]
+    latents = state.with_name(f"latents-0-{'abc'[int(place)]}")
     if torn == "latents":
         latents.write_bytes(bytes([latents.read_bytes()[0] ^ 1]) + latents.read_bytes()[1:])
     elif torn == "state":
@@ -178,11 +179,11 @@ def test_control_c_keeps_the_finished_steps_and_says_so(
     code, said = run(*words_for(files, tiny_model, out))
     assert (code, said) == (
         130,
-        "anycharv: stopped; run the same command again to go on after the last finished step.\n",
+        "anycharv: stopped; run the same command again to go on.\n",
     )
     monkeypatch.setattr(work, "flushed", flush)
     code, said = run(*words_for(files, tiny_model, out))
-    assert code == 0 and "after step 1," in said and out.read_bytes() == whole.read_bytes()
+    assert code == 0 and "after round 1 " in said and out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("whole", [True, False])

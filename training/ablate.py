@@ -35,6 +35,7 @@ from anycharv_core.errors import UserError
 from anycharv_core.files import atomic_path
 from anycharv_core.inference.backend import TorchBackend
 from anycharv_core.inference.encode import EncodedVideo
+from anycharv_core.inference.sampling import Sampled
 from anycharv_core.media.sheet import sheet
 from training import ablate_animate2, ablate_anywhere, commands
 from training.study import Study, share_phases, slug, train_phases
@@ -94,13 +95,13 @@ VARIANTS = {
 class Maskless(TorchBackend):
     """Networks that are not shown the mask."""
 
-    def denoise(self, video: EncodedVideo, *args: Any, **kwargs: Any) -> None:
+    def denoise(self, video: EncodedVideo, *args: Any, **kwargs: Any) -> Sampled:
         mask = None
         if video.mask is not None:
             mask = video.mask.empty()
             for frame in range(len(video.mask)):
                 mask.append(np.zeros_like(video.mask[frame]))
-        super().denoise(replace(video, mask=mask), *args, **kwargs)
+        return super().denoise(replace(video, mask=mask), *args, **kwargs)
 
 
 def train_variant(name: str, seed: int, out: Path, config: Path = CONFIG, changed: Sequence[str] = ()) -> Path:

@@ -31,7 +31,7 @@ from .backend import library_modules
 from .encode import EncodedVideo
 from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import Sampling, sample_as
+from .sampling import Sampled, Sampling, sample_as
 from .shortcuts import check_cache
 
 ROOM = 1.15  # of what the weights take, beside them for what is computed
@@ -150,6 +150,7 @@ class AnywhereBackend:
         context: AbstractContextManager[None] = CacheMixin.cache_context(self.networks.transformer, name)
         return context
 
+    @torch.inference_mode()
     def denoise(
         self,
         video: EncodedVideo,
@@ -157,7 +158,7 @@ class AnywhereBackend:
         image_embed: Tensor,
         latents: Latents,
         how: Sampling,
-    ) -> None:
+    ) -> Sampled:
         """See `Backend.denoise`. Without tokens there is no reference.
 
         The unconditional prediction is without reference, pose and background, which training drops together; the
@@ -173,41 +174,40 @@ class AnywhereBackend:
         )
         self._empty_cache()
         turn = partial(self._take_turns, *self._denoising)
-        with torch.inference_mode():
 
-            def project() -> tuple[Tensor, list[KeyValue] | None]:
+        def project() -> tuple[Tensor, list[KeyValue] | None]:
+            turn()
+            return nets.prompt(), nets.transformer.project_bank(tokens, nets.bml) if tokens else None
+
+        text, bank = self.ladder.run(project, *_RUNGS)
+        rope = rope_of(nets.transformer.cfg, self._grid(latents.shape), self.device)
+
+        def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
+            noisy, at = x[None].to(self.dtype), torch.full((1,), t, device=self.device)
+
+            def run(conditional: bool) -> Tensor:
                 turn()
-                return nets.prompt(), nets.transformer.project_bank(tokens, nets.bml) if tokens else None
+                control: Iterator[Tensor] = iter(())
+                if conditional:
+                    control = nets.control.features(torch.cat([noisy, pose], 2), at, text, rope)
+                with self._cache_context("conditional" if conditional else "unconditional"):
+                    return nets.transformer(
+                        torch.cat([noisy, place if conditional else torch.zeros_like(place)], 2),
+                        at,
+                        text,
+                        control=control,
+                        bank=bank if conditional else None,
+                        learner=nets.bml,
+                        rope=rope,
+                    )
 
-            text, bank = self.ladder.run(project, *_RUNGS)
-            rope = rope_of(nets.transformer.cfg, self._grid(latents.shape), self.device)
+            made = self.ladder.run(partial(run, True), *_RUNGS)
+            if guided and how.shortcuts.guides(t):
+                without = self.ladder.run(partial(run, False), *_RUNGS)
+                made = guide(torch.cat([without, made]).float(), how.guidance_scale)
+            return made[0]
 
-            def predict(x: Tensor, t: int, index: Sequence[int]) -> Tensor:
-                noisy, at = x[None].to(self.dtype), torch.full((1,), t, device=self.device)
-
-                def run(conditional: bool) -> Tensor:
-                    turn()
-                    control: Iterator[Tensor] = iter(())
-                    if conditional:
-                        control = nets.control.features(torch.cat([noisy, pose], 2), at, text, rope)
-                    with self._cache_context("conditional" if conditional else "unconditional"):
-                        return nets.transformer(
-                            torch.cat([noisy, place if conditional else torch.zeros_like(place)], 2),
-                            at,
-                            text,
-                            control=control,
-                            bank=bank if conditional else None,
-                            learner=nets.bml,
-                            rope=rope,
-                        )
-
-                made = self.ladder.run(partial(run, True), *_RUNGS)
-                if guided and how.shortcuts.guides(t):
-                    without = self.ladder.run(partial(run, False), *_RUNGS)
-                    made = guide(torch.cat([without, made]).float(), how.guidance_scale)
-                return made[0]
-
-            sample_as(how, predict, latents, self.schedule, self.device)
+        yield from sample_as(how, predict, latents, self.schedule, self.device)
 
     def attention(
         self, video: EncodedVideo, tokens: Sequence[Tensor], noisy: Tensor, t: int, queries: Tensor

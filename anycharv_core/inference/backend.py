@@ -30,7 +30,7 @@ from .encode import EncodedVideo, frames_at_a_time
 from .features import FrameFeatures, Held, held_on, object_features, repeated
 from .latents import Latents
 from .memory import Ladder, Rung
-from .sampling import Sampling, sample_as
+from .sampling import Sampled, Sampling, sample_as
 from .shortcuts import SHALLOW, DeepCache
 
 # Values a denoising UNet of SD1.5's shape has alive at once, of one row, by latent pixel and channel of its first
@@ -91,8 +91,8 @@ class Backend(Protocol):
         image_embed: Tensor,
         latents: Latents,
         how: Sampling,
-    ) -> None:
-        """Takes latents, noise before the first step, from the step they are at to those of the video with the
+    ) -> Sampled:
+        """Takes latents, noise before the first round, from the round they are at to those of the video with the
         reference in it.
 
         tokens, image_embed: of the reference, as `reference_tokens` and `embed` give them.
@@ -220,6 +220,7 @@ class TorchBackend:
     def _take_turns(self, *running: nn.Module) -> None:
         self.ladder.take_turns(filter(None, vars(self.networks).values()), running, self.device)
 
+    @torch.inference_mode()
     def denoise(
         self,
         video: EncodedVideo,
@@ -227,7 +228,7 @@ class TorchBackend:
         image_embed: Tensor,
         latents: Latents,
         how: Sampling,
-    ) -> None:
+    ) -> Sampled:
         unet = self.networks.denoising_unet
         windows, shortcuts = how.windows, how.shortcuts
         guided = is_guided(how.guidance_scale)
@@ -236,71 +237,70 @@ class TorchBackend:
         running = filter(None, (unet, self.networks.pose_guider, self.networks.object_guider))
         turn = partial(self._take_turns, *running)
         turn()
-        with torch.inference_mode():
-            bank = unet.project_bank(tokens)
-            poses = self._pose_features(video)
-            objects = self._object_features(video)
-            given = torch.cat([torch.zeros_like(image_embed), image_embed]) if guided else image_embed
-            image = unet.project_image(given)
-            without, of = [row[:1] for row in image], [row[-1:] for row in image]
-            times = timesteps_of(shortcuts.solver, how.steps, self.schedule)
-            whole = {
-                t
-                for (t, _), is_whole in zip(times, shortcuts.whole(how.steps, self.schedule), strict=True)
-                if is_whole
-            }
-            shallow = SHALLOW if len(whole) < how.steps else 0
-            cache = DeepCache(video.poses.empty())
+        bank = unet.project_bank(tokens)
+        poses = self._pose_features(video)
+        objects = self._object_features(video)
+        given = torch.cat([torch.zeros_like(image_embed), image_embed]) if guided else image_embed
+        image = unet.project_image(given)
+        without, of = [row[:1] for row in image], [row[-1:] for row in image]
+        times = timesteps_of(shortcuts.solver, how.steps, self.schedule)
+        whole = {
+            t
+            for (t, _), is_whole in zip(times, shortcuts.whole(how.steps, self.schedule), strict=True)
+            if is_whole
+        }
+        shallow = SHALLOW if len(whole) < how.steps else 0
+        cache = DeepCache(video.poses.empty())
 
-            def predict(x: Tensor, t: int, index: Sequence[int], known: Tensor | None = None) -> Tensor:
-                rows, frames = list(index), len(index)
-                scene, mask = (self._rows(store, rows) for store in (video.scene, video.mask))
-                if known is not None and scene is not None and mask is not None:
-                    # What is finished is part of the environment, of which nothing is to be changed.
-                    scene[: len(known)], mask[: len(known)] = known.to(scene), 0
-                x = self.system.unet_input(x, scene, mask).to(self.dtype)
-                at = torch.full((1,), t, device=self.device)
-                guides = guided and shortcuts.guides(t)
-                kept = None if t in whole else cache.take(tuple(rows))
+        def predict(x: Tensor, t: int, index: Sequence[int], known: Tensor | None = None) -> Tensor:
+            rows, frames = list(index), len(index)
+            scene, mask = (self._rows(store, rows) for store in (video.scene, video.mask))
+            if known is not None and scene is not None and mask is not None:
+                # What is finished is part of the environment, of which nothing is to be changed.
+                scene[: len(known)], mask[: len(known)] = known.to(scene), 0
+            x = self.system.unet_input(x, scene, mask).to(self.dtype)
+            at = torch.full((1,), t, device=self.device)
+            guides = guided and shortcuts.guides(t)
+            kept = None if t in whole else cache.take(tuple(rows))
 
-                def call(
-                    x: Tensor,
-                    image: Sequence[Tensor],
-                    pose: Tensor,
-                    bank: Sequence[KeyValue] | None,
-                    plain_rows: int,
-                    deep: Tensor | None,
-                    held: Held,
-                ) -> tuple[Tensor, Tensor | None]:
-                    given = x, at, image, pose, bank, frames, plain_rows
-                    if not shallow:
-                        return self._unet(*given, **held), None
-                    return self._unet_in_parts(*given, **held, shallow=shallow, deep=deep)
+            def call(
+                x: Tensor,
+                image: Sequence[Tensor],
+                pose: Tensor,
+                bank: Sequence[KeyValue] | None,
+                plain_rows: int,
+                deep: Tensor | None,
+                held: Held,
+            ) -> tuple[Tensor, Tensor | None]:
+                given = x, at, image, pose, bank, frames, plain_rows
+                if not shallow:
+                    return self._unet(*given, **held), None
+                return self._unet_in_parts(*given, **held, shallow=shallow, deep=deep)
 
-                def run() -> tuple[Tensor, Tensor | None]:
-                    turn()
-                    pose = self.networks.pose_guider.of_videos(poses.take(rows), frames)
-                    held = objects(rows)
-                    if not guides:
-                        return call(x, of, pose, bank, 0, kept, held)
-                    if Rung.ROWS_APART in self.ladder.taken:
-                        halves = (None, None) if kept is None else kept.chunk(2)
-                        apart = [
-                            call(x, without, pose, None, 0, halves[0], held),
-                            call(x, of, pose, bank, 0, halves[1], held),
-                        ]
-                        deep = [each for _, each in apart if each is not None]
-                        return torch.cat([made for made, _ in apart]), torch.cat(deep) if deep else None
-                    twice = x.repeat(2, 1, 1, 1), image, pose.repeat(2, 1, 1, 1)
-                    return call(*twice, bank, frames, kept, repeated(held, 2))
+            def run() -> tuple[Tensor, Tensor | None]:
+                turn()
+                pose = self.networks.pose_guider.of_videos(poses.take(rows), frames)
+                held = objects(rows)
+                if not guides:
+                    return call(x, of, pose, bank, 0, kept, held)
+                if Rung.ROWS_APART in self.ladder.taken:
+                    halves = (None, None) if kept is None else kept.chunk(2)
+                    apart = [
+                        call(x, without, pose, None, 0, halves[0], held),
+                        call(x, of, pose, bank, 0, halves[1], held),
+                    ]
+                    deep = [each for _, each in apart if each is not None]
+                    return torch.cat([made for made, _ in apart]), torch.cat(deep) if deep else None
+                twice = x.repeat(2, 1, 1, 1), image, pose.repeat(2, 1, 1, 1)
+                return call(*twice, bank, frames, kept, repeated(held, 2))
 
-                rungs = (Rung.ROWS_APART, Rung.TURNS) if guides else (Rung.TURNS,)
-                made, deep = self.ladder.run(run, *rungs)
-                if deep is not None and t in whole:
-                    cache.keep(tuple(rows), deep)
-                return guide(made.float(), how.guidance_scale) if guides else made
+            rungs = (Rung.ROWS_APART, Rung.TURNS) if guides else (Rung.TURNS,)
+            made, deep = self.ladder.run(run, *rungs)
+            if deep is not None and t in whole:
+                cache.keep(tuple(rows), deep)
+            return guide(made.float(), how.guidance_scale) if guides else made
 
-            sample_as(how, predict, latents, self.schedule, self.device)
+        yield from sample_as(how, predict, latents, self.schedule, self.device)
 
     def _rows(self, store: FrameStore | None, frames: list[int]) -> Tensor | None:
         return None if store is None else torch.from_numpy(store.take(frames)).to(self.device)

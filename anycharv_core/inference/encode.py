@@ -18,6 +18,7 @@ from ..media.imaging import Size
 from ..systems.recipes import Recipe
 
 CHUNK_PIXELS = 2**19  # pixels that go through the VAE at a time
+HELD_PIXELS = 2**24  # of whole frames that wait for it: of a small canvas it takes many at a time
 COVERED = 0.9  # of a person's mask that objects may not reach
 
 Encode = Callable[[np.ndarray], Tensor]
@@ -175,7 +176,9 @@ def encode_people(
     latents = FrameStore(folder)
     encodings = [_Encoding(person, folder) for person in people]
     rows = enumerate(together(scene, *(stream for person in people for stream in person.streams)))
-    for batch in batched(rows, min(frames_at_a_time(person.path.canvas.padded) for person in people)):
+    most = [frames_at_a_time(person.path.canvas.padded) for person in people]
+    width, height = scene.size
+    for batch in batched(rows, min(*most, max(1, HELD_PIXELS // (width * height)))):
         start = batch[0][0]
         frames = [row[0] for _, row in batch]
         shown = [cut_scene(row[0], row[1]) for _, row in batch] if cut else frames

@@ -5,44 +5,53 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..media.frames import FrameStore
 
+PARTS = NOW, SUMS, CLEAN = range(3)
+"""What is kept of a frame: its latents; what windows have predicted of it at this step so far, summed up; and what
+it seemed to become a step before, for solvers that look back."""
+
 
 class Latents:
     """Latents float32 [F, c, h, w], read and written by frames.
 
-    What a denoising step writes lies beside what it reads until `advance` puts it in its place, as windows
-    overlap. steps: how many have been taken. parts: how many latents each frame has, where the solver of the steps
-    needs more than those it goes on with; without them the others are 0.
+    What a round of sampling writes of a frame lies beside what is read of it until `advance` puts it in its place.
+    rounds: how many are done. parts: how many of `PARTS` are kept, 2 or 3.
     """
 
-    def __init__(self, now: FrameStore, following: FrameStore, steps: int = 0, parts: int = 1) -> None:
-        """now, following: what is read, all frames or none yet, and what is written."""
-        self._now, self._following = now, following
-        self.steps, self.parts = steps, parts
+    def __init__(self, stores: Sequence[FrameStore], places: Iterable[int] = (), rounds: int = 0, parts: int = 2):
+        """stores: three, of which each frame lies in the one that `places` says; none yet where it says nothing.
+        Only rounds that cannot be gone on from need the last one."""
+        self._stores = stores
+        self._places = list(places)
+        self._safe = list(self._places)  # where they were when sampling could last be gone on from
+        self._next: dict[int, int] = {}
+        self.rounds, self.parts = rounds, parts
 
     @classmethod
-    def begun(cls, noise: Iterable[Tensor], folder: Path | None = None, parts: int = 1) -> Latents:
-        """Before the first step: `noise` comes in blocks [n, c, h, w] of frames in order. folder: as for
+    def begun(cls, noise: Iterable[Tensor], folder: Path | None = None, parts: int = 2) -> Latents:
+        """Before the first round: `noise` comes in blocks [n, c, h, w] of frames in order. folder: as for
         `FrameStore`."""
-        latents = cls(FrameStore(folder), FrameStore(folder), parts=parts)
+        latents = cls([FrameStore(folder) for _ in range(3)], parts=parts)
         latents.fill(noise)
         return latents
 
     def __len__(self) -> int:
-        return len(self._now)
+        return len(self._places)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        channels, *sides = self._now[0].shape
+        channels, *sides = self._row(0).shape
         return len(self), channels // self.parts, *sides
 
-    def take(self, frames: Sequence[int], part: int = 0) -> Tensor:
+    def take(self, frames: Sequence[int], part: int = NOW) -> Tensor:
         """[len(frames), c, h, w] on the CPU."""
-        return torch.from_numpy(self._now.take(frames)).chunk(self.parts, dim=1)[part]
+        rows = torch.from_numpy(np.stack([self._row(frame) for frame in frames]))
+        return rows.chunk(self.parts, dim=1)[part]
 
     def whole(self) -> Tensor:
         """All of them, in memory."""
@@ -57,23 +66,37 @@ class Latents:
 
     def replace(self, frames: Sequence[int], values: Tensor) -> None:
         """Sets what is read."""
-        self._put(self._now, frames, values)
+        missing = max(frames, default=-1) + 1 - len(self)
+        self._places += [0] * missing
+        self._safe += [0] * missing
+        for frame, row in zip(frames, self._rows(values), strict=True):
+            self._write(self._places[frame], frame, row)
 
     def put(self, frames: Sequence[int], *values: Tensor) -> None:
-        """Sets what is read after the next `advance`, before which this is due for every frame; values: part by
-        part."""
-        self._put(self._following, frames, *values)
+        """Sets what is read after the next `advance`; values: part by part, what is left out is 0."""
+        for frame, row in zip(frames, self._rows(*values), strict=True):
+            self._next[frame] = min({0, 1, 2} - {self._places[frame], self._safe[frame]})
+            self._write(self._next[frame], frame, row)
 
     def advance(self, resumable: bool = True) -> None:
-        """Ends a step. resumable: whether the next one needs nothing else of those before."""
-        self._now, self._following = self._following, self._now
-        self.steps += 1
+        """Ends a round; frames that were not put stay as they are. resumable: whether what follows needs nothing
+        else of what was before."""
+        for frame, place in self._next.items():
+            self._places[frame] = place
+        self._next.clear()
+        self.rounds += 1
+        if resumable:
+            self._safe = list(self._places)
 
     def settle(self) -> None:
-        """Is due where `replace` has set what is read, and no step follows."""
+        """Is due where `replace` has set what is read, and no round follows."""
 
-    def _put(self, store: FrameStore, frames: Sequence[int], *values: Tensor) -> None:
+    def _row(self, frame: int) -> np.ndarray:
+        return self._stores[self._places[frame]][frame]
+
+    def _rows(self, *values: Tensor) -> np.ndarray:
         missing = [torch.zeros_like(values[0])] * (self.parts - len(values))
-        rows = torch.cat([*values, *missing], dim=1).float().cpu().numpy()
-        for frame, row in zip(frames, rows, strict=True):
-            store.put(frame, row)
+        return torch.cat([*values, *missing], dim=1).float().cpu().numpy()
+
+    def _write(self, place: int, frame: int, row: np.ndarray) -> None:
+        self._stores[place].put(frame, row)

@@ -72,7 +72,7 @@ def put_in_turn(
     deep: bool = False,
     shortcuts: Shortcuts = NONE,
 ) -> tuple[Iterable[np.ndarray], list[PasteBack]]:
-    """The finished frames, and what pasted every person into them.
+    """The finished frames, which are sampled as they are asked for, and what pasted every person into them.
 
     frames: the scene [H, W, 3], which can be read again, uint16 where `deep`; encoded, references, masks: of every
     person, as `Pipeline.encode`, `refer` and `Pipeline.given_masks` give them. Each is put into the result of
@@ -88,12 +88,12 @@ def put_in_turn(
         made = pipe.prepared(recipe, reference, one)
         share = progress and _share(progress, number, len(encoded))
         latents = begin(number, made.shape, pipe.noise(made, seed), shortcuts.parts)
-        pipe.sample(made, latents, steps, guidance_scale, phases, share, shortcuts)
+        sampled = pipe.sample(made, latents, steps, guidance_scale, phases, share, shortcuts)
         finish: Finish = whole
         if recipe.paste_back:
             finish = PasteBack(frames, masks[number], recipe)
             pasted.append(finish)
-        frames = pipe.decode(made, latents, finish, phases, deep=deep)
+        frames = pipe.decode(made, latents, finish, phases, deep, sampled)
     return frames, pasted
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from .latents import Latents
 from .phases import Phases
 from .plan import Plan, Prepared
 from .reference import Reference, check_background, refer, split_reference
-from .sampling import Progress, Sampling
+from .sampling import Progress, Sampled, Sampling, to_the_end
 from .shortcuts import NONE, Shortcuts, check_cache, check_shortcuts
 from .skeletons import PictureSkeletons, PointSkeletons
 
@@ -199,7 +199,7 @@ class Pipeline:
             )
         start = self.noise(made, seed) if noise is None else [noise]
         latents = Latents.begun(start, self.folder, shortcuts.parts)
-        self.sample(made, latents, steps, guidance_scale, phases, progress, shortcuts)
+        to_the_end(self.sample(made, latents, steps, guidance_scale, phases, progress, shortcuts))
         finish = self.finish(made, given, regions)
         frames = self.decode(made, latents, finish, phases, given is not None and given.deep)
         return Output(frames if streamed else np.stack(list(frames)), latents, phases.seconds)
@@ -377,8 +377,8 @@ class Pipeline:
         phases: Phases,
         progress: Progress | None = None,
         shortcuts: Shortcuts = NONE,
-    ) -> None:
-        """Takes latents, noise before the first step and with `shortcuts.parts`, to those of the video with the
+    ) -> Sampled:
+        """Takes latents, noise before the first round and with `shortcuts.parts`, to those of the video with the
         character in it. progress: as in `__call__`."""
         recipe, video = made.recipe, made.video
         windows = recipe.windows(len(latents), guidance_scale)
@@ -392,11 +392,19 @@ class Pipeline:
                 latents.replace([frame], torch.from_numpy(scene.take([frame])))  # type: ignore[union-attr]
 
         with phases("sample"):
-            # Before, as steps leave them as they are; and after, as other backends' don't.
-            if latents.steps == 0:
+            # Before, as rounds leave them as they are; and after, as other backends' don't.
+            if latents.rounds == 0:
                 show_scene()
             how = Sampling(steps, guidance_scale, windows, progress, shortcuts)
-            self.backend.denoise(video, self.reference_tokens(made), made.image_embed, latents, how)
+            sampled = self.backend.denoise(video, self.reference_tokens(made), made.image_embed, latents, how)
+        finished: int | None = 0
+        while finished is not None:
+            with phases("sample"):
+                finished = next(sampled, None)
+            # That all are finished is said by the end, when those without anybody are right, too.
+            if finished is not None and finished < len(latents):
+                yield finished
+        with phases("sample"):
             show_scene()
             if unseen:
                 latents.settle()
@@ -412,16 +420,29 @@ class Pipeline:
         return PasteBack(scene, mask, made.recipe)
 
     def decode(
-        self, made: Prepared, latents: Latents, finish: Finish, phases: Phases, deep: bool = False
+        self,
+        made: Prepared,
+        latents: Latents,
+        finish: Finish,
+        phases: Phases,
+        deep: bool = False,
+        sampled: Iterable[int] = (),
     ) -> Iterator[np.ndarray]:
-        """The finished frames uint8 [H, W, 3], or uint16 if deep, made by `finish` of what the networks drew."""
+        """The finished frames uint8 [H, W, 3], or uint16 if deep, made by `finish` of what the networks drew.
+
+        sampled: what `sample` gave for these latents, which goes on as frames are asked for.
+        """
         path = made.video.path
         _, first = self.system.latents_of(len(made.video.poses))
         batch = len(latents) if self.system.clips else frames_at_a_time(path.canvas.padded)
-        done = 0
+        done = finished = 0
+        goes_on = iter(sampled)
         for start in range(first, len(latents), batch):
+            end = min(start + batch, len(latents))
+            while finished < end:
+                finished = next(goes_on, len(latents))
             with phases("decode"):
-                rows = latents.take(range(start, min(start + batch, len(latents))))
+                rows = latents.take(range(start, end))
                 decoded = self.backend.decode(rows, made.recipe.round, deep)
             # One by one: of pictures as small as a canvas many are decoded together, but frames may be large.
             for picture in decoded:

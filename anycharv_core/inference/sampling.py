@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,16 @@ from torch import Tensor
 
 from ..models.schedule import NoiseSchedule, ddim_step
 from ..models.solvers import DDIM, clean_latents, dpm_step, timesteps_of
-from ..models.windows import Windows
-from .latents import Latents
+from ..models.windows import Windows, rounds_of
+from .latents import CLEAN, SUMS, Latents
 from .shortcuts import NONE, Shortcuts
 
 Denoise = Callable[[Tensor, int, Sequence[int]], Tensor]
 """(latents [w, c, h, w], timestep, frame indices [w]) -> guided prediction of the same shape."""
 Progress = Callable[[int, int], None]
 """(denoising calls done, in all); what it raises stops the sampling."""
+Sampled = Iterator[int]
+"""Samples while it is read: after every round it gives how many of the first frames are finished."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,14 @@ def sample(
 ) -> Tensor:
     """DDIM from `noise` float32 [F, c, h, w] to clean latents of the same shape, see `sample_video`."""
     latents = Latents.begun([noise])
-    sample_video(denoise, latents, steps, windows, schedule, noise.device, progress)
+    to_the_end(sample_video(denoise, latents, steps, windows, schedule, noise.device, progress))
     return latents.whole().to(noise.device)
+
+
+def to_the_end(sampled: Sampled) -> None:
+    """Samples to the end."""
+    for _ in sampled:
+        pass
 
 
 def sample_video(
@@ -55,43 +63,64 @@ def sample_video(
     device: torch.device,
     progress: Progress | None = None,
     shortcuts: Shortcuts = NONE,
-) -> None:
-    """The latents of a whole video go from the step that they are at to the last of `steps`.
+) -> Sampled:
+    """The latents of a whole video go from the round that they are at to the end.
 
     At every step the windows' predictions are fused frame by frame (paper A.2, "temporally aggregated"); a frame
-    that lies in no window stays as it is. `device` is where `denoise` takes and gives tensors, of which only a
-    window's, and what its neighbours are still waiting for, are there at a time.
+    that lies in no window stays as it is. The order is that of `rounds_of`; with a deep cache, which is not kept,
+    windows take every step together, or there would be no round to go on from. `device` is where `denoise` takes
+    and gives tensors, of which only a window's are there at a time.
     """
     last = np.full(len(latents), -1)  # the last window that each frame lies in
-    for number, index in enumerate(windows.indices):
-        last[list(index)] = number
-    unseen = np.flatnonzero(last < 0).tolist()
-    calls = len(windows.indices)
+    mass = np.zeros(len(latents), np.float32)
+    masses = []  # what each window and those before it weigh in its frames
+    for number, (index, weight) in enumerate(zip(windows.indices, windows.weights, strict=True)):
+        frames = list(index)
+        last[frames] = number
+        mass[frames] += np.asarray(weight, np.float32)
+        masses.append(mass[frames])
     times = timesteps_of(shortcuts.solver, steps, schedule)
     whole = [*shortcuts.whole(steps, schedule), True]
-    for step, (t, _) in enumerate(times):
-        if step < latents.steps:
-            continue
-        fused: dict[int, tuple[Tensor, Tensor]] = {}
-        for number, (index, weight) in enumerate(zip(windows.indices, windows.weights, strict=True)):
-            x = latents.take(index).to(device)
-            share = torch.tensor(weight, device=device, dtype=x.dtype).reshape(-1, 1, 1, 1)
-            nothing = torch.zeros_like(x[0]), torch.zeros_like(share[0])
-            sums = zip(*(fused.pop(frame, nothing) for frame in index), strict=True)
-            before, mass = (torch.stack(each) for each in sums)
-            total, mass = before + share * denoise(x, t, index).to(x.dtype), mass + share
-            done = [place for place, frame in enumerate(index) if last[frame] == number]
-            prediction = total[done] / mass[done] if windows.average else total[done]
+    cached, count = not all(whole), len(windows.indices)
+    looks_back = latents.parts > CLEAN
+    begins = [min(index) for index in windows.indices]
+
+    def advance(step: int, number: int) -> None:
+        """One window takes one step."""
+        index, t = windows.indices[number], times[step][0]
+        x = latents.take(index).to(device)
+        share, weighed = (
+            torch.as_tensor(each, device=device, dtype=x.dtype).reshape(-1, 1, 1, 1)
+            for each in (windows.weights[number], masses[number])
+        )
+        sums = latents.take(index, SUMS).to(device) + share * denoise(x, t, index).to(x.dtype)
+        done = [place for place, frame in enumerate(index) if last[frame] == number]
+        waiting = [place for place, frame in enumerate(index) if last[frame] > number]
+        if done:
             frames = [index[place] for place in done]
-            earlier = latents.take(frames, part=1).to(device) if step and frames and latents.parts > 1 else None
-            latents.put(frames, *_after(shortcuts.solver, prediction, x[done], times, step, schedule, earlier))
-            waiting = [place for place, frame in enumerate(index) if last[frame] > number]
-            fused |= {index[place]: (total[place], mass[place]) for place in waiting}
+            prediction = sums[done] / weighed[done] if windows.average else sums[done]
+            earlier = latents.take(frames, CLEAN).to(device) if step and looks_back else None
+            now, *clean = _after(shortcuts.solver, prediction, x[done], times, step, schedule, earlier)
+            latents.put(frames, now, torch.zeros_like(now), *clean)
+        if waiting:
+            frames = [index[place] for place in waiting]
+            rest = [latents.take(frames, CLEAN)] if looks_back else []
+            latents.put(frames, x[waiting].cpu(), sums[waiting].cpu(), *rest)
+
+    apart = count if cached else windows.apart
+    calls = 0
+    for number, taken in enumerate(rounds_of(count, steps, apart), 1):
+        calls += len(taken)
+        if number <= latents.rounds:
+            continue
+        for call, (step, window) in enumerate(taken, calls - len(taken) + 1):
+            advance(step, window)
             if progress is not None:
-                progress(step * calls + number + 1, steps * calls)
-        for frame in unseen:
-            latents.put([frame], latents.take([frame]))
-        latents.advance(resumable=whole[step + 1])
+                progress(call, steps * count)
+        following, within = divmod(number, count)
+        latents.advance(resumable=not cached or (within == 0 and whole[following]))
+        left = begins[max(0, number - apart * (steps - 1)) :]
+        yield min(left, default=len(latents))
 
 
 Chained = Callable[[Tensor, int, Sequence[int], Tensor], Tensor]
@@ -107,18 +136,17 @@ def sample_chained(
     device: torch.device,
     progress: Progress | None = None,
     shortcuts: Shortcuts = NONE,
-) -> None:
+) -> Sampled:
     """Sampling of the latents of a whole video, window after window (Animate Anyone 2, section 4.1).
 
-    A window gets what those before it made of its first frames, which stay as they are. `latents.steps` counts
-    windows here, from the first that is not finished; a frame in no window stays as it is.
+    A window gets what those before it made of its first frames, which stay as they are. A round is a window here;
+    a frame in no window stays as it is.
     """
-    settled = set[int]()  # frames that `latents` holds the same of before and after the window
-    finished = {frame for index in windows.indices[: latents.steps] for frame in index}
+    finished = {frame for index in windows.indices[: latents.rounds] for frame in index}
     calls = len(windows.indices) * steps
     times = timesteps_of(shortcuts.solver, steps, schedule)
     for number, index in enumerate(windows.indices):
-        if number < latents.steps:
+        if number < latents.rounds:
             continue
         carried = next((place for place, frame in enumerate(index) if frame not in finished), len(index))
         x = latents.take(index).to(device)
@@ -132,12 +160,11 @@ def sample_chained(
                 progress(number * steps + step + 1, calls)
         # A frame that fills the window up comes a second time.
         made = {frame: place for place, frame in reversed(list(enumerate(index))) if frame not in finished}
-        for frame in set(range(len(latents))) - settled - made.keys():
-            latents.put([frame], latents.take([frame]))
         latents.put(list(made), x[list(made.values())])
         latents.advance()
-        settled = set(range(len(latents))) - made.keys()
         finished |= made.keys()
+        left = set().union(*windows.indices[number + 1 :]) - finished
+        yield min(left, default=len(latents))
 
 
 def sample_as(
@@ -146,10 +173,10 @@ def sample_as(
     latents: Latents,
     schedule: NoiseSchedule,
     device: torch.device,
-) -> None:
+) -> Sampled:
     """`sample_video`, or with chained windows `sample_chained`, whose `denoise` gets one argument more."""
     sampler = sample_chained if how.windows.chained else sample_video
-    sampler(denoise, latents, how.steps, how.windows, schedule, device, how.progress, how.shortcuts)
+    return sampler(denoise, latents, how.steps, how.windows, schedule, device, how.progress, how.shortcuts)
 
 
 def _after(

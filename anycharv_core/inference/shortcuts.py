@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..media.frames import FrameStore
 from ..models.schedule import TRAIN_STEPS, NoiseSchedule
 from ..models.solvers import DDIM, DPM, SOLVERS, timesteps_of
+from .latents import PARTS
 
 SHALLOW = 1  # output blocks that are computed at every step, whatever is cached
 HELD, MOST = 2**30, 2**34  # bytes of deep features that stay on the device, and that are kept in all
@@ -47,9 +48,8 @@ class Shortcuts:
 
     @property
     def parts(self) -> int:
-        """How many latents of a frame a step needs: these, and with a solver that looks back what they seemed to
-        become a step before."""
-        return 1 if self.solver == DDIM else 2
+        """How many of `latents.PARTS` are needed: the last one with a solver that looks back."""
+        return len(PARTS) - (self.solver == DDIM)
 
     def guides(self, t: int) -> bool:
         """Whether there is guidance at this timestep."""

@@ -140,11 +140,10 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
     output = []
     with writer:
         latents = state.latents(0, made.shape, pipe.noise(made, job.seed), job.shortcuts.parts)
-        pipe.sample(made, latents, steps, guidance, phases, progress, job.shortcuts)
+        sampled = pipe.sample(made, latents, steps, guidance, phases, progress, job.shortcuts)
+        finish = pipe.finish(made, given.scene, given.mask)
         with phases("write"):
-            for index, frame in enumerate(
-                pipe.decode(made, latents, pipe.finish(made, given.scene, given.mask), phases, given.depth > 8)
-            ):
+            for index, frame in enumerate(pipe.decode(made, latents, finish, phases, given.depth > 8, sampled)):
                 writer.write(frame)
                 if index in chosen:
                     output.append(thumbnail(frame))
@@ -160,7 +159,7 @@ def _animate(job: AnimateJob, device: str, progress: Progress | None, stack: Exi
         "network_size": list(plan.canvas.padded),
         "output_size": list(plan.canvas.source),
         "written": writer.written,
-        "resumed_steps": state.taken_up,
+        "resumed_rounds": state.taken_up,
         "audio": writer.audio_note or ("copied" if sound else "none"),
     }
     return job.write_report(settings, inputs, facts, device, phases)

@@ -231,7 +231,7 @@ def _generate(job: ReplaceJob, device: str, progress: Progress | None, stack: Ex
         "output_size": list(plan.canvas.source),
         "audio": writer.audio_note or ("copied" if info.has_audio else "none in the source"),
         "written": writer.written,
-        "resumed_steps": state.taken_up,
+        "resumed_rounds": state.taken_up,
         "background_bit_equal": all(each.untouched for each in pasted) if recipe.paste_back else None,
     }
     settings = job.settings(steps, guidance, plan.size, precision) | {

@@ -1,7 +1,7 @@
-"""What a stopped generation leaves beside its output, so that the same command goes on after the last whole step.
+"""What a stopped generation leaves beside its output, so that the same command goes on after the last whole round.
 
-The latents of a step are on the disk before the state names them, and those of the step before stay until then: at
-any moment there is a whole step to go on from.
+The latents of a round are on the disk before the state names them, and those of the one before stay until then: at
+any moment there is a whole round to go on from.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,7 +93,8 @@ def _file_content(path: Path) -> Any:
 def work(out: Path, decides: Mapping[str, str], fresh: bool) -> Iterator[Work]:
     """The state of a generation of `out` that `decides` (see `identity`) describes.
 
-    It is removed when the body succeeds, and when it fails before a step was finished. fresh: nothing is taken up.
+    It is removed when the body succeeds, and when it fails before the first round is finished. fresh: nothing is
+    taken up.
 
     Raises UserError where it cannot be written, belongs to other inputs, or another process works on it.
     """
@@ -139,41 +144,43 @@ def _held(place: Path) -> Iterator[bool]:
 
 
 class _Kept(Latents):
-    """Latents in files, of which every step that can be resumed is kept as soon as it is finished."""
+    """Latents in files, of which every round that can be gone on from is kept as soon as it is finished."""
 
     def __init__(
         self,
-        now: FrameStore,
-        following: FrameStore,
-        spare: Callable[[], FrameStore],
-        steps: int,
+        stores: Sequence[FrameStore],
+        places: Iterable[int],
+        sums: Iterable[int],
+        rounds: int,
         parts: int,
         keep: Callable[[_Kept], None],
     ) -> None:
-        """spare: makes a third store, for steps after which the one before is still the one to resume from."""
-        super().__init__(now, following, steps, parts)
+        """sums: the CRC-32 of what is read of every frame, none yet where there are no `places`."""
+        super().__init__(stores, places, rounds, parts)
+        self._sums = list(sums)
         self._keep = keep
-        self._kept = now if steps else None
-        self._make_spare = spare
-        self._spare: FrameStore | None = None
+        self.written: set[int] = set()  # stores, since they were last kept
 
     @property
-    def path(self) -> Path:
-        """The file of what is read."""
-        return Path(self._now.name)
+    def kept(self) -> dict[str, Any]:
+        """What is known of them beside the files, as JSON."""
+        return {"rounds": self.rounds, "places": "".join(map(str, self._places)), "sums": self._sums}
 
     def advance(self, resumable: bool = True) -> None:
         super().advance(resumable)
         if resumable:
             self._keep(self)
-            self._kept = self._now
-        elif self._following is self._kept:
-            self._following, self._spare = self._spare or self._make_spare(), self._following
 
     def settle(self) -> None:
-        # The file that is kept is the one that was changed, and without this it would count as torn.
-        if self._now is self._kept:
+        # Without this what was changed in its place would count as torn.
+        if self.rounds:
             self._keep(self)
+
+    def _write(self, place: int, frame: int, row: np.ndarray) -> None:
+        super()._write(place, frame, row)
+        self.written.add(place)
+        self._sums += [0] * (frame + 1 - len(self._sums))
+        self._sums[frame] = zlib.crc32(row.tobytes())
 
 
 class Work:
@@ -182,28 +189,25 @@ class Work:
     def __init__(self, place: Path, decides: dict[str, str], fresh: bool) -> None:
         self._place, self._decides = place, decides
         self.people: dict[str, dict[str, Any]] = {} if fresh else self._found()
-        self.taken_up = 0  # steps that an earlier process has finished
+        self.taken_up = 0  # rounds that an earlier process has finished
         self._opened: list[IO[bytes]] = []
 
-    def latents(self, number: int, shape: Sequence[int], noise: Iterable[Tensor], parts: int = 1) -> Latents:
-        """The latents of person `number` after the last step that was finished, or else noise. parts: as in
+    def latents(self, number: int, shape: Sequence[int], noise: Iterable[Tensor], parts: int = 2) -> Latents:
+        """The latents of person `number` after the last round that was finished, or else noise. parts: as in
         `Latents`."""
         frames, channels, *sides = shape
-        shape = (frames, channels * parts, *sides)
-        kept = self._kept(number, shape)
-        letter, steps = kept or ("a", 0)
-        other, third = (each for each in "abc" if each != letter)
-        held = (shape, np.dtype(np.float32)) if kept else None
-        now = FrameStore.in_file(self._open(number, letter, "r+b" if kept else "w+b"), held)
-        following = FrameStore.in_file(self._open(number, other, "w+b"))
-
-        def spare() -> FrameStore:
-            return FrameStore.in_file(self._open(number, third, "w+b"))
-
-        made = _Kept(now, following, spare, steps, parts, lambda latents: self._keep(number, latents))
-        if kept:
-            self.taken_up += steps
-            _log.warning("Going on after step %d, which an earlier run had finished.", steps)
+        row = channels * parts, *sides
+        files = [self._place / f"latents-{number}-{letter}" for letter in "abc"]
+        kept = self._kept(number, files, 4 * math.prod(row), frames)
+        held = ((frames, *row), np.dtype(np.float32)) if kept else None
+        stores = [FrameStore.in_file(self._open(path, whole=bool(kept)), held) for path in files]
+        kept = kept or {"places": "", "sums": [], "rounds": 0}
+        places = map(int, kept["places"])
+        keep = partial(self._keep, number, files)
+        made = _Kept(stores, places, kept["sums"], kept["rounds"], parts, keep)
+        if made.rounds:
+            self.taken_up += made.rounds
+            _log.warning("Going on after round %d of sampling, which an earlier run had finished.", made.rounds)
         else:
             self.people.pop(str(number), None)
             made.fill(noise)
@@ -237,7 +241,9 @@ class Work:
             state = read_json(path)
             before, people = state["decides"], state["people"]
             for each in people.values():
-                int(each["steps"]), str(each["file"]), str(each["sha256"])
+                if not (isinstance(each["rounds"], int) and each["places"] and set(each["places"]) <= set("012")):
+                    raise ValueError
+                list(map(int, each["sums"]))
         except (UserError, KeyError, TypeError, AttributeError, ValueError):
             _log.warning("%s is damaged, so the video is made from the start.", path)
             return {}
@@ -250,34 +256,35 @@ class Work:
             )
         return people
 
-    def _kept(self, number: int, shape: Sequence[int]) -> tuple[str, int] | None:
-        """The letter of the file of what is kept of a person, and the steps done, where it is whole."""
+    def _kept(self, number: int, files: Sequence[Path], size: int, frames: int) -> dict[str, Any] | None:
+        """What is known of the latents of a person, of `size` bytes a frame, where they are whole."""
         kept = self.people.get(str(number))
         if kept is None:
             return None
-        path = self._place / Path(kept["file"]).name
-        whole = path.is_file() and path.stat().st_size == 4 * int(np.prod(shape))
-        if not whole or file_digest(path).hex() != kept["sha256"]:
-            _log.warning("%s is torn, so its video is made from the start.", path)
-            return None
-        return path.name[-1], int(kept["steps"])
+        places = [int(place) for place in kept["places"]]
+        for place in set(places):
+            with open_file(files[place]) if files[place].is_file() else BytesIO() as file:
+                whole = len(places) == len(kept["sums"]) == frames
+                for frame in (frame for frame in range(frames) if whole and places[frame] == place):
+                    file.seek(frame * size)
+                    whole = zlib.crc32(file.read(size)) == kept["sums"][frame]
+            if not whole:
+                _log.warning("%s is torn, so its video is made from the start.", files[place])
+                return None
+        return kept
 
-    def _keep(self, number: int, latents: _Kept) -> None:
-        path = latents.path
-        flushed(path)
-        self.people[str(number)] = {
-            "steps": latents.steps,
-            "file": path.name,
-            "sha256": file_digest(path).hex(),
-        }
+    def _keep(self, number: int, files: Sequence[Path], latents: _Kept) -> None:
+        for place in sorted(latents.written):
+            flushed(files[place])
+        latents.written.clear()
+        self.people[str(number)] = latents.kept
         with atomic_path(self._place / _STATE) as temporary:
             temporary.write_text(json.dumps({"decides": self._decides, "people": self.people}), encoding="utf-8")
         flushed(self._place)
 
-    def _open(self, number: int, letter: str, mode: str) -> IO[bytes]:
-        path = self._place / f"latents-{number}-{letter}"
+    def _open(self, path: Path, whole: bool) -> IO[bytes]:
         try:
-            file = path.open(mode)
+            file = path.open("r+b" if whole and path.is_file() else "w+b")
         except OSError as error:
             raise write_error(path, error) from error
         self._opened.append(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 WINDOW, OVERLAP = 24, 6
@@ -19,6 +20,29 @@ class Windows:
     weights: tuple[tuple[float, ...], ...]
     average: bool = True
     chained: bool = False
+
+    @property
+    def apart(self) -> int:
+        """How many windows on none shares a frame any more; in a closed loop as many as there are."""
+        first, last = dict[int, int](), dict[int, int]()
+        for number, index in enumerate(self.indices):
+            for frame in index:
+                first.setdefault(frame, number)
+                last[frame] = number
+        return 1 + max((last[frame] - first[frame] for frame in last), default=0)
+
+
+def rounds_of(count: int, steps: int, apart: int) -> Iterator[list[tuple[int, int]]]:
+    """The order in which `count` fused windows take their steps: rounds of (step, window), `apart` windows or more
+    between those of a round, which must not share a frame.
+
+    A window takes a step after all that it shares frames with have taken the one before, and after those of them
+    with a lower number have taken the same. Beyond that the first windows go ahead: the first one is finished when
+    `apart` x `steps` of them have begun. With `count` windows apart they take every step together.
+    """
+    for time in range(apart * (steps - 1) + count):
+        # The window that is furthest comes last.
+        yield [(step, time - apart * step) for step in range(steps) if 0 <= time - apart * step < count]
 
 
 def closed_loop_windows(frames: int, average: bool, size: int = WINDOW, overlap: int = OVERLAP) -> Windows:

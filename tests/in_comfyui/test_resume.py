@@ -44,10 +44,10 @@ def test_an_error_before_the_run_leaves_no_folder(output: Path, tmp_path: Path) 
 
 def test_a_run_removes_what_was_left_a_week_ago_but_goes_on_with_its_own(output: Path, tmp_path: Path) -> None:
     def interrupted(content: str) -> int:
-        """How many steps had been finished before."""
+        """How many rounds had been finished before."""
         with pytest.raises(KeyboardInterrupt), unfinished(GRAPH, lambda: [content], tmp_path) as begin:
-            latents = begin(0, (1, 1, 2, 2), [torch.zeros(1, 1, 2, 2)], 1)
-            done = latents.steps
+            latents = begin(0, (1, 1, 2, 2), [torch.zeros(1, 1, 2, 2)], 2)
+            done = latents.rounds
             latents.put([0], torch.ones(1, 1, 2, 2))
             latents.advance()
             raise KeyboardInterrupt
