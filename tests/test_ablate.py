@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import tiny_animate2
 import torch
-import yaml
 from tiny_training import PHASE, recipe, write
 from training_runs import own_precision as own_precision
 
+from anycharv_core import Pipeline
 from anycharv_core.checkpoints.networks import untrained
-from anycharv_core.systems import system_of
+from anycharv_core.inference.backend import DEPTH, OBJECTS
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 from training import ablate, ablate_animate2, objective
 from training.config_file import read_config
-from training.study import write_variant
 
 Capture = pytest.CaptureFixture[str]
 
@@ -71,43 +70,40 @@ def test_the_difference_to_ours_is_over_the_same_clips() -> None:
     assert ablate.less(other, ours, ablate.PSNR) == {"mean": 1.5, "low": 1.5, "high": 1.5, "clips": 3}
 
 
-def smaller(tmp_path: Path) -> Path:
-    """The config of Animate Anyone 2's ablation, so small that nothing is learned."""
-    config = yaml.safe_load(ablate_animate2.CONFIG.read_text())
-    config["data"] |= {"size": [16, 16], "clips": 2}
-    config["settings"]["size"] = [16, 16]
-    config["engine"] |= {"workers": 0, "cache": {"variants": 0}}
-    config["phases"]["codec"] |= {"batch": 2, "frames": 1}
-    for name, phase in config["phases"].items():
-        phase |= {"batch": 1} | ({} if name == "codec" else {"steps": 1})
-    config["phases"]["clips"]["frames"] = 2
-    return write(tmp_path, config)
-
-
 def test_animate_anyone_2_is_ablated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    words = ["ablate", "--paper", "animate2", "--out", str(tmp_path / "out"), "--config", str(smaller(tmp_path))]
-    names = [ablate_animate2.OURS, ablate_animate2.MERGED]
-    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0", "--clips", "1", "--only", *names])
+    words = ["ablate", "--paper", "animate2", "--out", str(tmp_path / "out"), "--seeds", "0", "--clips", "1"]
+    few = ("steps=1", "batch=1", "frames=2", "data.clips=2")
+    changes = [f"phases.{phase}.{change}" for phase in ("frames", "clips") for change in few]
+    words += [f"--set={change}" for change in (*changes, "engine.workers=0")]
+    names = [ablate_animate2.OURS, ablate_animate2.MERGED, ablate_animate2.UNCARRIED]
+    monkeypatch.setattr(sys, "argv", [*words, "--only", *names])
     assert ablate.main() == 0
     said = capsys.readouterr().out
     assert said.index(ablate_animate2.HYPOTHESIS) < said.index("| variant |")
     report = json.loads((tmp_path / "out" / "ablation.json").read_text())
-    assert report["hypothesis"] == ablate_animate2.HYPOTHESIS and list(report["variants"])[:2] == names
+    assert report["hypothesis"] == ablate_animate2.HYPOTHESIS and list(report["variants"])[:3] == names
     choices = [report["variants"][name]["object choice"]["0"] for name in names]
-    assert [len(each) for each in choices] == [1, 1]
+    assert [len(each) for each in choices] == [1, 1, 1]
+    # The last one begins as the first did.
+    first, last = (tmp_path / "out" / "seed_0" / name / "frames" for name in ("full", "no_carried_frame"))
+    assert (first / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
     monkeypatch.setattr(sys, "argv", [*words, "--only", "fuller"])
     assert ablate.main() == 2 and "There is no variant 'fuller'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ablate_animate2.VARIANTS)
-def test_every_variant_of_animate_anyone_2_is_a_recipe(name: str, tmp_path: Path) -> None:
+def test_every_variant_of_animate_anyone_2_is_a_recipe(name: str) -> None:
     variant = ablate_animate2.VARIANTS[name]
-    path = write_variant(ablate_animate2.CONFIG, tmp_path / "variant.yaml", variant.strip)
-    config = read_config(path, [*ablate_animate2.SHORT, *variant.changes])
-    networks, last = config.networks or {}, config.phases["clips"]
-    assert ("object_guider" in networks) == ("object_guider" in last.train)
-    assert system_of(networks["denoising_unet"]) is ANIMATE_ANYONE_2
-    assert networks["pose_guider"]["depth_modulation"] == ("depth" in last.data.conditions)
+    config = read_config(ablate_animate2.CONFIG, [*ablate_animate2.SHORT, *variant.changes])
+    last = config.phases["clips"]
+    assert (DEPTH in last.data.conditions) == (variant.without != DEPTH)
+    branch = OBJECTS in last.data.conditions and not last.objective.object_input
+    assert branch == (variant.without != OBJECTS)
+
+
+def test_a_model_without_depth_is_one_of_its_system(tmp_path: Path) -> None:
+    made = Pipeline.from_pretrained(ablate_animate2.write_without_depth(tmp_path / "a.safetensors"))
+    assert made.backend.extras == {OBJECTS} and made.system is ANIMATE_ANYONE_2
 
 
 def test_objects_without_a_branch_stay_in_the_scene() -> None:
@@ -115,9 +111,12 @@ def test_objects_without_a_branch_stay_in_the_scene() -> None:
     given = {name: torch.from_numpy(value)[None] for name, value in tiny_animate2.inputs(2).items()}
     batch = given | {"frames": given["scene"], "character": given["mask"], "reference": given["reference"]}
     with_branch = objective.encode_batch(nets, batch)
+    asked = objective.encode_batch(nets, batch, object_input=True)
     nets.object_guider = None
     merged = objective.encode_batch(nets, batch)
     inside = with_branch["mask"] > merged["mask"]
     assert inside.any() and not torch.equal(merged["scene"], with_branch["scene"])
+    assert torch.equal(merged["scene"], asked["scene"]) and torch.equal(merged["mask"], asked["mask"])
+    assert "objects" not in asked and "holds" not in asked
     bare = objective.encode_batch(nets, {name: value for name, value in batch.items() if name != "objects"})
     assert torch.equal(bare["scene"], with_branch["scene"]) and torch.equal(bare["mask"], with_branch["mask"])

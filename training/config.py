@@ -164,6 +164,8 @@ class Objective:
     min_snr: the gamma of Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy"; 0 is off.
     noise_offset: strength of a noise that is equal in all pixels and frames of a clip.
     mask_input: whether the network gets the mask, as in the paper; false is for the ablation.
+    object_input: whether objects are shown as a part of the scene, outside the mask, in place of by their guider;
+    true is for the ablation (Animate Anyone 2, Table 4).
     order: further loss weight of what is seen otherwise if the limbs in front are behind, where data has
     `depth_twins`: so few pixels would have the depth read late.
     drop_objects, drop_depth: share of clips trained without them, so that either may be missing in use.
@@ -178,6 +180,7 @@ class Objective:
     min_snr: Amount = 0.0
     noise_offset: Amount = 0.0
     mask_input: bool = True
+    object_input: bool = False
     drop_objects: Share = 0.0
     drop_depth: Share = 0.0
     epipolar: Epipolar = field(default_factory=Epipolar)

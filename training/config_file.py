@@ -128,7 +128,7 @@ def _check(config: Config) -> None:
 
 
 # Options of an objective that AnimateAnywhere's has no place for.
-_OF_UNETS = "outside", "inside", "min_snr", "mask_input", "drop_objects", "drop_depth"
+_OF_UNETS = "outside", "inside", "min_snr", "mask_input", "object_input", "drop_objects", "drop_depth"
 
 
 def _check_kind(config: Config) -> None:

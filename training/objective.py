@@ -51,23 +51,24 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return (torch.cat(made) / 2 + 0.5).clamp(0, 1)
 
 
-def encode_batch(nets: Networks, batch: Batch) -> Batch:
+def encode_batch(nets: Networks, batch: Batch, object_input: bool = False) -> Batch:
     """Clips as the networks take them.
 
     The batch of B clips (uint8, see training/data/) becomes float latents and scene [B, F, c, h, w]; mask
     and character [B, F, 1, h, w] in 0..1; reference [B, c, h, w]; picture uint8 [B, H, W, 3], which CLIP
     sees, or `embeds` [B, D] where the image encoder is frozen; pose uint8 [B, F, H, W, 3]. The scene is the
     batch's own, a generated driving video (eq. 3), or else its frames with the mask cut out, black (eq. 2); there
-    is none for a network that takes none. Animate Anyone 2's sees nothing of either inside the mask. With an
-    object guider there are objects [B, F, c, h, w], and holds [B, F], 1 where a frame has one; without a guider
-    they are a part of the scene outside the mask (Animate Anyone 2, Table 4). depth, where the batch has it, stays
-    uint8 [B, F, H, W]. order, likewise, is [B, F, 1, h, w] in 0..1.
+    is none for a network that takes none. Animate Anyone 2's sees nothing of either inside the mask. Of objects
+    there are objects [B, F, c, h, w], and holds [B, F], 1 where a frame has one; without an object guider, or with
+    object_input, they are a part of the scene outside the mask instead (Animate Anyone 2, Table 4). depth, where
+    the batch has it, stays uint8 [B, F, H, W]. order, likewise, is [B, F, 1, h, w] in 0..1.
     """
     clips, frames = batch["frames"].shape[:2]
     unit = to_unit(batch["frames"].flatten(0, 1))
     masks = batch["mask"].flatten(0, 1)
     held = batch["objects"].flatten(0, 1) > 127 if "objects" in batch else None
-    if held is not None and nets.object_guider is None:
+    object_input = object_input or nets.object_guider is None
+    if held is not None and object_input:
         masks = masks * ~held
     latents = encode(nets.vae, unit)
     size = latents.shape[-2:]
@@ -88,10 +89,10 @@ def encode_batch(nets: Networks, batch: Batch) -> Batch:
     if system.reads_scene:
         outside = (masks < 128)[:, None]
         around = to_unit(batch["scene"].flatten(0, 1)) if "scene" in batch else unit * outside
-        if held is not None and nets.object_guider is None:
+        if held is not None and object_input:
             around = torch.where(held[:, None], unit, around)
         by_clip["scene"] = encode(nets.vae, around if system.blocks is None else around * outside)
-    if held is not None and nets.object_guider is not None:
+    if held is not None and not object_input:
         by_clip["objects"] = encode(nets.vae, unit * held[:, None])
         by_clip["holds"] = held.flatten(1).any(dim=1).float()
     encoded = {name: rows.unflatten(0, (clips, frames)) for name, rows in by_clip.items()}

@@ -108,7 +108,7 @@ class Trainee(nn.Module):
     @property
     def encoding(self) -> tuple[Any, ...]:
         """What else decides about encodings, as JSON can hold it."""
-        return ()
+        return ("object_input",) if self.cfg.object_input else ()
 
     @property
     def same_kernels(self) -> bool:
@@ -151,7 +151,7 @@ class Trainee(nn.Module):
     def encode(self, batch: Batch) -> Batch:
         """The batch's encodings (`objective.encode_batch`), without gradient."""
         with torch.no_grad(), self.aside.on(batch["frames"].device):
-            return objective.encode_batch(self.nets, batch)
+            return objective.encode_batch(self.nets, batch, self.cfg.object_input)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         return _means(self._losses(batch, self._draws(batch), self.cfg))
