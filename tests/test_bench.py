@@ -30,7 +30,7 @@ from anycharv_core.jobs.bench import PuppetJob, _model
 from anycharv_core.jobs.inputs import mask_frames, open_skeletons, read_reference
 from anycharv_core.media.canvas import Canvas, CanvasPath
 from anycharv_core.media.masks import box_masks
-from anycharv_core.media.sheet import sheet
+from anycharv_core.media.sheet import GAP, PAPER, TITLE, sheet
 from anycharv_core.media.video_read import read_frames
 from anycharv_core.media.video_write import write_masks
 from anycharv_core.puppets.task import pose_pictures
@@ -181,6 +181,16 @@ def test_measuring_twice_gives_the_same_and_longer_runs_keep_their_tasks() -> No
     means = [first["methods"][name]["character PSNR"]["mean"] for name in ("truth", "copy driving")]
     assert means[0] > means[1] + 100
     assert sheet(rows, puppets.sheet_titles(methods)).width > 7 * 192
+
+
+def test_titles_of_a_sheet_keep_to_their_columns() -> None:
+    row = [np.zeros((40, 96, 3), np.uint8)] * 4
+    short = sheet([row], ["a", "b", "c", ""])
+    long = sheet([row], ["character composited, hands empty", "reference pasted into the box", "over two", ""])
+    head = np.asarray(long)[: long.height - short.height + TITLE]
+    assert long.height > short.height and long.width == short.width
+    between = [GAP + column * (96 + GAP) - GAP + place for column in (0, 1, 2, 4) for place in range(GAP)]
+    assert (head[:, between] == PAPER).all() and (head[:, 3 * (96 + GAP) - 40 : 3 * (96 + GAP)] != PAPER).any()
 
 
 def test_animations_have_baselines_of_their_own() -> None:
