@@ -1,8 +1,8 @@
 """Animate Anyone 2's ablation (Table 4, and what else the paper gives reasons for), on puppets that touch things.
 
-From scratch a model of this size draws blurs after an hour, and does not see depth. So every variant goes on from
-the embedded model with training/configs/embedded_animate2.yaml, shorter and changed as the variant asks, and is
-shown what it was trained with. The choices between two tasks, of bench/interaction.py, need no sharp pictures.
+From scratch a small model draws blurs after a quarter of an hour, and is blind to depth. So every variant goes on
+from the embedded model with training/configs/embedded_animate2.yaml, shorter and changed as the variant asks, and
+is shown what it was trained with. The choices between two tasks, of bench/interaction.py, need no sharp pictures.
 """
 
 from __future__ import annotations
