@@ -18,6 +18,7 @@ from anycharv_core.inference.backend import DEPTH, OBJECTS
 from anycharv_core.systems.animate_anyone_2 import ANIMATE_ANYONE_2
 from training import ablate, ablate_animate2, objective
 from training.config_file import read_config
+from training.stop import Stop
 
 Capture = pytest.CaptureFixture[str]
 
@@ -89,6 +90,21 @@ def test_animate_anyone_2_is_ablated(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (first / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
     monkeypatch.setattr(sys, "argv", [*words, "--only", "fuller"])
     assert ablate.main() == 2 and "There is no variant 'fuller'" in capsys.readouterr().err
+
+
+def test_stopped_it_begins_no_other_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """The trainer, which saves what it has, takes Ctrl-C for the end of a phase."""
+    few = ("steps=2", "batch=1", "frames=2", "data.clips=2")
+    changes = [f"phases.{phase}.{change}" for phase in ("frames", "clips") for change in few]
+    words = ["ablate", "--paper", "animate2", "--out", str(tmp_path), "--seeds", "0", "--train-only"]
+    monkeypatch.setattr(sys, "argv", [*words, *(f"--set={each}" for each in (*changes, "engine.workers=0"))])
+    monkeypatch.setattr(Stop, "now", lambda self: True)
+    assert ablate.main() == 130
+    said = capsys.readouterr()
+    assert "run again to go on" in said.out and said.err.endswith("ablate: stopped; the same command goes on.\n")
+    assert [path.name for path in (tmp_path / "seed_0").iterdir()] == ["full"]
 
 
 @pytest.mark.parametrize("name", ablate_animate2.VARIANTS)

@@ -15,6 +15,8 @@ from anycharv_core.files import atomic_folder, atomic_path
 from anycharv_core.foreign import read_yaml
 from training import train
 from training.config import CACHE
+from training.config_file import read_config
+from training.networks import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def write_variant(config: Path, target: Path, change: Callable[[dict[str, Any]],
 
 
 def train_phases(config: Path, folder: Path, changes: Sequence[str], phases: Sequence[str]) -> None:
-    """Trains phases of a config into a folder, on the processor. Raises SystemExit where the trainer gives up."""
+    """Trains phases of a config into a folder, on the processor. Raises SystemExit where the trainer gives up, and
+    KeyboardInterrupt where it was stopped, which it takes for its own end alone."""
+    recipe = read_config(config, changes)
     arguments = [str(config), "--out", str(folder), "--cpu"]
     for change in changes:
         arguments += ["--set", change]
@@ -64,6 +68,8 @@ def train_phases(config: Path, folder: Path, changes: Sequence[str], phases: Seq
         code = train.main([*arguments, "--phase", phase])
         if code:
             raise SystemExit(code)
+        if recipe.phases[phase].task != "pairs" and not (folder / phase / WEIGHTS).exists():
+            raise KeyboardInterrupt
     # Encoded clips, gigabytes of them, that no later phase of the folder reads. Of a shared cache the link goes.
     cache = folder / CACHE
     cache.unlink() if cache.is_symlink() else shutil.rmtree(cache, ignore_errors=True)
