@@ -71,11 +71,16 @@ def test_the_difference_to_ours_is_over_the_same_clips() -> None:
     assert ablate.less(other, ours, ablate.PSNR) == {"mean": 1.5, "low": 1.5, "high": 1.5, "clips": 3}
 
 
-def test_animate_anyone_2_is_ablated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    words = ["ablate", "--paper", "animate2", "--out", str(tmp_path / "out"), "--seeds", "0", "--clips", "1"]
-    few = ("steps=1", "batch=1", "frames=2", "data.clips=2")
+def animate2(out: Path, steps: int) -> list[str]:
+    """A command line on which next to nothing is learned."""
+    few = (f"steps={steps}", "batch=1", "frames=2", "data.clips=2")
     changes = [f"phases.{phase}.{change}" for phase in ("frames", "clips") for change in few]
-    words += [f"--set={change}" for change in (*changes, "engine.workers=0")]
+    words = ["ablate", "--paper", "animate2", "--out", str(out), "--seeds", "0"]
+    return words + [f"--set={change}" for change in (*changes, "engine.workers=0")]
+
+
+def test_animate_anyone_2_is_ablated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    words = [*animate2(tmp_path / "out", steps=1), "--clips", "1"]
     names = [ablate_animate2.OURS, ablate_animate2.MERGED, ablate_animate2.UNCARRIED]
     monkeypatch.setattr(sys, "argv", [*words, "--only", *names])
     assert ablate.main() == 0
@@ -96,10 +101,7 @@ def test_stopped_it_begins_no_other_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """The trainer, which saves what it has, takes Ctrl-C for the end of a phase."""
-    few = ("steps=2", "batch=1", "frames=2", "data.clips=2")
-    changes = [f"phases.{phase}.{change}" for phase in ("frames", "clips") for change in few]
-    words = ["ablate", "--paper", "animate2", "--out", str(tmp_path), "--seeds", "0", "--train-only"]
-    monkeypatch.setattr(sys, "argv", [*words, *(f"--set={each}" for each in (*changes, "engine.workers=0"))])
+    monkeypatch.setattr(sys, "argv", [*animate2(tmp_path, steps=2), "--train-only"])
     monkeypatch.setattr(Stop, "now", lambda self: True)
     assert ablate.main() == 130
     said = capsys.readouterr()

@@ -46,11 +46,10 @@ class Study:
     frames: int = 1
 
 
-def write_variant(config: Path, target: Path, change: Callable[[dict[str, Any]], None] | None) -> Path:
+def write_variant(config: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The config in `target`, changed as `--set` cannot."""
     raw: dict[str, Any] = read_yaml(config)
-    if change is not None:
-        change(raw)
+    change(raw)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         temporary.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")

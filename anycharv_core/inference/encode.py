@@ -177,8 +177,7 @@ def encode_people(
     encodings = [_Encoding(person, folder) for person in people]
     rows = enumerate(together(scene, *(stream for person in people for stream in person.streams)))
     most = [frames_at_a_time(person.path.canvas.padded) for person in people]
-    width, height = scene.size
-    for batch in batched(rows, min(*most, max(1, HELD_PIXELS // (width * height)))):
+    for batch in batched(rows, min(*most, frames_at_a_time(scene.size, HELD_PIXELS))):
         start = batch[0][0]
         frames = [row[0] for _, row in batch]
         shown = [cut_scene(row[0], row[1]) for _, row in batch] if cut else frames
@@ -259,6 +258,6 @@ def place_poses(
     return EncodedVideo(path, None, None, poses, (True,) * len(poses))
 
 
-def frames_at_a_time(size: Size) -> int:
-    """How many frames of this (width, height) go through the VAE together."""
-    return max(1, CHUNK_PIXELS // (size[0] * size[1]))
+def frames_at_a_time(size: Size, pixels: int | None = None) -> int:
+    """How many frames of this (width, height) have so many pixels, by default as go through the VAE together."""
+    return max(1, (pixels or CHUNK_PIXELS) // (size[0] * size[1]))

@@ -11,16 +11,13 @@ from torch import Tensor
 
 from ..media.frames import FrameStore
 
-PARTS = NOW, SUMS, CLEAN = range(3)
-"""What is kept of a frame: its latents; what windows have predicted of it at this step so far, summed up; and what
-it seemed to become a step before, for solvers that look back."""
-
 
 class Latents:
     """Latents float32 [F, c, h, w], read and written by frames.
 
     What a round of sampling writes of a frame lies beside what is read of it until `advance` puts it in its place.
-    rounds: how many are done. parts: how many of `PARTS` are kept, 2 or 3.
+    Of a frame there are `parts`, two or three: its latents; what windows have predicted of it at this step so far,
+    summed up; and, for solvers that look back, what it seemed to become a step before. rounds: how many are done.
     """
 
     def __init__(self, stores: Sequence[FrameStore], places: Iterable[int] = (), rounds: int = 0, parts: int = 2):
@@ -48,10 +45,13 @@ class Latents:
         channels, *sides = self._row(0).shape
         return len(self), channels // self.parts, *sides
 
-    def take(self, frames: Sequence[int], part: int = NOW) -> Tensor:
+    def take(self, frames: Sequence[int]) -> Tensor:
         """[len(frames), c, h, w] on the CPU."""
-        rows = torch.from_numpy(np.stack([self._row(frame) for frame in frames]))
-        return rows.chunk(self.parts, dim=1)[part]
+        return self.take_parts(frames)[0]
+
+    def take_parts(self, frames: Sequence[int]) -> tuple[Tensor, ...]:
+        """The same, part by part."""
+        return torch.from_numpy(np.stack([self._row(frame) for frame in frames])).chunk(self.parts, dim=1)
 
     def whole(self) -> Tensor:
         """All of them, in memory."""

@@ -397,13 +397,12 @@ class Pipeline:
                 show_scene()
             how = Sampling(steps, guidance_scale, windows, progress, shortcuts)
             sampled = self.backend.denoise(video, self.reference_tokens(made), made.image_embed, latents, how)
-        finished: int | None = 0
-        while finished is not None:
+        finished = 0
+        # That all are finished is said by the end, when those without anybody are right, too.
+        while finished < len(latents):
+            yield finished
             with phases("sample"):
-                finished = next(sampled, None)
-            # That all are finished is said by the end, when those without anybody are right, too.
-            if finished is not None and finished < len(latents):
-                yield finished
+                finished = next(sampled, len(latents))
         with phases("sample"):
             show_scene()
             if unseen:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.schedule import NoiseSchedule, ddim_step
 from ..models.solvers import DDIM, clean_latents, dpm_step, timesteps_of
 from ..models.windows import Windows, rounds_of
-from .latents import CLEAN, SUMS, Latents
+from .latents import Latents
 from .shortcuts import NONE, Shortcuts
 
 Denoise = Callable[[Tensor, int, Sequence[int]], Tensor]
@@ -82,30 +82,24 @@ def sample_video(
     times = timesteps_of(shortcuts.solver, steps, schedule)
     whole = [*shortcuts.whole(steps, schedule), True]
     cached, count = not all(whole), len(windows.indices)
-    looks_back = latents.parts > CLEAN
     begins = [min(index) for index in windows.indices]
 
     def advance(step: int, number: int) -> None:
         """One window takes one step."""
         index, t = windows.indices[number], times[step][0]
-        x = latents.take(index).to(device)
+        x, before, *seemed = (part.to(device) for part in latents.take_parts(index))
         share, weighed = (
             torch.as_tensor(each, device=device, dtype=x.dtype).reshape(-1, 1, 1, 1)
             for each in (windows.weights[number], masses[number])
         )
-        sums = latents.take(index, SUMS).to(device) + share * denoise(x, t, index).to(x.dtype)
+        sums = before + share * denoise(x, t, index).to(x.dtype)
         done = [place for place, frame in enumerate(index) if last[frame] == number]
         waiting = [place for place, frame in enumerate(index) if last[frame] > number]
-        if done:
-            frames = [index[place] for place in done]
-            prediction = sums[done] / weighed[done] if windows.average else sums[done]
-            earlier = latents.take(frames, CLEAN).to(device) if step and looks_back else None
-            now, *clean = _after(shortcuts.solver, prediction, x[done], times, step, schedule, earlier)
-            latents.put(frames, now, torch.zeros_like(now), *clean)
-        if waiting:
-            frames = [index[place] for place in waiting]
-            rest = [latents.take(frames, CLEAN)] if looks_back else []
-            latents.put(frames, x[waiting].cpu(), sums[waiting].cpu(), *rest)
+        prediction = sums[done] / weighed[done] if windows.average else sums[done]
+        earlier = seemed[0][done] if step and seemed else None
+        now, *clean = _after(shortcuts.solver, prediction, x[done], times, step, schedule, earlier)
+        latents.put([index[place] for place in done], now, torch.zeros_like(now), *clean)
+        latents.put([index[place] for place in waiting], *(part[waiting] for part in (x, sums, *seemed)))
 
     apart = count if cached else windows.apart
     calls = 0
@@ -163,8 +157,8 @@ def sample_chained(
         latents.put(list(made), x[list(made.values())])
         latents.advance()
         finished |= made.keys()
-        left = set().union(*windows.indices[number + 1 :]) - finished
-        yield min(left, default=len(latents))
+        left = (frame for later in windows.indices[number + 1 :] for frame in later if frame not in finished)
+        yield next(left, len(latents))
 
 
 def sample_as(

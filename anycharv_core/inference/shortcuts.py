@@ -11,7 +11,6 @@ from ..errors import UserError
 from ..media.frames import FrameStore
 from ..models.schedule import TRAIN_STEPS, NoiseSchedule
 from ..models.solvers import DDIM, DPM, SOLVERS, timesteps_of
-from .latents import PARTS
 
 SHALLOW = 1  # output blocks that are computed at every step, whatever is cached
 HELD, MOST = 2**30, 2**34  # bytes of deep features that stay on the device, and that are kept in all
@@ -48,8 +47,8 @@ class Shortcuts:
 
     @property
     def parts(self) -> int:
-        """How many of `latents.PARTS` are needed: the last one with a solver that looks back."""
-        return len(PARTS) - (self.solver == DDIM)
+        """How many parts of a frame are kept, see `Latents`."""
+        return 2 if self.solver == DDIM else 3
 
     def guides(self, t: int) -> bool:
         """Whether there is guidance at this timestep."""

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -183,6 +182,17 @@ class _Kept(Latents):
         self._sums[frame] = zlib.crc32(row.tobytes())
 
 
+def _sums(path: Path, frames: Iterable[int], size: int) -> list[int]:
+    """The CRC-32 of some frames of a file of latents, of `size` bytes each; none where there is no file."""
+    sums = []
+    if path.is_file():
+        with open_file(path) as file:
+            for frame in frames:
+                file.seek(frame * size)
+                sums.append(zlib.crc32(file.read(size)))
+    return sums
+
+
 class Work:
     """See `work`. people: what is kept of the latents of each, by their number."""
 
@@ -261,15 +271,13 @@ class Work:
         kept = self.people.get(str(number))
         if kept is None:
             return None
-        places = [int(place) for place in kept["places"]]
-        for place in set(places):
-            with open_file(files[place]) if files[place].is_file() else BytesIO() as file:
-                whole = len(places) == len(kept["sums"]) == frames
-                for frame in (frame for frame in range(frames) if whole and places[frame] == place):
-                    file.seek(frame * size)
-                    whole = zlib.crc32(file.read(size)) == kept["sums"][frame]
-            if not whole:
-                _log.warning("%s is torn, so its video is made from the start.", files[place])
+        places, sums = kept["places"], kept["sums"]
+        for number, path in enumerate(files):
+            rows = [frame for frame, place in enumerate(places) if int(place) == number]
+            if rows and not (
+                len(places) == len(sums) == frames and _sums(path, rows, size) == [sums[row] for row in rows]
+            ):
+                _log.warning("%s is torn, so its video is made from the start.", path)
                 return None
         return kept
 
